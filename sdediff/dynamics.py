@@ -1,0 +1,69 @@
+r"""The reverse family in the variance-preserving frame ``y = x / scale = cos(theta) x0 + sin(theta) eps``.
+
+Every process is the same one here, on two clocks that know no schedule:
+
+    half log-SNR lambda:  dy = [sin^2 y - (1 + eta^2) sin eps] d lambda + eta sqrt(2) sin dW,     growing lambda
+    angle theta:          dy / d theta = v = cos eps - sin x0                                     (eta = 0)
+
+``eta = 0`` is the probability-flow ODE, ``eta = 1`` the reverse SDE (Song et al. 2021, eq. 6 and 13); all have the
+same marginals.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from sdediff.denoiser import Denoise
+from sdediff.numerics import expand
+from sdediff.sde import SDE
+from sdediff.types import Level, Scalar, Split
+
+
+class Frame:
+    """A denoiser seen from the variance-preserving frame; counts the forwards it spends."""
+
+    def __init__(self, denoise: Denoise, sde: SDE) -> None:
+        self.denoise, self.sde, self.nfe = denoise, sde, 0
+
+    def __call__(self, y: Tensor, level: Level) -> Split:
+        """Split the state ``y`` of the frame at ``level``."""
+        self.nfe += 1
+        return self.denoise(to_x(y, level), level)
+
+    def at_angle(self, angle: Scalar) -> Level:
+        """The process's level at an angle strictly between 0 and pi/2."""
+        tangent = math.tan(angle) if isinstance(angle, float) else angle.tan()
+        return self.at_half_log_snr(-math.log(tangent) if isinstance(tangent, float) else -tangent.log())
+
+    def at_half_log_snr(self, half_log_snr: Scalar) -> Level:
+        """The process's level at a half log-SNR, as floats where a float came."""
+        level = self.sde.level_at(half_log_snr)
+        return level if isinstance(half_log_snr, Tensor) else Level(*(float(field) for field in level))
+
+
+def to_x(y: Tensor, level: Level) -> Tensor:
+    """Out of the frame; no work for variance-preserving processes."""
+    return y if isinstance(level.scale, float) and level.scale == 1.0 else y * expand(level.scale, y)
+
+
+def to_y(x: Tensor, level: Level) -> Tensor:
+    """Into the frame."""
+    return x if isinstance(level.scale, float) and level.scale == 1.0 else x / expand(level.scale, x)
+
+
+def velocity(split: Split, level: Level) -> Tensor:
+    """``dy / d theta`` of the probability-flow ODE."""
+    return expand(level.cos, split.eps) * split.eps - expand(level.sin, split.x0) * split.x0
+
+
+def drift(y: Tensor, split: Split, level: Level, eta: float) -> Tensor:
+    """``dy / d lambda`` of the reverse process."""
+    sin = expand(level.sin, y)
+    return sin * (sin * y - (1.0 + eta**2) * split.eps)
+
+
+def diffusion(level: Level, eta: float) -> Scalar:
+    """The coefficient of ``dW(lambda)`` in the reverse process."""
+    return eta * math.sqrt(2.0) * level.sin

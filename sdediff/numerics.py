@@ -1,0 +1,86 @@
+"""Scalar functions that keep their digits, and the one way a scalar meets a state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sdediff.types import Scalar
+
+T = TypeVar("T")
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def as_float64(value: Scalar) -> Tensor:
+    """Return ``value`` as a float64 tensor, on its own device where that device has float64."""
+    if isinstance(value, Tensor):
+        if value.device.type == "mps":  # MPS has no float64; scalars are free on the CPU
+            value = value.cpu()
+        return value.to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """``log(1 - exp(x))`` for ``x <= 0`` without cancellation at either end (Maechler, 2012)."""
+    near_zero = x > -math.log(2.0)
+    # Both branches get arguments at which they are finite, so that gradients are finite too.
+    return torch.where(
+        near_zero,
+        torch.log(-torch.expm1(torch.where(near_zero, x, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x))),
+    )
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` in full precision (torch's own turns linear at 20)."""
+    return torch.logaddexp(torch.zeros_like(x), x)
+
+
+def expand(value: Scalar, x: Tensor) -> Scalar:
+    """Shape ``value``, a float or a tensor ``()`` or ``(B,)``, to multiply the state ``x`` of ``(B, *shape)``.
+
+    Floats pass through (the cheapest way to scale a tensor); tensors take the dtype and device of ``x``.
+
+    Raises:
+        ValueError: if ``value`` has another shape, rather than broadcasting it silently.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim > 1 or (value.ndim == 1 and value.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"a scalar per sample must have shape () or ({x.shape[0]},) for a state {tuple(x.shape)}, "
+            f"not {tuple(value.shape)}"
+        )
+    value = value.to(dtype=x.dtype, device=x.device)
+    return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def flatten(x: Tensor) -> Tensor:
+    """``(B, *shape)`` to ``(B, D)``."""
+    return x.reshape(x.shape[0], -1)
+
+
+def sum_features(x: Tensor) -> Tensor:
+    """Sum over all but the batch dimension: ``(B, *shape)`` to ``(B,)``."""
+    return flatten(x).sum(dim=1)
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    """Log-density of N(0, I) in nats: ``(B, *shape)`` to ``(B,)``."""
+    return -0.5 * sum_features(x.square() + LOG_2PI)
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """Look ``name`` up in one of the library's tables.
+
+    Raises:
+        ValueError: naming what came and what is allowed.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose one of: {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,225 @@
+r"""Forward processes: linear Gaussian SDEs ``dx = f(t) x dt + g(t) dW``.
+
+Everything follows from two functions of time, ``log alpha`` and ``log sigma``:
+
+    x_t | x_0  ~  N(alpha_t x_0, sigma_t^2 I)
+    x_t | x_s  ~  N((alpha_t / alpha_s) x_s, sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2)       (s < t)
+    x_s | x_t, x_0  ~  N(alpha_s x_0 + exp(lambda_t - lambda_s) sigma_s eps, -expm1(2 (lambda_t - lambda_s)) sigma_s^2)
+
+with lambda = log(alpha / sigma). Scalars are float64 and no two near-equal numbers are subtracted.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from sdediff.moments import Moments
+from sdediff.noise import NoiseSource
+from sdediff.numerics import as_float64, expand, softplus
+from sdediff.types import Level, Time
+
+if TYPE_CHECKING:
+    from sdediff.sde.ddpm import DDPM
+
+_SLACK = 1e-12  # rounding of a time that a caller computed
+
+
+class SDE(ABC):
+    """A forward process on ``[t_min, t_max]``.
+
+    A subclass is a frozen dataclass and supplies the five methods that begin with an underscore; they may assume
+    float64 tensors inside the domain. ``t_min`` and ``t_max`` bound what solvers cross by default. The exact ends
+    ``t = 0`` (the data: sigma = 0 in every process) and ``t = 1`` are always allowed; any other time outside the
+    interval is a ``ValueError``.
+    """
+
+    t_min: ClassVar[float] = 1e-5
+    t_max: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        """Log of the signal coefficient."""
+
+    @abstractmethod
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        """Log of the noise standard deviation."""
+
+    @abstractmethod
+    def _time(self, half_log_snr: Tensor) -> Tensor:
+        """Inverse of ``half_log_snr``."""
+
+    @abstractmethod
+    def _drift_rate(self, t: Tensor) -> Tensor:
+        """The textbook ``f(t) = d log alpha / dt``."""
+
+    @abstractmethod
+    def _diffusion(self, t: Tensor) -> Tensor:
+        """The textbook ``g(t)``, with ``g^2 = -2 sigma^2 d lambda / dt``."""
+
+    def _half_log_snr_step(self, s: Tensor, t: Tensor) -> Tensor:
+        """``lambda_t - lambda_s``; overridden nowhere but where a process can avoid the cancellation."""
+        return (self._log_alpha(t) - self._log_alpha(s)) - (self._log_sigma(t) - self._log_sigma(s))
+
+    def _log_alpha_step(self, s: Tensor, t: Tensor) -> Tensor:
+        """``log(alpha_t / alpha_s)``."""
+        return self._log_alpha(t) - self._log_alpha(s)
+
+    def _transition_variance(self, s: Tensor, t: Tensor) -> Tensor:
+        """Variance of ``x_t | x_s``."""
+        step = torch.where(s == 0.0, -math.inf, self._half_log_snr_step(torch.where(s == 0.0, t, s), t))
+        return -torch.expm1(2.0 * step) * torch.exp(2.0 * self._log_sigma(t))
+
+    # ---- derived once ----------------------------------------------------------------------------------------
+
+    def _domain(self, t: Time) -> Tensor:
+        """Return ``t`` as float64, or say what is wrong with it."""
+        t64 = as_float64(t)
+        inside = (t64 >= self.t_min - _SLACK) & (t64 <= self.t_max + _SLACK)
+        if not bool((inside | (t64 == 0.0) | (t64 == 1.0)).all()):
+            low, high = float(t64.min()), float(t64.max())
+            came = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            raise ValueError(
+                f"time {came} is outside [{self.t_min:g}, {self.t_max:g}] of {type(self).__name__} "
+                "(besides it, exactly 0 and 1 are allowed)"
+            )
+        return torch.where(inside, t64.clamp(self.t_min, self.t_max), t64)
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """Log of the signal coefficient, float64, shape of ``t``."""
+        return self._log_alpha(self._domain(t))
+
+    def log_sigma(self, t: Time) -> Tensor:
+        """Log of the noise standard deviation, float64, shape of ``t``; ``-inf`` at ``t = 0``."""
+        t = self._domain(t)
+        return torch.where(t == 0.0, -math.inf, self._log_sigma(torch.where(t == 0.0, self.t_max, t)))
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal coefficient, float64."""
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise standard deviation, float64."""
+        return self.log_sigma(t).exp()
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        """``lambda = log(alpha / sigma)``, float64; falls from large (data) to small (noise)."""
+        return self.log_alpha(t) - self.log_sigma(t)
+
+    def time(self, half_log_snr: Time) -> Tensor:
+        """Inverse of :meth:`half_log_snr`, float64."""
+        return self._time(as_float64(half_log_snr))
+
+    def level(self, t: Time) -> Level:
+        """The level at ``t``: a :class:`Level` of float64 tensors with the shape of ``t``."""
+        t = self._domain(t)
+        log_alpha, log_sigma = self.log_alpha(t), self.log_sigma(t)
+        alpha, sigma = log_alpha.exp(), log_sigma.exp()
+        return Level(t, alpha, sigma, log_alpha - log_sigma, torch.hypot(alpha, sigma), torch.atan2(sigma, alpha))
+
+    def levels(self, times: Tensor | Sequence[float]) -> list[Level]:
+        """The levels of a grid of times ``(N + 1,)`` as plain floats, ready for a solver's loop."""
+        fields = self.level(torch.as_tensor(times, dtype=torch.float64))
+        return [Level(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
+
+    def level_at(self, half_log_snr: Time) -> Level:
+        """The level with a given half log-SNR (solvers run on that clock or on the angle's)."""
+        t = self.time(half_log_snr)
+        return self.level(t.clamp(self.t_min, self.t_max))
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """``f(t) x``, shape of ``x``."""
+        return expand(self._drift_rate(self._domain(t)), x) * x
+
+    def diffusion(self, t: Time) -> Tensor:
+        """``g(t)``, float64, shape of ``t``."""
+        return self._diffusion(self._domain(t))
+
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t | x_0``."""
+        return expand(self.alpha(t), x0) * x0, self.sigma(t)
+
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of ``x_t | x_s``, ``s <= t`` (Kingma et al. 2021, eq. 23).
+
+        Raises:
+            ValueError: if ``s > t`` or either is outside the domain.
+        """
+        s, t = self._ordered(s, t)
+        return expand(self._log_alpha_step(s, t).exp(), x_s) * x_s, self._transition_variance(s, t).sqrt()
+
+    def bridge(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of ``x_s | x_t, x_0``, ``s <= t`` (Ho et al. 2020, eq. 6-7, any step).
+
+        Raises:
+            ValueError: if ``s > t`` or either is outside the domain.
+        """
+        s, t = self._ordered(s, t)
+        log_sigma_s, log_sigma_t = self.log_sigma(s), self.log_sigma(t)
+        variance_ratio = torch.exp(2.0 * (log_sigma_s - log_sigma_t))
+        # Written with x_t in place of eps: (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + ... x0
+        variance = self._transition_variance(s, t)
+        from_x_t = self._log_alpha_step(s, t).exp() * variance_ratio
+        from_x0 = self.alpha(s) * variance * torch.exp(-2.0 * log_sigma_t)
+        mean = expand(from_x_t, x_t) * x_t + expand(from_x0, x_t) * x0
+        return mean, (variance * variance_ratio).sqrt()
+
+    def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        s64, t64 = self._domain(s), self._domain(t)
+        if bool((s64 > t64).any()):
+            raise ValueError(f"s must not be after t (s is the less noisy time); came s = {s}, t = {t}")
+        return s64, t64
+
+    def perturb(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
+        """``alpha_t x0 + sigma_t eps``: a draw of ``x_t | x_0`` when ``eps`` is standard normal."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+
+    def prior_sample(
+        self,
+        shape: Sequence[int],
+        *,
+        t: float | None = None,
+        moments: Moments | None = None,
+        noise: NoiseSource | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Draw states at ``t`` (default ``t_max``): ``N(0, sigma^2)``, or Gaussian with the data's ``moments``.
+
+        Args:
+            shape: ``(B, *shape)``.
+            t: the time of the draw.
+            moments: if given, the draw has mean ``alpha m`` and covariance ``alpha^2 C + sigma^2``.
+            noise: source of the normals; by default made from ``seed``, ``dtype`` and ``device``.
+            seed: sample k is a function of ``(seed, k)`` alone, whatever the batch.
+            dtype: of the state.
+            device: of the state.
+        """
+        noise = noise or NoiseSource(seed, shape, dtype=dtype, device=device)
+        level = self.levels([self.t_max if t is None else t])[0]
+        z = noise.normal(NoiseSource.START)
+        return moments.sample(z, level) if moments is not None else z * level.sigma
+
+    def prior_log_prob(self, x: Tensor, *, t: float | None = None, moments: Moments | None = None) -> Tensor:
+        """Log-density (nats, ``(B,)``) of what :meth:`prior_sample` draws."""
+        level = self.levels([self.t_max if t is None else t])[0]
+        return (moments or Moments.zero(x.shape[1:])).log_prob(x, level)
+
+    def discretize(self, steps: int) -> DDPM:
+        """The variance-preserving chain with this process's log-SNR at the instants ``t_max i / N``."""
+        from sdediff.sde.ddpm import DDPM  # a sibling that itself derives from this class
+
+        if steps < 1:
+            raise ValueError(f"a chain needs at least 1 step, not {steps}")
+        times = torch.linspace(0.0, self.t_max, steps + 1, dtype=torch.float64)[1:]
+        times = times.clamp(max=self.t_max)
+        if steps and float(times[0]) < self.t_min:
+            raise ValueError(f"{steps} steps put the first instant below t_min = {self.t_min:g}")
+        log_cos = -0.5 * softplus(-2.0 * self.half_log_snr(times))
+        return DDPM(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))

@@ -1,0 +1,130 @@
+r"""The DDPM chain as an SDE, exactly.
+
+Put ``log alpha(i/N) = 1/2 sum_{j<=i} log(1 - beta_j)``, linear in between: a VP-SDE with piecewise constant rate
+``beta(t) = -N log(1 - beta_i)``. Its transition over one step has ratio ``sqrt(1 - beta_i)`` and variance ``beta_i``,
+so the chain of Ho et al. (2020, eq. 2) is this SDE watched at the instants ``t = i/N``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sdediff.numerics import softplus
+from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
+
+_MAX_BETA = 0.999  # Nichol & Dhariwal 2021: a last step of beta = 1 would leave no signal at all
+
+
+def _double_double_cumsum(values: Iterable[float]) -> tuple[list[float], list[float]]:
+    """Running sums as unevaluated pairs ``high + low`` (Knuth's two-sum), starting with 0."""
+    high, low = [0.0], [0.0]
+    for value in values:
+        total = high[-1] + value
+        shadow = total - high[-1]
+        error = (high[-1] - (total - shadow)) + (value - shadow) + low[-1]
+        high.append(total + error)
+        low.append(error - (high[-1] - total))
+    return high, low
+
+
+@dataclass(frozen=True)
+class DDPM(VariancePreserving):
+    """The discrete chain with transition variances ``betas``.
+
+    Args:
+        betas: ``beta_1 .. beta_N``, each in (0, 1): floats, a tensor or an array.
+
+    Raises:
+        ValueError: if there are none, or one is outside (0, 1) or not finite.
+    """
+
+    betas: tuple[float, ...]
+
+    def __init__(self, betas: Sequence[float] | Tensor) -> None:
+        values = torch.as_tensor(betas, dtype=torch.float64)
+        if values.ndim != 1 or values.numel() == 0:
+            raise ValueError(f"betas must be a non-empty list of numbers, not shape {tuple(values.shape)}")
+        if not bool(((values > 0.0) & (values < 1.0)).all()):
+            raise ValueError(f"betas must lie in (0, 1); came {float(values.min()):g} to {float(values.max()):g}")
+        object.__setattr__(self, "betas", tuple(values.tolist()))
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DDPM:
+        """Linear betas from ``beta_min / N`` to ``beta_max / N``; ``N = 1000`` is Ho et al.'s 1e-4 to 0.02.
+
+        The scaling with N keeps the total noise, so that N -> infinity is ``VPSDE(beta_min, beta_max)``. For very
+        short chains betas are capped at 0.999.
+        """
+        check_linear_beta(beta_min, beta_max)
+        _check_steps(steps)
+        start = beta_min if steps > 1 else beta_max  # a single step goes all the way
+        betas = torch.linspace(start, beta_max, steps, dtype=torch.float64) / steps
+        return cls(betas.clamp(max=_MAX_BETA))
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, s: float = 0.008) -> DDPM:
+        """The cosine chain of Nichol & Dhariwal (2021), betas capped at 0.999."""
+        _check_steps(steps)
+        process = CosineVPSDE(s)
+        times = torch.arange(steps + 1, dtype=torch.float64) / steps
+        betas = process._transition_variance(times[:-1], times[1:])
+        return cls(betas.clamp(max=_MAX_BETA))
+
+    @property
+    def steps(self) -> int:
+        """N, the length of the chain."""
+        return len(self.betas)
+
+    @property
+    def times(self) -> Tensor:
+        """The chain's instants ``i/N``, i = 0..N, float64."""
+        return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        # Differences of high + low keep full relative precision where plain running sums lose it.
+        high, low = _double_double_cumsum(0.5 * math.log1p(-beta) for beta in self.betas)
+        return torch.tensor(high, dtype=torch.float64), torch.tensor(low, dtype=torch.float64)
+
+    @cached_property
+    def _slope(self) -> Tensor:
+        return 0.5 * torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
+
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the step that holds ``t``, and the fraction of it that has passed."""
+        position = t * self.steps
+        nearest = position.round()
+        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # instants are exact
+        index = position.floor().long().clamp(0, self.steps - 1)
+        return index, position - index
+
+    def _beta(self, t: Tensor) -> Tensor:
+        index, _ = self._locate(t)
+        return -2.0 * self.steps * self._slope.to(t.device)[index]
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha_step(torch.zeros_like(t), t)
+
+    def _log_alpha_step(self, s: Tensor, t: Tensor) -> Tensor:
+        high, low = (part.to(t.device) for part in self._table)
+        slope = self._slope.to(t.device)
+        (i, before), (j, passed) = self._locate(s), self._locate(t)
+        return (high[j] - high[i]) + (low[j] - low[i]) + (passed * slope[j] - before * slope[i])
+
+    def _time(self, half_log_snr: Tensor) -> Tensor:
+        log_alpha = -0.5 * softplus(-2.0 * half_log_snr)
+        high = self._table[0].to(log_alpha.device)
+        index = (torch.searchsorted(-high, -log_alpha.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
+        fraction = (log_alpha - high[index]) / self._slope.to(log_alpha.device)[index]
+        return (index + fraction) / self.steps
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a chain needs at least 1 step, not {steps}")
