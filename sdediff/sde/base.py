@@ -124,7 +124,7 @@ class SDE(ABC):
 
     def levels(self, times: Tensor | Sequence[float]) -> list[Level]:
         """The levels of a grid of times ``(N + 1,)`` as plain floats, ready for a solver's loop."""
-        fields = self.level(torch.as_tensor(times, dtype=torch.float64))
+        fields: list[Tensor] = [as_float64(f) for f in self.level(torch.as_tensor(times, dtype=torch.float64))]
         return [Level(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
 
     def level_at(self, half_log_snr: Time) -> Level:
@@ -210,6 +210,10 @@ class SDE(ABC):
         """Log-density (nats, ``(B,)``) of what :meth:`prior_sample` draws."""
         level = self.levels([self.t_max if t is None else t])[0]
         return (moments or Moments.zero(x.shape[1:])).log_prob(x, level)
+
+    def snap(self, times: Tensor) -> Tensor:
+        """Move times to the nearest ones at which networks of this process are trained: all, but for chains."""
+        return times
 
     def discretize(self, steps: int) -> DDPM:
         """The variance-preserving chain with this process's log-SNR at the instants ``t_max i / N``."""

@@ -86,6 +86,10 @@ class DDPM(VariancePreserving):
         """The chain's instants ``i/N``, i = 0..N, float64."""
         return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
 
+    def snap(self, times: Tensor) -> Tensor:
+        """The nearest instants ``i/N`` of the chain."""
+        return (times * self.steps).round() / self.steps
+
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
         # Differences of high + low keep full relative precision where plain running sums lose it.

@@ -1,0 +1,1 @@
+"""Bridges to general-purpose integrators; the only importers of torchdiffeq and torchsde."""

@@ -1,0 +1,154 @@
+"""What a sampler is, and the one loop.
+
+A sampler takes a state from the first to the last time of a grid. It is a frozen dataclass of hyper-parameters and
+holds neither model nor state. A step sees two levels and the state in the variance-preserving frame of
+:mod:`sdediff.dynamics`; time, schedule and scale are the loop's business.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from sdediff.denoiser import Denoise
+from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.noise import NoiseSource
+from sdediff.sde import SDE
+from sdediff.types import Level, Solution, Split
+
+Draw = Callable[[int], Tensor]
+"""Standard normals of the current step; the argument tells several draws of a step apart."""
+Progress = Callable[[int, int], None]
+"""Called as ``progress(done, total)`` after every step (``total`` is 0 where it is unknown)."""
+
+
+class Sampler(ABC):
+    """A method.
+
+    Attributes:
+        order: declared order of convergence in the step: strong for deterministic methods, weak for stochastic ones.
+        stochastic: whether it draws noise after the start.
+        adaptive: whether it chooses its own steps (from ``rtol`` and ``atol``) rather than following a grid.
+        cost: forwards of the network for N steps, in words.
+        grid: name of its default grid.
+        steps: its default number of steps.
+    """
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool]
+    adaptive: ClassVar[bool] = False
+    cost: ClassVar[str] = "N"
+    grid: ClassVar[str] = "reference"
+    steps: ClassVar[int] = 20
+
+    @abstractmethod
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``.
+
+        Args:
+            denoise: the denoiser; every call is counted in ``nfe``.
+            sde: the process.
+            x: ``(B, *shape)`` at the first time.
+            grid: float64 times ``(N + 1,)``; a last time of 0 means the data themselves.
+            noise: source of this solve's normals.
+            path: whether to return the states at all nodes.
+            progress: called after every step.
+
+        Raises:
+            ValueError: if the method cannot start or end where the grid does.
+            FloatingPointError: if the result is not finite.
+        """
+
+
+class StepSampler(Sampler):
+    """A method that goes from node to node.
+
+    Attributes:
+        lands: whether a step may end on the clean level. Methods that evaluate the network there, or divide by the
+            step in lambda, may not: their last step returns the clean half of the last split.
+    """
+
+    lands: ClassVar[bool] = True
+
+    def begin(self, levels: list[Level]) -> Any:
+        """What the steps carry from one to the next: coefficients of this grid, history; ``None`` by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """Take the state ``y`` of the frame from the level ``here`` to the level ``there``."""
+
+    @final
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
+        levels = sde.levels(grid)
+        if not self.lands and math.isinf(levels[0].half_log_snr):
+            raise ValueError(f"{type(self).__name__} cannot start at t = {levels[0].t:g}, where lambda is infinite")
+        frame = Frame(denoise, sde)
+        y, carry = to_y(x, levels[0]), self.begin(levels)
+        states = [x] if path else []
+        for i, (here, there) in enumerate(pairwise(levels)):
+            if there.sigma == 0.0 and not self.lands:
+                y = frame(y, here).x0
+            else:
+                y, carry = self.step(frame, y, here, there, lambda stage, i=i: noise.normal(i, stage), carry)
+            if path:
+                states.append(to_x(y, there))
+            if progress is not None:
+                progress(i + 1, len(levels) - 1)
+        return finish(to_x(y, levels[-1]), frame, grid, states)
+
+
+def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:
+    """Check a result and put it in a :class:`~sdediff.types.Solution`."""
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError("the solve did not stay finite; try more steps, or check the model's output")
+    return Solution(x, frame.nfe, times, torch.stack(states) if states else None)
+
+
+def bridge_std(here: Level, there: Level) -> float:
+    """Standard deviation of the state ``there`` given the state ``here`` and x0, in the frame."""
+    return math.sqrt(-math.expm1(2.0 * (here.half_log_snr - there.half_log_snr))) * there.sin
+
+
+def recombine(split: Split, there: Level, std: float, draw: Draw, *, mean_std: float | None = None) -> Tensor:
+    """``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``: the other half of the one idea.
+
+    Args:
+        split: the state taken apart.
+        there: the level at which to put it together.
+        std: of the fresh noise.
+        draw: the fresh noise, drawn only if needed.
+        mean_std: the noise that the mean makes room for, where it is not ``std``.
+    """
+    room = std if mean_std is None else mean_std
+    y = there.cos * split.x0 + math.sqrt(max((there.sin - room) * (there.sin + room), 0.0)) * split.eps
+    return y if std == 0.0 else y + std * draw(0)

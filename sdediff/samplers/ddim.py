@@ -1,0 +1,48 @@
+r"""DDIM (Song, Meng & Ermon 2021, eq. 12 and 16): ``y_s = cos x0 + sqrt(sin^2 - std^2) eps + std z``.
+
+``std`` is ``eta`` times the bridge's. ``eta = 0`` is deterministic, an exponential Euler step of the
+probability-flow ODE; ``eta = 1`` is ancestral sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sdediff.dynamics import Frame
+from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
+from sdediff.types import Level
+
+
+def check_eta(eta: float) -> None:
+    """Refuse an eta for which there is no such process."""
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], not {eta}")
+
+
+@dataclass(frozen=True)
+class DDIM(StepSampler):
+    """The deterministic sampler of the DDPM chain.
+
+    Args:
+        eta: share of the bridge's noise, in [0, 1].
+    """
+
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+    steps: ClassVar[int] = 50
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """One forward."""
+        std = self.eta * bridge_std(here, there) if self.eta > 0.0 else 0.0
+        return recombine(denoise(y, here), there, std, noise), carry
+

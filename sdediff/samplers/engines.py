@@ -1,0 +1,156 @@
+r"""Methods of torchdiffeq and torchsde as samplers.
+
+torchdiffeq gets the probability-flow ODE ``dy / d theta = v``, torchsde the reverse SDE in lambda; both see the
+variance-preserving frame, so that one wrapper serves every process.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sdediff.denoiser import Denoise
+from sdediff.dynamics import Frame, diffusion, drift, to_x, to_y, velocity
+from sdediff.integrators import torchdiffeq, torchsde
+from sdediff.noise import NoiseSource
+from sdediff.numerics import choose
+from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish
+from sdediff.sde import SDE
+from sdediff.types import Level, Solution
+
+
+def _field(frame: Frame) -> Any:
+    """The right-hand side in the form torchdiffeq's wrapper wants."""
+
+    def field(angle: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        level = frame.at_angle(angle)
+        return (velocity(frame(state[0], level), level),)
+
+    return field
+
+
+@dataclass(frozen=True)
+class AdaptiveODE(Sampler):
+    """An adaptive Runge-Kutta method of torchdiffeq.
+
+    The step is one for the batch, by the error of its worst sample. If the solve ends on the data it runs to
+    ``t_min`` and one more forward denoises.
+
+    Args:
+        method: torchdiffeq's name.
+        rtol: relative tolerance.
+        atol: absolute tolerance, in units of the data.
+    """
+
+    order: ClassVar[int] = 5
+    stochastic: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = True
+    cost: ClassVar[str] = "by tolerance"
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0.0 and self.atol > 0.0):
+            raise ValueError(f"rtol and atol must be positive, not {self.rtol} and {self.atol}")
+
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
+        frame = Frame(denoise, sde)
+        start, end = sde.levels(grid[[0, -1]])
+        inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
+        field = _field(frame)
+
+        def watched(angle: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if progress is not None:
+                progress(frame.nfe, 0)
+            return tuple(field(angle, state))
+
+        (y,) = torchdiffeq.integrate(
+            watched,
+            (to_y(x, start),),
+            inner.angle,
+            stop.angle,
+            method=self.method,
+            rtol=self.rtol,
+            atol=self.atol,
+        )
+        y = frame(y, stop).x0 if end.sigma == 0.0 else y
+        result = to_x(y, end)
+        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+
+
+@dataclass(frozen=True)
+class FixedODE(StepSampler):
+    """A fixed-step Runge-Kutta method of torchdiffeq.
+
+    Args:
+        method: torchdiffeq's name.
+    """
+
+    order: ClassVar[int] = 4
+    stochastic: ClassVar[bool] = False
+    lands: ClassVar[bool] = False
+    cost: ClassVar[str] = "4N - 3"
+
+    method: str = "rk4"
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """As many forwards as the method has stages."""
+        return torchdiffeq.integrate(_field(denoise), (y,), here.angle, there.angle, method=self.method)[0], carry
+
+
+@dataclass(frozen=True)
+class ReverseSDE(StepSampler):
+    """A method of torchsde on the reverse SDE.
+
+    Args:
+        method: torchsde's name.
+        eta: 1 for the reverse SDE, between 0 and 1 for the family between it and the ODE.
+    """
+
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    lands: ClassVar[bool] = False
+    grid: ClassVar[str] = "logsnr"
+    steps: ClassVar[int] = 100
+
+    method: str = "euler"
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        choose(torchsde.METHODS, self.method, "torchsde method")
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """As many forwards as the method has stages."""
+        width = there.half_log_snr - here.half_log_snr
+
+        def level(tau: float) -> Level:
+            return denoise.at_half_log_snr(here.half_log_snr + tau * width)
+
+        def f(tau: float, state: Tensor) -> Tensor:
+            at = level(tau)
+            return width * drift(state, denoise(state, at), at, self.eta)
+
+        def g(tau: float) -> float:
+            return math.sqrt(width) * float(diffusion(level(tau), self.eta))
+
+        return torchsde.step(f, g, y, noise, method=self.method), carry

@@ -1,0 +1,42 @@
+r"""Euler-Maruyama on the reverse SDE in lambda (Maruyama 1955; Song et al. 2021, eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sdediff.dynamics import Frame, diffusion, drift
+from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.ddim import check_eta
+from sdediff.types import Level
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(StepSampler):
+    """The plain reference method for the reverse SDE.
+
+    Args:
+        eta: 1 for the reverse SDE, 0 for the probability-flow ODE, between for the family between.
+    """
+
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    lands: ClassVar[bool] = False
+    grid: ClassVar[str] = "logsnr"
+    steps: ClassVar[int] = 100
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """One forward."""
+        width = there.half_log_snr - here.half_log_snr
+        y = y + width * drift(y, denoise(y, here), here, self.eta)
+        return (y + diffusion(here, self.eta) * math.sqrt(width) * noise(0) if self.eta > 0.0 else y), carry
