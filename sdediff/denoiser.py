@@ -43,7 +43,7 @@ def _by_log_snr(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Te
     return (x / expand(level.scale, x)).to(dtype), _per_sample(level.half_log_snr, x, dtype)
 
 
-def _by_level(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Level]:
+def _by_level(x: Tensor, level: Level, _dtype: torch.dtype) -> tuple[Tensor, Level]:
     return x, level
 
 
@@ -119,9 +119,7 @@ class ScoreModel(Denoiser):
         super().__init__()
         self.network = network
         self.sde = sde
-        self.prediction = (
-            choose(PREDICTIONS, prediction, "prediction") if isinstance(prediction, str) else prediction
-        )
+        self.prediction = choose(PREDICTIONS, prediction, "prediction") if isinstance(prediction, str) else prediction
         self.conditioning = conditioning
         self._inputs = choose(CONDITIONINGS, conditioning, "conditioning")
         self.moments = moments
@@ -180,5 +178,5 @@ class Threshold(Wrapper):
 
     def change(self, x0: Tensor) -> Tensor:
         """Clamp each sample to its own quantile, at least 1, and divide by it."""
-        bound = expand(flatten(x0).abs().quantile(self.quantile, dim=1).clamp(min=1.0), x0)
-        return x0.clamp(-bound, bound) / bound
+        quantile = flatten(x0).abs().quantile(self.quantile, dim=1)
+        return (x0 / expand(quantile.clamp(min=1.0), x0)).clamp(-1.0, 1.0)

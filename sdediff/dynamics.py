@@ -32,15 +32,13 @@ class Frame:
         self.nfe += 1
         return self.denoise(to_x(y, level), level)
 
-    def at_angle(self, angle: Scalar) -> Level:
+    def at_angle(self, angle: float) -> Level[float]:
         """The process's level at an angle strictly between 0 and pi/2."""
-        tangent = math.tan(angle) if isinstance(angle, float) else angle.tan()
-        return self.at_half_log_snr(-math.log(tangent) if isinstance(tangent, float) else -tangent.log())
+        return self.at_half_log_snr(-math.log(math.tan(angle)))
 
-    def at_half_log_snr(self, half_log_snr: Scalar) -> Level:
-        """The process's level at a half log-SNR, as floats where a float came."""
-        level = self.sde.level_at(half_log_snr)
-        return level if isinstance(half_log_snr, Tensor) else Level(*(float(field) for field in level))
+    def at_half_log_snr(self, half_log_snr: float) -> Level[float]:
+        """The process's level at a half log-SNR."""
+        return Level(*(float(field) for field in self.sde.level_at(half_log_snr)))
 
 
 def to_x(y: Tensor, level: Level) -> Tensor:

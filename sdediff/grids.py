@@ -20,6 +20,10 @@ from sdediff.sde import SDE, VPSDE
 class Grid(ABC):
     """A rule for placing nodes; a frozen dataclass."""
 
+    def default_steps(self, sde: SDE, proposed: int) -> int:
+        """The number of steps where the user gives none and the sampler proposes one."""
+        return proposed
+
     @abstractmethod
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
         """Float64 ``(steps + 1,)``; the ends may be off by rounding."""
@@ -53,15 +57,23 @@ class Power(Grid):
 
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
         start, end = t_from ** (1.0 / self.power), t_to ** (1.0 / self.power)
-        return (start + (end - start) * _spaced(steps)) ** self.power
+        return torch.pow(start + (end - start) * _spaced(steps), self.power)
 
 
 @dataclass(frozen=True)
 class Chain(Grid):
-    """Uniform in t, moved to the instants of a discrete chain where the process is one."""
+    """Uniform in t, moved to the nearest instants of a discrete chain where the process is one."""
+
+    def default_steps(self, sde: SDE, proposed: int) -> int:
+        """At most the chain's own length."""
+        return proposed if sde.instants is None else min(proposed, len(sde.instants) - 1)
 
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-        return sde.snap(t_from + (t_to - t_from) * _spaced(steps))
+        times = t_from + (t_to - t_from) * _spaced(steps)
+        if sde.instants is None:
+            return times
+        instants: Tensor = sde.instants[(times * (len(sde.instants) - 1)).round().long()]
+        return instants
 
 
 class Clock(Grid):

@@ -6,43 +6,46 @@ a *level* is what a time means: how much signal and how much noise the state hol
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
 Scalar = float | Tensor
 """A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
 Time = Scalar
 State = Tensor
+S_co = TypeVar("S_co", bound=Scalar, covariant=True, default=Scalar)
 
 
-class Level(NamedTuple):
+class Level(NamedTuple, Generic[S_co]):
     """Signal and noise at one time: ``x_t = alpha x0 + sigma eps``.
 
     ``half_log_snr`` is lambda = log(alpha / sigma). ``scale`` = sqrt(alpha^2 + sigma^2) and
     ``angle`` = atan2(sigma, alpha) are the variance-preserving frame ``x_t = scale (cos x0 + sin eps)``.
-    All fields are floats (one level for the whole batch) or float64 tensors of one shape, ``()`` or ``(B,)``.
+    All fields are floats (``Level[float]``: one level for the whole batch) or float64 tensors of one shape, ``()`` or
+    ``(B,)``.
     """
 
-    t: Scalar
-    alpha: Scalar
-    sigma: Scalar
-    half_log_snr: Scalar
-    scale: Scalar
-    angle: Scalar
+    t: S_co
+    alpha: S_co
+    sigma: S_co
+    half_log_snr: S_co
+    scale: S_co
+    angle: S_co
 
     @property
-    def cos(self) -> Scalar:
+    def cos(self) -> S_co:
         """alpha in the variance-preserving frame."""
-        return self.alpha / self.scale
+        return self.alpha / self.scale  # type: ignore[operator, return-value]
 
     @property
-    def sin(self) -> Scalar:
+    def sin(self) -> S_co:
         """sigma in the variance-preserving frame."""
-        return self.sigma / self.scale
+        return self.sigma / self.scale  # type: ignore[operator, return-value]
 
 
-CLEAN = Level(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=float("inf"), scale=1.0, angle=0.0)
+CLEAN: Level[float] = Level(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=float("inf"), scale=1.0, angle=0.0)
 """The level of the data themselves, the same for every process."""
 
 

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from sdediff.numerics import choose, flatten
 
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
+ADAPTIVE_METHODS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+"""Method and order."""
+FIXED_METHODS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+"""Method and order."""
+_METHODS = ADAPTIVE_METHODS | FIXED_METHODS
 
 Tolerance = float | Sequence[float]
 State = tuple[Tensor, ...]
@@ -55,9 +58,7 @@ def integrate(
     Raises:
         ValueError: for an unknown method.
     """
-    fixed = choose(
-        dict.fromkeys(ADAPTIVE_METHODS, False) | dict.fromkeys(FIXED_METHODS, True), method, "torchdiffeq method"
-    )
+    choose(_METHODS, method, "torchdiffeq method")
     if start == end:
         return state
     direction = 1.0 if end > start else -1.0
@@ -75,7 +76,7 @@ def integrate(
     clock_dtype = torch.float32 if device.type == "mps" else torch.float64
     clocks = [0.0, span] if nodes is None else [abs(node - start) for node in nodes]
     times = torch.tensor(clocks, dtype=clock_dtype, device=device)
-    options = {} if fixed else {"norm": _worst_sample, "step_t": times[-1:], "dtype": clock_dtype}
+    options = {} if method in FIXED_METHODS else {"norm": _worst_sample, "step_t": times[-1:], "dtype": clock_dtype}
     parts = torchdiffeq.odeint(
         forward,
         tuple(part.to(common) for part in state),

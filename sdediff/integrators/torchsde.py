@@ -19,8 +19,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its dependencies use a deprecated way to find their version
     import torchsde
 
-METHODS = {"euler": "ito", "milstein": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
-"""Method and calculus. The noise of the reverse SDE does not depend on the state, so that both mean the same."""
+METHODS = {"euler": 1, "milstein": 1, "srk": 2, "heun": 2, "midpoint": 2}
+"""Method and weak order for noise that does not depend on the state."""
+_STRATONOVICH = {"heun", "midpoint"}  # of their two calculi; with such noise both mean the same equation
 
 
 class _Step(torch.nn.Module):
@@ -37,9 +38,16 @@ class _Step(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.sde_type, self._drift, self._diffusion, self._shape = sde_type, drift, diffusion, shape
+        self._known: list[tuple[float, Tensor, Tensor]] = []
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        return flatten(self._drift(float(tau), y.reshape(self._shape)))
+        # torchsde asks again and again for the same stage (its contract check, and srk's loops); a forward is dear
+        for clock, state, value in self._known:
+            if state is y and clock == float(tau):
+                return value
+        value = flatten(self._drift(float(tau), y.reshape(self._shape)))
+        self._known.append((float(tau), y, value))
+        return value
 
     def g(self, tau: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(y, self._diffusion(float(tau)))
@@ -96,7 +104,7 @@ def step(
         draw: standard normals ``(B, *shape)``: the increment for 0, the Levy area for 1.
         method: one of ``METHODS``.
     """
-    problem = _Step(METHODS[method], drift, diffusion, y.shape)
+    problem = _Step("stratonovich" if method in _STRATONOVICH else "ito", drift, diffusion, y.shape)
     ends = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)
     path = torchsde.sdeint(problem, flatten(y), ends, bm=_UnitBrownian(draw), method=method, dt=1.0)
     result: Tensor = path[-1]

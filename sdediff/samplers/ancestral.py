@@ -6,7 +6,6 @@ posterior's, right when x0 is known, and the marginal one of the forward step, r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,12 +18,15 @@ from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
 from sdediff.types import Level
 
 
-def _transition_std(here: Level, there: Level) -> float:
+def _transition_std(here: Level[float], there: Level[float]) -> float:
     """Standard deviation of the forward step from ``there`` to ``here``; no noise is left to add at the data."""
     return bridge_std(here, there) / there.sin * here.sin if there.sin > 0.0 else 0.0
 
 
-VARIANCES: dict[str, Callable[[Level, Level], float]] = {"posterior": bridge_std, "marginal": _transition_std}
+VARIANCES: dict[str, Callable[[Level[float], Level[float]], float]] = {
+    "posterior": bridge_std,
+    "marginal": _transition_std,
+}
 """Standard deviation of a step's noise: beta-tilde ("fixed small") and beta ("fixed large")."""
 
 
@@ -39,7 +41,7 @@ class Ancestral(StepSampler):
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     grid: ClassVar[str] = "chain"
-    steps: ClassVar[int] = 250
+    steps: ClassVar[int] = 1000
 
     variance: str = "posterior"
 
@@ -47,7 +49,7 @@ class Ancestral(StepSampler):
         choose(VARIANCES, self.variance, "variance")
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """One forward."""
         std, bridge = VARIANCES[self.variance](here, there), bridge_std(here, there)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, final
 
@@ -30,6 +31,9 @@ Progress = Callable[[int, int], None]
 
 class Sampler(ABC):
     """A method.
+
+    The attributes are read by the law tests and the command line; where one depends on a hyper-parameter the instance
+    carries its own.
 
     Attributes:
         order: declared order of convergence in the step: strong for deterministic methods, weak for stochastic ones.
@@ -86,13 +90,13 @@ class StepSampler(Sampler):
 
     lands: ClassVar[bool] = True
 
-    def begin(self, levels: list[Level]) -> Any:
+    def begin(self, levels: list[Level[float]]) -> Any:
         """What the steps carry from one to the next: coefficients of this grid, history; ``None`` by default."""
         return None
 
     @abstractmethod
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take the state ``y`` of the frame from the level ``here`` to the level ``there``."""
 
@@ -119,7 +123,7 @@ class StepSampler(Sampler):
             if there.sigma == 0.0 and not self.lands:
                 y = frame(y, here).x0
             else:
-                y, carry = self.step(frame, y, here, there, lambda stage, i=i: noise.normal(i, stage), carry)
+                y, carry = self.step(frame, y, here, there, partial(noise.normal, i), carry)
             if path:
                 states.append(to_x(y, there))
             if progress is not None:
@@ -134,12 +138,12 @@ def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solu
     return Solution(x, frame.nfe, times, torch.stack(states) if states else None)
 
 
-def bridge_std(here: Level, there: Level) -> float:
+def bridge_std(here: Level[float], there: Level[float]) -> float:
     """Standard deviation of the state ``there`` given the state ``here`` and x0, in the frame."""
     return math.sqrt(-math.expm1(2.0 * (here.half_log_snr - there.half_log_snr))) * there.sin
 
 
-def recombine(split: Split, there: Level, std: float, draw: Draw, *, mean_std: float | None = None) -> Tensor:
+def recombine(split: Split, there: Level[float], std: float, draw: Draw, *, mean_std: float | None = None) -> Tensor:
     """``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``: the other half of the one idea.
 
     Args:

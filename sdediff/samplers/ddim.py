@@ -38,11 +38,11 @@ class DDIM(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        object.__setattr__(self, "stochastic", self.eta > 0.0)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """One forward."""
         std = self.eta * bridge_std(here, there) if self.eta > 0.0 else 0.0
         return recombine(denoise(y, here), there, std, noise), carry
-

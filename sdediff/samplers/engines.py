@@ -18,6 +18,7 @@ from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish
+from sdediff.samplers.ddim import check_eta
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution
 
@@ -57,6 +58,7 @@ class AdaptiveODE(Sampler):
     def __post_init__(self) -> None:
         if not (self.rtol > 0.0 and self.atol > 0.0):
             raise ValueError(f"rtol and atol must be positive, not {self.rtol} and {self.atol}")
+        object.__setattr__(self, "order", choose(torchdiffeq.ADAPTIVE_METHODS, self.method, "adaptive method"))
 
     def sample(
         self,
@@ -109,8 +111,11 @@ class FixedODE(StepSampler):
 
     method: str = "rk4"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", choose(torchdiffeq.FIXED_METHODS, self.method, "fixed-step method"))
+
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """As many forwards as the method has stages."""
         return torchdiffeq.integrate(_field(denoise), (y,), here.angle, there.angle, method=self.method)[0], carry
@@ -135,15 +140,16 @@ class ReverseSDE(StepSampler):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        choose(torchsde.METHODS, self.method, "torchsde method")
+        check_eta(self.eta)
+        object.__setattr__(self, "order", choose(torchsde.METHODS, self.method, "torchsde method"))
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """As many forwards as the method has stages."""
         width = there.half_log_snr - here.half_log_snr
 
-        def level(tau: float) -> Level:
+        def level(tau: float) -> Level[float]:
             return denoise.at_half_log_snr(here.half_log_snr + tau * width)
 
         def f(tau: float, state: Tensor) -> Tensor:

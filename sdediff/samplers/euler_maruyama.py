@@ -32,9 +32,10 @@ class EulerMaruyama(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        object.__setattr__(self, "stochastic", self.eta > 0.0)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """One forward."""
         width = there.half_log_snr - here.half_log_snr

@@ -22,7 +22,7 @@ class Heun(StepSampler):
     lands: ClassVar[bool] = False
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """Two forwards."""
         width = there.angle - here.angle

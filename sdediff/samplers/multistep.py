@@ -41,17 +41,16 @@ class AdamsBashforth(StepSampler):
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_order <= 6 or not self.bend > 0.0:
-            raise ValueError(
-                f"max_order must be 1 to 6 and bend positive, not {self.max_order} and {self.bend}"
-            )
+            raise ValueError(f"max_order must be 1 to 6 and bend positive, not {self.max_order} and {self.bend}")
+        object.__setattr__(self, "order", self.max_order)
 
-    def begin(self, levels: list[Level]) -> Carry:
+    def begin(self, levels: list[Level[float]]) -> Carry:
         """The weights of every step (newest velocity first), and no history."""
         angles = np.array([level.angle for level in levels])
         return (self._weights(angles, i) for i in range(len(levels) - 1)), []
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Carry
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
         """One forward."""
         weights, history = carry

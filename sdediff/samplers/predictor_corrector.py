@@ -1,8 +1,9 @@
-r"""Predictor-corrector (Song et al. 2021, algorithm 1 and appendix G): ancestral steps, each followed by Langevin moves.
+r"""Predictor-corrector (Song et al. 2021, algorithm 1 and appendix G): ancestral steps, each followed by Langevin.
 
 A move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, taken for each sample
-by its own norms. With a step size that does not shrink with the grid Langevin has a bias that does not either; here
-``e`` is multiplied by the step in lambda where that is below 1, which makes the whole a consistent method of order 1.
+by its own norms. Two provisos make it safe. Near a mode the score vanishes and ``e`` would explode, so it is held below
+what pure noise gets, ``2 snr^2 sin^2``. And where the step in lambda is below 1, ``e`` is multiplied by it: moves
+that do not shrink with the grid have a bias that does not either; so the whole is a consistent method of order 1.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class PredictorCorrector(StepSampler):
             )
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level, there: Level, noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
         """One forward, and one a correction."""
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)
         shrink = min(1.0, there.half_log_snr - here.half_log_snr)
         for k in range(self.corrections):
             z, eps = noise(k + 1), denoise(y, there).eps
-            ratio = sum_features(z.square()) / sum_features(eps.square())
-            size = expand(2.0 * self.snr**2 * shrink * ratio, y)  # in units of sin^2
-            y = y + there.sin * ((2.0 * size).sqrt() * z - size * eps)
+            ratio = (sum_features(z.square()) / sum_features(eps.square())).clamp(max=1.0)
+            size = 2.0 * self.snr**2 * shrink * ratio  # in units of sin^2
+            y = y + there.sin * (expand((2.0 * size).sqrt(), y) * z - expand(size, y) * eps)
         return y, carry

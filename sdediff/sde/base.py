@@ -122,7 +122,7 @@ class SDE(ABC):
         alpha, sigma = log_alpha.exp(), log_sigma.exp()
         return Level(t, alpha, sigma, log_alpha - log_sigma, torch.hypot(alpha, sigma), torch.atan2(sigma, alpha))
 
-    def levels(self, times: Tensor | Sequence[float]) -> list[Level]:
+    def levels(self, times: Tensor | Sequence[float]) -> list[Level[float]]:
         """The levels of a grid of times ``(N + 1,)`` as plain floats, ready for a solver's loop."""
         fields: list[Tensor] = [as_float64(f) for f in self.level(torch.as_tensor(times, dtype=torch.float64))]
         return [Level(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
@@ -211,9 +211,10 @@ class SDE(ABC):
         level = self.levels([self.t_max if t is None else t])[0]
         return (moments or Moments.zero(x.shape[1:])).log_prob(x, level)
 
-    def snap(self, times: Tensor) -> Tensor:
-        """Move times to the nearest ones at which networks of this process are trained: all, but for chains."""
-        return times
+    @property
+    def instants(self) -> Tensor | None:
+        """The times, from 0 up, at which networks of a discrete chain are trained; ``None`` where all times are."""
+        return None
 
     def discretize(self, steps: int) -> DDPM:
         """The variance-preserving chain with this process's log-SNR at the instants ``t_max i / N``."""
@@ -223,7 +224,7 @@ class SDE(ABC):
             raise ValueError(f"a chain needs at least 1 step, not {steps}")
         times = torch.linspace(0.0, self.t_max, steps + 1, dtype=torch.float64)[1:]
         times = times.clamp(max=self.t_max)
-        if steps and float(times[0]) < self.t_min:
+        if float(times[0]) < self.t_min:
             raise ValueError(f"{steps} steps put the first instant below t_min = {self.t_min:g}")
         log_cos = -0.5 * softplus(-2.0 * self.half_log_snr(times))
         return DDPM(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))

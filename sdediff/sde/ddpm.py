@@ -82,13 +82,9 @@ class DDPM(VariancePreserving):
         return len(self.betas)
 
     @property
-    def times(self) -> Tensor:
+    def instants(self) -> Tensor:
         """The chain's instants ``i/N``, i = 0..N, float64."""
         return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
-
-    def snap(self, times: Tensor) -> Tensor:
-        """The nearest instants ``i/N`` of the chain."""
-        return (times * self.steps).round() / self.steps
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:

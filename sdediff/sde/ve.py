@@ -29,8 +29,7 @@ class VESDE(SDE):
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"sigma needs 0 < sigma_min < sigma_max, not sigma_min = {self.sigma_min}, "
-                f"sigma_max = {self.sigma_max}"
+                f"sigma needs 0 < sigma_min < sigma_max, not sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}"
             )
 
     @property

@@ -1,0 +1,211 @@
+"""``solve``: a state from one time to another by any solver. ``sample``: that, from noise to data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdediff.denoiser import Denoiser
+from sdediff.grids import GRIDS, Grid
+from sdediff.noise import NoiseSource
+from sdediff.numerics import choose
+from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
+from sdediff.samplers.base import Progress
+from sdediff.types import Solution
+
+GridLike = str | Grid | Sequence[float] | Tensor
+
+
+def resolve(
+    solver: str | Sampler, *, steps: int | None = None, rtol: float | None = None, atol: float | None = None
+) -> Sampler:
+    """The sampler that a name means, with the tolerances given.
+
+    Raises:
+        ValueError: for an unknown name; for both steps and tolerances; for either where the solver has no such thing.
+    """
+    wants_adaptive = rtol is not None or atol is not None
+    if wants_adaptive and steps is not None:
+        raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
+    name = solver if isinstance(solver, str) else type(solver).__name__
+    if isinstance(solver, str):
+        sampler = choose(SAMPLERS, ADAPTIVE.get(solver, solver) if wants_adaptive else solver, "solver")
+    else:
+        sampler = solver
+    if wants_adaptive and not sampler.adaptive:
+        choices = [key for key, value in SAMPLERS.items() if value.adaptive or key in ADAPTIVE]
+        raise ValueError(f"solver {name!r} takes steps, not rtol/atol; adaptive ones are: {', '.join(choices)}")
+    if steps is not None and sampler.adaptive:
+        raise ValueError(f"solver {name!r} is adaptive: give rtol/atol, not steps")
+    given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if len(given) == 1:  # one tolerance given means both
+        value = next(iter(given.values()))
+        given = {"rtol": value, "atol": value}
+    return dataclasses.replace(sampler, **given) if given else sampler  # type: ignore[type-var]
+
+
+def place(
+    sampler: Sampler, model: Denoiser, steps: int | None, grid: GridLike | None, ends: tuple[float, float]
+) -> Tensor:
+    """The times of a solve, float64 ``(N + 1,)``."""
+    if grid is not None and not isinstance(grid, str | Grid):
+        times = torch.as_tensor(grid, dtype=torch.float64)
+        if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
+            raise ValueError("a grid given as times needs at least two finite numbers in a row")
+        if steps is not None and steps != len(times) - 1:
+            raise ValueError(f"the grid has {len(times) - 1} steps, but steps = {steps} was given")
+        return times
+    if sampler.adaptive:
+        return torch.tensor(ends, dtype=torch.float64)
+    rule = choose(GRIDS, sampler.grid if grid is None else grid, "grid") if not isinstance(grid, Grid) else grid
+    return rule(model.sde, rule.default_steps(model.sde, sampler.steps) if steps is None else steps, *ends)
+
+
+def solve(
+    model: Denoiser,
+    x: Tensor,
+    solver: str | Sampler = "ode",
+    *,
+    t_from: float | None = None,
+    t_to: float | None = None,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+    path: bool = False,
+    progress: Progress | None = None,
+) -> Solution:
+    """Take a state from one time to another.
+
+    Args:
+        model: a denoiser with its process.
+        x: the state ``(B, *shape)`` at ``t_from``, a float tensor.
+        solver: a name from ``SAMPLERS`` or a sampler.
+        t_from: time of ``x``; ``t_max`` by default.
+        t_to: time of the result; ``t_min`` by default, 0 for the data themselves. Deterministic solvers go both ways.
+        steps: number of intervals of a fixed grid; the solver's default if neither this nor a tolerance is given.
+        grid: a name from ``GRIDS``, a grid, or the times themselves; the solver's default if not given.
+        rtol: relative tolerance of an adaptive solver.
+        atol: absolute tolerance; one tolerance given alone stands for both.
+        seed: of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
+        first: index of the batch's first sample.
+        path: whether to return the states at all nodes.
+        progress: called as ``progress(done, total)``.
+
+    Returns:
+        A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
+
+    Raises:
+        ValueError: for a state that is not a finite float tensor, or options that are unknown or do not go together.
+        FloatingPointError: if the result is not finite.
+    """
+    check_state(x)
+    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol)
+    sde = model.sde
+    ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
+    times = place(sampler, model, steps, grid, ends)
+    if sampler.stochastic and bool((times.diff() >= 0.0).any()):
+        raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
+    noise = NoiseSource(seed, x.shape, first=first, dtype=x.dtype, device=x.device)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        return sampler.sample(model, sde, x, times, noise, path=path, progress=progress)
+
+
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: str | Sampler = "ode",
+    *,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+    prior: str = "moments",
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw samples: from the prior at ``t_max`` to the data.
+
+    Args:
+        model: a denoiser with its process.
+        shape: ``(n, *shape)``.
+        solver: a name from ``SAMPLERS`` or a sampler.
+        steps: see :func:`solve`.
+        grid: see :func:`solve`.
+        rtol: see :func:`solve`.
+        atol: see :func:`solve`.
+        seed: sample k is a function of ``(seed, first + k)`` alone, whatever the batch size.
+        first: index of the first sample.
+        prior: ``"moments"`` starts from the Gaussian with the data's mean and covariance where the model knows them
+            (else the standard one), ``"standard"`` from ``N(0, sigma^2)``.
+        batch_size: samples solved at a time; all by default.
+        dtype: of the states; the network's, or torch's default where it has none.
+        device: of the states; the network's by default.
+        progress: called as ``progress(done, total)``, over all batches.
+
+    Returns:
+        Tensor ``(n, *shape)``.
+
+    Raises:
+        ValueError: for options that are unknown or do not go together.
+        FloatingPointError: if the result is not finite.
+    """
+    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    parameter = next(model.parameters(), None)
+    dtype = dtype or (torch.get_default_dtype() if parameter is None else parameter.dtype)
+    place_on = device if device is not None else ("cpu" if parameter is None else parameter.device)
+    n, *item = shape
+    size = n if batch_size is None else batch_size
+    if n < 1 or size < 1:
+        raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
+    parts = []
+    for start in range(0, n, size):
+        count = min(size, n - start)
+        x = model.sde.prior_sample(
+            (count, *item),
+            moments=moments,
+            noise=NoiseSource(seed, (count, *item), first=first + start, dtype=dtype, device=place_on),
+        )
+
+        def report(done: int, total: int, batch: int = start // size) -> None:
+            if progress is not None:
+                progress(batch * total + done, total * -(-n // size))
+
+        parts.append(
+            solve(
+                model,
+                x,
+                solver,
+                t_to=0.0,
+                steps=steps,
+                grid=grid,
+                rtol=rtol,
+                atol=atol,
+                seed=seed,
+                first=first + start,
+                progress=report,
+            ).x
+        )
+    return torch.cat(parts)
+
+
+def check_state(x: Tensor) -> None:
+    """Refuse what is not a batch of finite float states.
+
+    Raises:
+        ValueError: naming what came.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"a state must be a float tensor (B, *shape), not {came}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("the state holds NaN or infinity")

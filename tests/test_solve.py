@@ -1,0 +1,156 @@
+"""``solve`` and ``sample``: options, times, batches, and that samples have the data's law."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import sdediff
+from sdediff.grids import Power
+from sdediff.samplers.heun import Heun
+from sdediff.solve import resolve
+
+MIXTURE = sdediff.analytic.GaussianMixture([[-1.5, 0.0], [1.0, 1.0]], [0.05, 0.2], [0.4, 0.6])
+MODEL = MIXTURE.model(sdediff.VPSDE())
+
+
+def start(n=8, **options):
+    return MODEL.sde.prior_sample((n, 2), dtype=torch.float64, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "nope"}, "unknown solver 'nope'; choose one of: ode, sde"),
+        ({"steps": 10, "rtol": 1e-3}, "either steps .* or rtol/atol"),
+        ({"solver": "heun", "rtol": 1e-3}, "takes steps, not rtol/atol; adaptive ones are: ode, dopri5"),
+        ({"solver": "dopri5", "steps": 10}, "is adaptive: give rtol/atol, not steps"),
+        ({"rtol": -1.0}, "rtol and atol must be positive"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"steps": -3}, "steps must be at least 1, not -3"),
+        ({"grid": "nope"}, "unknown grid 'nope'"),
+        ({"grid": [1.0]}, "at least two finite numbers"),
+        ({"grid": [1.0, 0.5, 1e-3], "steps": 7}, "the grid has 2 steps, but steps = 7"),
+        ({"t_from": 1.5}, "time 1.5 is outside"),
+        ({"t_from": 0.5, "t_to": 0.5}, "must differ"),
+        ({"solver": "sde", "t_from": 1e-3, "t_to": 1.0}, "only go from noise to data"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        sdediff.solve(MODEL, start(), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3), torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), torch.nan), [[0.0]]]
+)
+def test_a_state_must_be_a_finite_float_batch(x):
+    with pytest.raises(ValueError, match=r"state"):
+        sdediff.solve(MODEL, x)
+
+
+def test_a_diverging_model_is_reported():
+    broken = sdediff.ScoreModel(lambda x, t: x / 0.0, sdediff.VPSDE())
+    with pytest.raises(FloatingPointError, match="did not stay finite"):
+        sdediff.solve(broken, start())
+
+
+def test_one_tolerance_stands_for_both_and_names_switch_to_the_adaptive_twin():
+    assert (resolve("ode", rtol=1e-3).rtol, resolve("ode", rtol=1e-3).atol) == (1e-3, 1e-3)
+    assert (resolve("ode", rtol=1e-3, atol=1e-8).rtol, resolve("ode", rtol=1e-3, atol=1e-8).atol) == (1e-3, 1e-8)
+    assert resolve("ode").adaptive is False
+    assert resolve("ode", atol=1e-8).adaptive is True
+
+
+def test_steps_are_forwards_and_times_are_returned():
+    x = start()
+    for name in ("ode", "sde", "ancestral", "ddim"):
+        solution = sdediff.solve(MODEL, x, name, steps=7, t_to=1e-3)
+        assert solution.nfe == 7
+        assert (len(solution.times), solution.times[0], solution.times[-1]) == (8, 1.0, 1e-3)
+
+
+def test_a_grid_may_be_a_name_a_rule_or_times():
+    x = start()
+    by_name = sdediff.solve(MODEL, x, "heun", grid="quadratic", steps=6, t_to=1e-3)
+    by_rule = sdediff.solve(MODEL, x, Heun(), grid=Power(2.0), steps=6, t_to=1e-3)
+    by_times = sdediff.solve(MODEL, x, "heun", grid=by_name.times)
+    assert torch.equal(by_name.x, by_rule.x)
+    assert torch.equal(by_name.x, by_times.x)
+
+
+def test_a_path_holds_every_node():
+    solution = sdediff.solve(MODEL, start(), steps=5, path=True, t_to=1e-3)
+    assert solution.path.shape == (6, 8, 2)
+    assert torch.equal(solution.path[0], start())
+    assert torch.equal(solution.path[-1], solution.x)
+    # every node of the path is where a solve that stops there ends
+    stopped = sdediff.solve(MODEL, start(), grid=solution.times[:4])
+    assert torch.allclose(stopped.x, solution.path[3], rtol=0, atol=1e-14)
+
+
+def test_progress_reports_every_step():
+    seen = []
+    sdediff.sample(MODEL, (5, 2), steps=3, batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 9) for i in range(1, 10)]
+
+
+@pytest.mark.parametrize("solver", ["ode", "sde", "ancestral", "pc", "euler-maruyama", "torchsde-srk"])
+def test_sample_k_does_not_depend_on_the_batch(solver):
+    options = {"solver": solver, "steps": 6, "dtype": torch.float64, "seed": 3}
+    whole = sdediff.sample(MODEL, (7, 2), **options)
+    chunked = sdediff.sample(MODEL, (7, 2), batch_size=3, **options)
+    alone = sdediff.sample(MODEL, (1, 2), first=5, **options)
+    assert torch.allclose(whole, chunked, rtol=0, atol=1e-12)  # rounding of batched products
+    assert torch.allclose(whole[5], alone[0], rtol=0, atol=1e-12)
+    assert not torch.allclose(whole, sdediff.sample(MODEL, (7, 2), **{**options, "seed": 4}), atol=1e-2)
+
+
+def test_the_matched_prior_is_the_data_s_gaussian():
+    """Mean of 20,000 draws at t = 0.3: z-test a coordinate at 5 standard errors (false alarm 1e-6)."""
+    z = MODEL.sde.prior_sample((20_000, 2), t=0.3, moments=MODEL.moments, dtype=torch.float64)
+    alpha, sigma = float(MODEL.sde.alpha(0.3)), float(MODEL.sde.sigma(0.3))
+    covariance = alpha**2 * MIXTURE.covariance + sigma**2 * torch.eye(2)
+    error = (z.mean(0) - alpha * MIXTURE.mean) / (covariance.diagonal() / len(z)).sqrt()
+    assert error.abs().max() < 5.0
+    spread = (torch.cov(z.T) - covariance) / covariance.diagonal().max()
+    assert spread.abs().max() < 5.0 * (2.0 / len(z)) ** 0.5
+    standard = MODEL.sde.prior_sample((20_000, 2), t=0.3, dtype=torch.float64)  # negative control
+    assert (standard.mean(0) - alpha * MIXTURE.mean).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("solver", ["ode", "sde", "ancestral"])
+@pytest.mark.parametrize(
+    "sde", [sdediff.VPSDE(), sdediff.VESDE(), sdediff.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_samples_have_the_law_of_the_data(solver, sde):
+    """Kolmogorov-Smirnov on the first coordinate, 4,000 draws, level 1e-6; a shifted mixture must be caught."""
+    draws = sdediff.sample(MIXTURE.model(sde), (4000, 2), solver, steps=100, dtype=torch.float64)[:, 0].numpy()
+
+    def cdf(v, shift=0.0):
+        return sum(
+            float(w) * stats.norm.cdf(v, float(m[0]) + shift, s**0.5)
+            for w, m, s in zip(MIXTURE.weights, MIXTURE.means, (0.05, 0.2), strict=True)
+        )
+
+    assert stats.kstest(draws, cdf).pvalue > 1e-6
+    assert stats.kstest(draws, lambda v: cdf(v, 0.1)).pvalue < 1e-6
+
+
+def test_the_global_generators_are_untouched():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    sdediff.sample(MODEL, (4, 2), "sde", steps=3)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_gradients_flow_when_asked_for():
+    x = start().requires_grad_()
+    out = sdediff.solve(MODEL, x, steps=4, t_to=1e-3).x
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    bumped = x.detach().clone()
+    bumped[0, 0] += 1e-6
+    difference = sdediff.solve(MODEL, bumped, steps=4, t_to=1e-3).x.sum() - out.detach().sum()
+    assert float(difference / 1e-6) == pytest.approx(float(grad[0, 0]), rel=1e-4)
+    assert not sdediff.solve(MODEL, start(), steps=4).x.requires_grad
