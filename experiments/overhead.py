@@ -31,14 +31,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 @click.command()
 @click.option("--batch", default=64, show_default=True)
-@click.option("--repeats", default=7, show_default=True)
+@click.option("--repeats", default=5, show_default=True)
 @click.option("--profile", is_flag=True, help="Print the operator profile of one solve.")
 def main(batch: int, repeats: int, profile: bool) -> None:
     model = default_model()
     x = model.sde.prior_sample((batch, *model.data.shape), seed=0)
     print(f"{'solver':20} {'forwards':>8} {'ms/forward':>11} {'overhead':>9}")
     for name, sampler in sdediff.SAMPLERS.items():
-        options = {"rtol": 1e-2} if sampler.adaptive else {"steps": 20}
+        options = {"rtol": 1e-2} if sampler.adaptive else {"steps": 10}
         nfe = sdediff.solve(model, x, name, **options).nfe
         t = torch.full((batch,), 0.5)
         shares, per_forward = [], []
@@ -51,7 +51,7 @@ def main(batch: int, repeats: int, profile: bool) -> None:
         print(f"{name:20} {nfe:8} {statistics.median(per_forward):11.2f} {statistics.median(shares):9.1%}")
     if profile:
         with torch.profiler.profile() as record:
-            sdediff.solve(model, x, "ode", steps=20)
+            sdediff.solve(model, x, "ode", steps=10)
         print(record.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 

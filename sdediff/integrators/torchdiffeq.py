@@ -57,6 +57,7 @@ def integrate(
 
     Raises:
         ValueError: for an unknown method.
+        FloatingPointError: if the step size underflows or the state overflows.
     """
     choose(_METHODS, method, "torchdiffeq method")
     if start == end:
@@ -77,13 +78,16 @@ def integrate(
     clocks = [0.0, span] if nodes is None else [abs(node - start) for node in nodes]
     times = torch.tensor(clocks, dtype=clock_dtype, device=device)
     options = {} if method in FIXED_METHODS else {"norm": _worst_sample, "step_t": times[-1:], "dtype": clock_dtype}
-    parts = torchdiffeq.odeint(
-        forward,
-        tuple(part.to(common) for part in state),
-        times,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-    )
+    try:
+        parts = torchdiffeq.odeint(
+            forward,
+            tuple(part.to(common) for part in state),
+            times,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+        )
+    except AssertionError as error:  # its way to say that the step shrank to nothing or the state overflowed
+        raise FloatingPointError(f"{method} gave up ({error}); try looser tolerances") from None
     return tuple(part[-1].to(dtype) for part, dtype in zip(parts, dtypes, strict=True))
