@@ -4,8 +4,10 @@ The public names are these; see the README for an example.
 """
 
 from sdediff import analytic
+from sdediff.checkpoint import load, save
 from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
 from sdediff.grids import GRIDS
+from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
 from sdediff.moments import Moments
 from sdediff.noise import BrownianPath, NoiseSource
 from sdediff.predictions import PREDICTIONS
@@ -26,12 +28,15 @@ __all__ = [
     "SDES",
     "VESDE",
     "VPSDE",
+    "BitsPerDim",
     "BrownianPath",
     "Clip",
     "CosineVPSDE",
     "DataInfo",
     "Denoiser",
+    "Elbo",
     "Level",
+    "LogLikelihood",
     "Moments",
     "NoiseSource",
     "RectifiedFlow",
@@ -41,9 +46,14 @@ __all__ = [
     "SubVPSDE",
     "Threshold",
     "analytic",
+    "bits_per_dim",
     "decode",
+    "elbo",
     "encode",
     "interpolate",
+    "load",
+    "log_likelihood",
     "sample",
+    "save",
     "solve",
 ]

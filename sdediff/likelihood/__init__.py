@@ -1,0 +1,7 @@
+"""Likelihood: through the probability-flow ODE, by the chain's variational bound, and in bits a dimension."""
+
+from sdediff.likelihood.bits import BitsPerDim, bits_per_dim
+from sdediff.likelihood.elbo import Elbo, elbo
+from sdediff.likelihood.ode import LogLikelihood, log_likelihood
+
+__all__ = ["BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"]
