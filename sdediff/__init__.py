@@ -1,23 +1,44 @@
 """sdediff: DDPM chains as variance-preserving SDEs; samplers, deterministic encoding and likelihood on top.
 
-The public names are these; see the README for an example.
+The public names are these; see the README for an example. They are imported when first asked for, so that the command
+line answers before torch is loaded.
 """
 
-from sdediff import analytic
-from sdediff.checkpoint import load, save
-from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
-from sdediff.grids import GRIDS
-from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
-from sdediff.moments import Moments
-from sdediff.noise import BrownianPath, NoiseSource
-from sdediff.predictions import PREDICTIONS
-from sdediff.samplers import SAMPLERS
-from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
-from sdediff.solve import sample, solve
-from sdediff.transport import decode, encode, interpolate
-from sdediff.types import DataInfo, Level, Solution, Split
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdediff import analytic
+    from sdediff.checkpoint import load, save
+    from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
+    from sdediff.grids import GRIDS
+    from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
+    from sdediff.moments import Moments
+    from sdediff.noise import BrownianPath, NoiseSource
+    from sdediff.predictions import PREDICTIONS
+    from sdediff.samplers import SAMPLERS
+    from sdediff.sampling import sample, solve
+    from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+    from sdediff.transport import decode, encode, interpolate
+    from sdediff.types import DataInfo, Level, Solution, Split
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "checkpoint": ("load", "save"),
+    "denoiser": ("Clip", "Denoiser", "ScoreModel", "Threshold"),
+    "grids": ("GRIDS",),
+    "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
+    "moments": ("Moments",),
+    "noise": ("BrownianPath", "NoiseSource"),
+    "predictions": ("PREDICTIONS",),
+    "samplers": ("SAMPLERS",),
+    "sampling": ("sample", "solve"),
+    "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),
+    "transport": ("decode", "encode", "interpolate"),
+    "types": ("DataInfo", "Level", "Solution", "Split"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DDPM",
@@ -57,3 +78,21 @@ __all__ = [
     "save",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, on first use (PEP 562)."""
+    if name in _HOME:
+        value = getattr(import_module(f"sdediff.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    try:
+        return import_module(f"sdediff.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"sdediff.{name}":
+            raise
+        raise AttributeError(f"module 'sdediff' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

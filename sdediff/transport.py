@@ -14,7 +14,7 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.numerics import expand, flatten
 from sdediff.samplers import Sampler
-from sdediff.solve import resolve, solve
+from sdediff.sampling import resolve, solve
 from sdediff.types import Solution
 
 DEFAULT_TOLERANCE = 1e-6
@@ -38,10 +38,10 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
         model: a denoiser with its process.
         x: data ``(B, *shape)``.
         solver: a deterministic solver; ``"ode"`` with no further option is adaptive at 1e-6.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``progress`` as in :func:`~sdediff.solve.solve`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``progress`` of :func:`~sdediff.sampling.solve`.
 
     Raises:
-        ValueError: for a stochastic solver, or as :func:`~sdediff.solve.solve`.
+        ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
     return _transport(model, x, solver, (model.sde.t_min, model.sde.t_max), options).x
 
@@ -50,7 +50,7 @@ def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options:
     """Data of latents: the inverse of :func:`encode`, with the same options.
 
     Raises:
-        ValueError: for a stochastic solver, or as :func:`~sdediff.solve.solve`.
+        ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
     return _transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options).x
 

@@ -28,7 +28,7 @@ def test_examples_run(capsys):
     try:
         scope: dict[str, object] = {}
         for block in blocks:
-            exec(compile(block, str(README), "exec"), scope)  # noqa: S102
+            exec(compile(block, str(README), "exec"), scope)
     finally:
         sdediff.SAMPLERS.clear()
         sdediff.SAMPLERS.update(before)

@@ -8,7 +8,7 @@ from scipy import stats
 import sdediff
 from sdediff.grids import Power
 from sdediff.samplers.heun import Heun
-from sdediff.solve import resolve
+from sdediff.sampling import resolve
 
 MIXTURE = sdediff.analytic.GaussianMixture([[-1.5, 0.0], [1.0, 1.0]], [0.05, 0.2], [0.4, 0.6])
 MODEL = MIXTURE.model(sdediff.VPSDE())
@@ -139,10 +139,10 @@ def test_samples_have_the_law_of_the_data(solver, sde):
 
 
 def test_the_global_generators_are_untouched():
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     sdediff.sample(MODEL, (4, 2), "sde", steps=3)
     assert torch.equal(before[0], torch.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_gradients_flow_when_asked_for():

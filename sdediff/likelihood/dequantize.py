@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff.data.levels import bin_width, to_values
 from sdediff.noise import NoiseSource
-from sdediff.solve import check_state
+from sdediff.sampling import check_state
 from sdediff.types import DataInfo
 
 _STAGE = 2  # of the noise source: apart from the solvers' and the probes'

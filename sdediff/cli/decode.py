@@ -1,0 +1,99 @@
+"""``sdediff decode``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from torch import Tensor
+
+from sdediff.cli import tables
+from sdediff.cli.console import Console
+from sdediff.cli.items import in_batches, write_samples
+from sdediff.cli.options import (
+    PATH,
+    batch_size_option,
+    device_option,
+    force_option,
+    json_option,
+    number_option,
+    run_option,
+    solver_options,
+)
+from sdediff.cli.output import plan
+from sdediff.cli.runs import Run, counting, open_run
+from sdediff.cli.transport import DETERMINISTIC, transport_options
+from sdediff.data.files import load_items
+from sdediff.transport import decode
+
+EXAMPLES = """\
+  sdediff decode runs/digits/latents/latents.npz
+  sdediff decode z.npz --out back.png --solver heun --steps 50"""
+
+
+@click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
+@click.argument("latents", type=PATH)
+@run_option
+@number_option
+@solver_options(DETERMINISTIC)
+@batch_size_option(256)
+@device_option
+@click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: decoded/ in the run]")
+@force_option
+@json_option
+def command(
+    latents: Path,
+    run: Path | None,
+    number: int | None,
+    solver: str,
+    steps: int | None,
+    rtol: float | None,
+    atol: float | None,
+    grid: str | None,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Data of LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
+
+    With encode's solver it is encode's inverse. The default is adaptive, at a tolerance of 1e-6.
+    """
+    console = Console(as_json)
+    options = transport_options(solver, steps, rtol, atol, grid)
+    opened = open_run(run, device, console)
+    z = _read(latents, opened)[:number]
+    files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
+    start = time.perf_counter()
+    with console.bar("decoding", unit="item") as report, counting(opened.model) as count:
+        x = in_batches(z, batch_size, lambda part: decode(opened.model, part, solver, **options), report)
+    seconds, nfe = time.perf_counter() - start, count.items / len(z)
+    names = write_samples(x, opened, files, solver=solver)
+    console.say(
+        f"{len(x)} items of {latents}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n"
+        f"  picture  {files['.png']}\n  numbers  {files['.npz']}  ({names})"
+    )
+    console.result(
+        run=opened.folder,
+        latents=latents,
+        solver=solver,
+        items=len(x),
+        nfe=nfe,
+        seconds=seconds,
+        picture=files[".png"],
+        numbers=files[".npz"],
+    )
+
+
+def _read(file: Path, run: Run) -> Tensor:
+    """Latents ``(n, *shape)`` on the run's device.
+
+    Raises:
+        ValueError: if the file holds none, or none of the run's shape.
+    """
+    z = load_items(file, ("latents",))
+    if not z.is_floating_point() or tuple(z.shape[1:]) != run.info.shape:
+        raise ValueError(f"{file}: the run's latents are floats {run.info.shape}, these {z.dtype} {tuple(z.shape[1:])}")
+    return z.to(run.device)

@@ -1,0 +1,120 @@
+"""``sdediff info``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdediff.checkpoint import describe, latest_run
+from sdediff.cli import tables
+from sdediff.cli.console import Console, columns
+from sdediff.cli.options import json_option, run_option
+from sdediff.cli.runs import Run, open_run, read_metrics, run_config
+from sdediff.config import PROCESSES
+from sdediff.data import DATASETS
+from sdediff.grids import GRIDS
+from sdediff.networks import NETWORKS
+from sdediff.predictions import PREDICTIONS
+from sdediff.samplers import SAMPLERS
+from sdediff.training import TIME_LAWS, WEIGHTINGS
+
+EPILOG = """\b
+Examples:
+  sdediff info                    # the most recent run
+  sdediff info --run runs/digits --json
+  sdediff info --list             # solvers, grids, processes, data sets
+"""
+
+
+@click.command("info", epilog=EPILOG)
+@run_option
+@click.option("--list", "listing", is_flag=True, help="What there is to choose from, instead of a run.")
+@json_option
+def command(run: Path | None, listing: bool, as_json: bool) -> None:
+    """What a run holds: process, network, data, training.
+
+    With --list, or where there is no run yet: the solvers, grids, processes and data sets.
+    """
+    console = Console(as_json)
+    if listing or (run is None and not _any_run()):
+        return _list(console)
+    opened = open_run(run, "cpu", console)
+    facts = _facts(opened)
+    console.say(f"{opened.folder}\n" + columns([[name, line] for name, line in _lines(facts).items()]))
+    return console.result(run=opened.folder, **facts)
+
+
+def _any_run() -> bool:
+    try:
+        latest_run()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _list(console: Console) -> None:
+    console.say("\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.datasets()]))
+    console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
+    lists: dict[str, Mapping[str, object]] = {
+        "solvers": SAMPLERS,
+        "grids": GRIDS,
+        "processes": PROCESSES,
+        "networks": NETWORKS,
+        "predictions": PREDICTIONS,
+        "time_laws": TIME_LAWS,
+        "weightings": WEIGHTINGS,
+        "data": DATASETS,
+    }
+    console.result(**{name: list(table) for name, table in lists.items()})
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Everything there is to say about a run, for machines."""
+    config, metrics = run_config(run.folder), read_metrics(run.folder)
+    sde = run.model.sde
+    return {
+        **describe(run.model),
+        "log_snr": [2.0 * float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min)],
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "steps": max((steps[-1] for steps, _ in metrics.values()), default=None),
+        "training": None if config is None else config.training.model_dump(),
+        "last": {name: values[-1] for name, (_, values) in metrics.items()},
+    }
+
+
+def _lines(facts: dict[str, Any]) -> dict[str, str]:
+    """The same for people."""
+    data, training = facts["data"], facts["training"]
+    low, high = facts["log_snr"]
+    lines = {
+        "data": f"{data['name']}, items {tuple(data['shape'])}, "
+        + (
+            "continuous"
+            if data["levels"] is None
+            else f"{data['levels']} levels on [{data['low']:g}, {data['high']:g}]"
+        ),
+        "process": f"{_entry(facts['sde'])}, log-SNR {low:.3g} to {high:.3g}",
+        "network": f"{_entry(facts['network'])}, {facts['parameters']:,} parameters",
+        "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
+    }
+    if training is not None:
+        names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "seed")
+        lines["training"] = f"{facts['steps']} of {training['steps']} steps, " + ", ".join(
+            f"{name} {training[name]}" for name in names
+        )
+    if facts["last"]:
+        lines["last"] = ", ".join(f"{name} {value:.4g}" for name, value in facts["last"].items())
+    return lines
+
+
+def _entry(section: dict[str, Any]) -> str:
+    """Name and parameters; a chain's thousand betas as their number."""
+    given = {name: value for name, value in section.items() if name not in ("name", "shape") and value is not None}
+    texts = (
+        f"{name}={f'({len(value)} values)' if isinstance(value, list | tuple) and len(value) > 8 else value}"
+        for name, value in given.items()
+    )
+    return f"{section['name']}({', '.join(texts)})"

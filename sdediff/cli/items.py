@@ -1,0 +1,103 @@
+"""Items in and out: what a command reads as DATA, and how it writes samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdediff import plots
+from sdediff.cli.console import Report
+from sdediff.cli.output import write_npz
+from sdediff.cli.runs import Run, run_config
+from sdediff.data import DATASETS, load_dataset, to_levels, to_values
+from sdediff.data.files import load_items
+
+NAMES = ("x_test", "data", "levels", "samples")
+"""Arrays of an ``.npz`` that are items; the levels of samples go before their values."""
+
+SHOWN = {True: 400, False: 20_000}
+"""Most items in one picture: images, points."""
+
+
+def read_items(data: str | None, run: Run, number: int | None = None) -> tuple[Tensor, str]:
+    """Items ``(n, *shape)`` in the order of their file, integer levels or floats, and what they are in words.
+
+    Args:
+        data: a name (its held-out part), a file or folder (all of it), or ``None``, or what the run was trained on, for
+            what it held out.
+        run: whose data they must be like.
+        number: only the first so many.
+
+    Raises:
+        FileNotFoundError: if they are not there.
+        ValueError: if they cannot be read, or are not of the shape of the run's data.
+    """
+    items, words = _items(data, run)
+    if tuple(items.shape[1:]) != run.info.shape:
+        raise ValueError(f"{words}: the run's items have shape {run.info.shape}, these {tuple(items.shape[1:])}")
+    if run.info.levels is None:
+        items = items.float()
+    elif not items.is_floating_point():
+        to_values(items, run.info)  # says which levels are allowed
+    return items[:number], words
+
+
+def _items(data: str | None, run: Run) -> tuple[Tensor, str]:
+    config = run_config(run.folder)
+    if data is None and config is None:
+        raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
+    own = config is not None and data in (None, config.data.name)
+    if config is not None and own:  # with its own seed: another would hold out what it was trained on
+        return load_dataset(config.data.name, config.data.seed).held_out, f"held-out {config.data.name}"
+    name = str(data)
+    if name in DATASETS or not Path(name).exists():
+        return load_dataset(name).held_out, f"held-out {name}"
+    return load_items(Path(name), NAMES), name
+
+
+def as_values(items: Tensor, run: Run) -> Tensor:
+    """Items as the model sees them, on its device: levels at the centres of their bins, floats as they are."""
+    values = items if items.is_floating_point() else to_values(items, run.info)
+    return values.to(run.device)
+
+
+def in_batches(x: Tensor, size: int, work: Callable[[Tensor], Tensor], report: Report) -> Tensor:
+    """``work`` on ``size`` items at a time; the results in one tensor on the CPU."""
+    parts = []
+    for start in range(0, len(x), size):
+        parts.append(work(x[start : start + size]).cpu())
+        report(min(start + size, len(x)), len(x))
+    return torch.cat(parts)
+
+
+def arrays_of(x: Tensor, run: Run) -> dict[str, Any]:
+    """Samples as they are and, for integer data, as levels in the smallest type that holds them."""
+    if run.info.levels is None:
+        return {"samples": x.numpy()}
+    levels = to_levels(x, run.info).numpy()
+    return {"samples": x.numpy(), "levels": levels.astype(np.min_scalar_type(run.info.levels - 1))}
+
+
+def write_samples(x: Tensor, run: Run, files: Mapping[str, Path], **also: Any) -> str:
+    """Write samples ``(n, *shape)`` as ``.npz``, with what else there is, and a picture; the arrays' names.
+
+    The picture shows at most as many as can be told apart; points lie on the held-out data.
+    """
+    arrays = arrays_of(x, run)
+    write_npz(files[".npz"], {**arrays, **also})
+    image = plots.is_image(run.info.shape)
+    plots.picture(x[: SHOWN[image]], run.info, files[".png"], reference=None if image else backdrop(run))
+    return ", ".join(arrays)
+
+
+def backdrop(run: Run) -> Tensor | None:
+    """The held-out points to draw beneath others, if they are still there."""
+    try:
+        return _items(None, run)[0]
+    except (ValueError, OSError):  # a picture without them is better than none
+        return None

@@ -1,0 +1,98 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sdediff.cli.group import choices, nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+POSITIVE = click.FloatRange(min=0.0, min_open=True)
+COUNT = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
+
+
+class TableName(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
+    """A name of one of the library's tables.
+
+    Args:
+        table: the table.
+        what: its entries are called.
+    """
+
+    name = "name"
+
+    def __init__(self, table: Mapping[str, Any], what: str) -> None:
+        self.table, self.what = table, what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself, if it is one."""
+        if value not in self.table:
+            self.fail(
+                f"unknown {self.what} {value!r}{nearest(str(value), self.table)}; {choices(self.table)}", param, ctx
+            )
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Names that begin so."""
+        return [click.shell_completion.CompletionItem(name) for name in self.table if name.startswith(incomplete)]
+
+
+def together(*options: Decorator[Any]) -> Decorator[Any]:
+    """Several options as one decorator, in the order of the help."""
+
+    def apply(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+def solver_options(table: Mapping[str, Any], default: str = "ode") -> Decorator[Any]:
+    """``--solver --steps --rtol --atol --grid`` for the solvers in ``table``."""
+    from sdediff.grids import GRIDS
+
+    return together(
+        click.option(
+            "--solver",
+            type=TableName(table, "solver"),
+            default=default,
+            show_default=True,
+            help="One of the solvers below.",
+        ),
+        click.option("--steps", type=COUNT, help="Steps of a fixed grid.  [default: the solver's own]"),
+        click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
+        click.option("--atol", type=POSITIVE, help="Absolute tolerance; one given alone stands for both."),
+        click.option(
+            "--grid",
+            type=TableName(GRIDS, "grid"),
+            help=f"Where the steps go: {', '.join(GRIDS)}.  [default: the solver's own]",
+        ),
+    )
+
+
+def batch_size_option(default: int) -> Decorator[Any]:
+    """``--batch-size``."""
+    return click.option(
+        "--batch-size", type=COUNT, default=default, show_default=True, help="Items the network sees at a time."
+    )
+
+
+run_option = click.option("--run", type=PATH, help="Folder of the run.  [default: the most recent under runs/]")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest there is."
+)
+force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")
+data_argument = click.argument("data", required=False)
+number_option = click.option("-n", "--number", type=COUNT, help="Only the first N items.")

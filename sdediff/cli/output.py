@@ -1,0 +1,73 @@
+"""Files that a command writes: named and checked before the work, written in one step after it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdediff.checkpoint import write
+
+
+def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, force: bool = False) -> dict[str, Path]:
+    """Where the files of a command go, by suffix.
+
+    Args:
+        out: what the user said: a folder that exists, or a file whose suffix, if it has one, is replaced by each of
+            ``suffixes``. ``None`` leaves the choice here.
+        folder: where files go if nothing is said.
+        name: of the files if only a folder is known. Without ``force`` a number is added until the name is free.
+        suffixes: of the files.
+        force: replace files that exist.
+
+    Raises:
+        ValueError: if ``out`` has the suffix of another kind of file.
+        FileExistsError: if a file that was named exists, without ``force``.
+        OSError: if the folder cannot be made or written to.
+    """
+    if out is None or out.is_dir():
+        folder = folder if out is None else out
+        stem, number = folder / name, 1
+        while not force and any(path.exists() for path in _files(stem, suffixes).values()):
+            number += 1
+            stem = folder / f"{name}-{number}"
+    elif out.suffix not in suffixes and out.suffix[1:].isalpha():
+        raise ValueError(f"--out must end in {' or '.join(suffixes)} (or in nothing), not {out.suffix!r}: {out}")
+    else:
+        stem = out.with_suffix("") if out.suffix in suffixes else out
+    paths = _files(stem, suffixes)
+    taken = [str(path) for path in paths.values() if path.exists()]
+    if taken and not force:
+        raise FileExistsError(f"{' and '.join(taken)} exist{'s' if len(taken) == 1 else ''}; --force replaces")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=stem.parent):  # better to learn now than after the work that it is read-only
+            return paths
+    except OSError as error:
+        raise OSError(f"cannot write to {stem.parent}: {error.strerror}") from None
+
+
+def _files(stem: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    return {suffix: stem.with_name(stem.name + suffix) for suffix in suffixes}
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Named arrays as a compressed ``.npz``."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write(path, buffer.getvalue())
+
+
+def write_csv(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Columns of one length, with the row's number first; single values are repeated."""
+    rows = max(np.size(array) for array in arrays.values())
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["item", *arrays])
+    writer.writerows(zip(range(rows), *(np.broadcast_to(array, rows) for array in arrays.values()), strict=True))
+    write(path, buffer.getvalue().encode())

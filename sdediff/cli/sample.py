@@ -1,0 +1,111 @@
+"""``sdediff sample``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from sdediff.cli import tables
+from sdediff.cli.console import Console
+from sdediff.cli.items import write_samples
+from sdediff.cli.options import (
+    COUNT,
+    PATH,
+    batch_size_option,
+    device_option,
+    force_option,
+    json_option,
+    run_option,
+    seed_option,
+    solver_options,
+)
+from sdediff.cli.output import plan
+from sdediff.cli.runs import Run, counting, open_run
+from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.sampling import place, resolve, sample
+
+EXAMPLES = """\
+  sdediff sample                                 # 64, from the most recent run
+  sdediff sample --solver ode --steps 10 -n 100
+  sdediff sample --solver dopri5 --rtol 1e-6 --seed 7 --out seven.png
+  sdediff sample --solver sde --steps 200 --json"""
+
+
+@click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
+@run_option
+@solver_options(SAMPLERS)
+@click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="How many.")
+@seed_option
+@batch_size_option(256)
+@device_option
+@click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: samples/ in the run]")
+@force_option
+@json_option
+def command(
+    run: Path | None,
+    solver: str,
+    steps: int | None,
+    rtol: float | None,
+    atol: float | None,
+    grid: str | None,
+    number: int,
+    seed: int,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
+
+    Sample k is a function of the seed and k alone, whatever the number of samples and the batch size. The .npz holds
+    `samples` in the model's values and, for integer data, `levels`.
+    """
+    console = Console(as_json)
+    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol)
+    opened = open_run(run, device, console)
+    intervals = _intervals(sampler, opened, steps, grid)
+    files = plan(out, opened.folder / "samples", f"{solver}-seed{seed}", (".png", ".npz"), force=force)
+    start = time.perf_counter()
+    with console.bar("sampling") as report, counting(opened.model) as count:
+        x = sample(
+            opened.model,
+            (number, *opened.info.shape),
+            sampler,
+            steps=steps,
+            grid=grid,
+            seed=seed,
+            batch_size=batch_size,
+            progress=report,
+        ).cpu()
+    seconds = time.perf_counter() - start
+    nfe = count.items / number
+    arrays = write_samples(x, opened, files, seed=seed, solver=solver, nfe=nfe)
+    console.say(
+        f"{number} samples, solver {solver}, {'adaptive' if intervals is None else f'{intervals} steps'}, "
+        f"NFE {nfe:g}, {seconds:.2f} s"
+    )
+    console.say(f"  picture  {files['.png']}\n  numbers  {files['.npz']}  ({arrays})")
+    console.result(
+        run=opened.folder,
+        solver=solver,
+        steps=intervals,
+        nfe=nfe,
+        forwards=count.calls,
+        seconds=seconds,
+        seed=seed,
+        number=number,
+        picture=files[".png"],
+        numbers=files[".npz"],
+    )
+
+
+def _intervals(sampler: Sampler, run: Run, steps: int | None, grid: str | None) -> int | None:
+    """Steps that the solve will take, ``None`` where it chooses them itself; wrong combinations fail here."""
+    if sampler.adaptive:
+        if grid is not None:
+            raise ValueError("an adaptive solver chooses its own steps: give it no grid")
+        return None
+    return len(place(sampler, run.model, steps, grid, (run.model.sde.t_max, 0.0))) - 1

@@ -1,0 +1,66 @@
+"""The library's tables as text: what the help and ``sdediff info`` show of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdediff.cli.console import columns
+from sdediff.config import PROCESSES
+from sdediff.data import DATASETS
+from sdediff.data.toy import TOYS
+from sdediff.grids import GRIDS
+from sdediff.samplers import SAMPLERS, Sampler
+
+
+def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
+    """Name, order, cost and kind of every solver."""
+    rows = [
+        [
+            name,
+            str(solver.order),
+            solver.cost,
+            "-" if solver.adaptive else f"{solver.steps} on {solver.grid}",
+            "SDE" if solver.stochastic else "ODE",
+            repr(solver),
+        ]
+        for name, solver in table.items()
+    ]
+    return columns([["solver", "order", "forwards", "steps by default", "kind", "method"], *rows])
+
+
+def grids() -> str:
+    """Name and rule of every grid."""
+    return columns(
+        [["grid", "nodes", "rule"], *([name, summary(type(grid)), repr(grid)] for name, grid in GRIDS.items())]
+    )
+
+
+def processes() -> str:
+    """Name and parameters of every forward process."""
+    rows = [[name, _parameters(make), summary(make)] for name, make in PROCESSES.items()]
+    return columns([["process", "parameters", "what"], *rows])
+
+
+def datasets() -> str:
+    """Names of the data sets."""
+    rows = [[name, summary(TOYS.get(name, make))] for name, make in DATASETS.items()]
+    return columns([["data", "what"], *rows])
+
+
+def summary(thing: object) -> str:
+    """The first sentence of a docstring, without markup."""
+    text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split()).replace("`", "")
+    return re.split(r"\.(?: (?=[A-Z])|$)", text, maxsplit=1)[0]
+
+
+def _parameters(make: Callable[..., Any]) -> str:
+    given = inspect.signature(make).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given)
+
+
+def as_epilog(examples: str, *tables: str) -> str:
+    r"""Examples and tables as the end of a help text, each kept as it is (click's ``\b``)."""
+    return "\n\n".join(f"\b\n{block}" for block in (f"Examples:\n{examples}", *tables))

@@ -1,0 +1,142 @@
+"""``sdediff train``."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from torch import Tensor
+
+from sdediff import plots
+from sdediff.cli.console import Console
+from sdediff.cli.group import INTERRUPTED
+from sdediff.cli.options import COUNT, PATH, POSITIVE, device_option, json_option
+from sdediff.cli.runs import find_run, pick_device, read_metrics
+from sdediff.config import PROCESSES, Config
+from sdediff.data import DATASETS, load_dataset
+from sdediff.training import TrainResult, train
+from sdediff.training.loop import CONFIG, SAMPLES
+
+RUNS = Path("runs")
+DEFAULTS = Config().training
+
+EPILOG = f"""\b
+Examples:
+  sdediff train
+  sdediff train --data moons --steps 3000 --set sde.name=flow
+  sdediff train --data photos/ --run runs/photos --set network.width=64
+  sdediff train --resume --run runs/photos --steps 20000
+
+\b
+Data by name:
+  {", ".join(DATASETS)}
+
+\b
+Processes, for --set sde.name=:
+  {", ".join(PROCESSES)}
+
+{CONFIG} in the run shows every setting, to be used with --config or --set.
+"""
+
+
+@click.command("train", epilog=EPILOG)
+@click.option(
+    "--data", metavar="NAME|PATH", help="Data set, .npy or .npz file, or folder of images.  [default: digits]"
+)
+@click.option("--config", "file", type=PATH, help="Settings, as TOML or JSON; flags come on top.")
+@click.option("--run", type=PATH, help="Folder of the run.  [default: runs/<data>]")
+@click.option("--steps", type=COUNT, help=f"Optimiser steps.  [default: {DEFAULTS.steps}]")
+@click.option("--batch-size", type=COUNT, help=f"Items a step.  [default: {DEFAULTS.batch_size}]")
+@click.option("--lr", type=POSITIVE, help=f"Learning rate.  [default: {DEFAULTS.learning_rate:g}]")
+@click.option("--seed", type=int, help=f"Of weights, order, noise levels and noise.  [default: {DEFAULTS.seed}]")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+@click.option("--resume", is_flag=True, help="Go on with the run, with its own settings.")
+@click.option("--force", is_flag=True, help="Replace a run that exists.")
+@device_option
+@json_option
+def command(
+    data: str | None,
+    file: Path | None,
+    run: Path | None,
+    steps: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train a score network on data and write a run.
+
+    The network's moving average, its settings and metrics go to the run's folder, with a picture of samples every so
+    often. Ctrl-C saves first; --resume goes on, bit for bit.
+    """
+    console = Console(as_json)
+    place = pick_device(device)
+    flags = {
+        "data.name": data,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.learning_rate": lr,
+        "training.seed": seed,
+    }
+    changes = {key: value for key, value in flags.items() if value is not None} | _assignments(settings)
+    if resume and run is None:
+        run = find_run(console) if data is None else RUNS / Path(data).stem
+    kept = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
+    source = file or kept
+    config = (Config() if source is None else Config.load(source)).updated(changes)
+    folder = run or RUNS / Path(config.data.name).stem
+    if (folder / CONFIG).exists() and not (resume or force):
+        raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
+    dataset = load_dataset(config.data.name, config.data.seed)
+    console.note(f"training on {config.data.name} ({place}), to {folder}")
+
+    def draw(samples: Tensor, path: Path) -> None:
+        plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
+
+    result = train(config, folder, resume=resume, force=force, device=str(place), on_sample=draw)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        _report(result, console)
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _assignments(settings: Sequence[str]) -> dict[str, str]:
+    """``section.key=value`` of each ``--set``."""
+    for setting in settings:
+        if "=" not in setting:
+            raise ValueError(f"--set wants SECTION.KEY=VALUE, not {setting!r}")
+    return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
+
+
+def _report(result: TrainResult, console: Console) -> None:
+    """Say what came out, where it is, and what to do next."""
+    folder = result.run_dir
+    metrics = read_metrics(folder)
+    lines = {"training": "loss", "held out": "held_out_loss"}
+    plots.curves({name: metrics[key] for name, key in lines.items() if key in metrics}, folder / "loss.png")
+    if math.isnan(result.loss):
+        console.note(f"{folder} was finished already, after {result.steps:,} steps: --steps takes it further")
+    else:
+        console.say(
+            f"{'stopped after' if result.interrupted else 'trained'} {result.steps:,} steps, {result.seconds:.1f} s: "
+            f"loss {result.loss:.4f}, held out {result.held_out_loss:.4f}"
+        )
+    console.say(f"  run       {folder}")
+    console.say(f"  pictures  {folder / SAMPLES}/, {folder / 'loss.png'}")
+    console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}")
+    console.result(
+        run=folder,
+        steps=result.steps,
+        seconds=result.seconds,
+        loss=result.loss,
+        held_out_loss=result.held_out_loss,
+        interrupted=result.interrupted,
+    )

@@ -1,0 +1,150 @@
+"""Pictures say what their numbers say: read back pixel by pixel where they can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdediff import DataInfo, plots
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def tiles(pixels: np.ndarray, rows: int, columns: int, height: int, width: int) -> np.ndarray:
+    """Undo the grid: bytes ``(rows * columns, H, W, ...)``, each the one colour of its square."""
+    zoom = 64 // max(height, width)
+    gap = max(2, zoom // 2)
+    assert pixels.shape[:2] == (rows * (height * zoom + gap) + gap, columns * (width * zoom + gap) + gap)
+    found = []
+    for row in range(rows):
+        for column in range(columns):
+            top, left = gap + row * (height * zoom + gap), gap + column * (width * zoom + gap)
+            tile = pixels[top : top + height * zoom, left : left + width * zoom]
+            squares = tile.reshape(height, zoom, width, zoom, *tile.shape[2:])
+            assert (squares == squares[:, :1, :, :1]).all()  # crisp: every square has one colour
+            found.append(squares[:, 0, :, 0])
+    return np.stack(found)
+
+
+def test_image_grid_shows_every_pixel_crisply(tmp_path: Path) -> None:
+    levels = torch.arange(5 * 64).reshape(5, 1, 8, 8) % 17
+    plots.image_grid(levels, tmp_path / "x.png", low=0.0, high=16.0)
+    shown = tiles(read(tmp_path / "x.png"), 2, 3, 8, 8)
+    assert np.array_equal(shown[:5], np.round(levels[:, 0].numpy() * (255.0 / 16.0)))
+    assert len(np.unique(shown[5])) == 1  # the empty place
+    plots.image_grid(levels[:, 0], tmp_path / "y.png", low=0.0, high=16.0)
+    assert np.array_equal(read(tmp_path / "y.png"), read(tmp_path / "x.png"))
+
+
+def test_values_beyond_the_range_are_cut(tmp_path: Path) -> None:
+    plots.image_grid(torch.tensor([[[-3.0, -1.0], [1.0, 3.0]]]), tmp_path / "x.png", low=-1.0, high=1.0)
+    assert tiles(read(tmp_path / "x.png"), 1, 1, 2, 2)[0].tolist() == [[0, 0], [255, 255]]
+
+
+def test_colours_keep_their_channels(tmp_path: Path) -> None:
+    image = torch.zeros(1, 3, 4, 4)
+    image[0, 0], image[0, 2, 1, 3] = 1.0, 1.0
+    plots.image_grid(image, tmp_path / "x.png")
+    shown = tiles(read(tmp_path / "x.png"), 1, 1, 4, 4)[0]
+    assert shown[0, 0].tolist() == [255, 0, 0]
+    assert shown[1, 3].tolist() == [255, 0, 255]
+
+
+def test_filmstrip_has_a_row_for_every_sequence(tmp_path: Path) -> None:
+    frames = torch.arange(3 * 2 * 16.0).reshape(3, 2, 1, 4, 4) / 95.0
+    plots.filmstrip(frames, tmp_path / "x.png")
+    shown = tiles(read(tmp_path / "x.png"), 2, 3, 4, 4).reshape(2, 3, 4, 4)
+    assert np.array_equal(shown, np.round(frames[:, :, 0].transpose(0, 1).double().numpy() * 255.0))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 8, 8), (0, 1, 8, 8), (2, 64), (2, 1, 1, 8, 8)])
+def test_what_is_no_image_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="images must be"):
+        plots.image_grid(torch.zeros(shape), tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+def ink(path: Path) -> np.ndarray:
+    """Where the picture has the colour of samples: their blue is well above their red."""
+    pixels = read(path).astype(int)
+    return pixels[..., 2] - pixels[..., 0] > 40
+
+
+def test_scatter_draws_points_where_they_are(tmp_path: Path) -> None:
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+    plots.scatter(corners[:2], tmp_path / "rising.png", reference=corners)
+    plots.scatter(corners[2:], tmp_path / "falling.png", reference=corners)
+    for name, sign in (("rising", 1.0), ("falling", -1.0)):
+        mask = ink(tmp_path / f"{name}.png")
+        mask[:60] = False  # the legend
+        y, x = np.nonzero(mask)
+        assert np.corrcoef(x, -y)[0, 1] * sign > 0.95
+
+
+def test_the_kind_of_picture_follows_the_shape(tmp_path: Path) -> None:
+    x = torch.linspace(-1.0, 1.0, 128).reshape(2, 1, 8, 8)
+    info = DataInfo((1, 8, 8), levels=17)
+    plots.picture(x, info, tmp_path / "a.png")
+    plots.image_grid(x, tmp_path / "b.png", low=-1.0, high=1.0)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    plots.sequences(x[None], info, tmp_path / "c.png")
+    plots.filmstrip(x[None], tmp_path / "d.png", low=-1.0, high=1.0)
+    assert (tmp_path / "c.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    points = torch.tensor([[0.0, 0.0, 9.0], [1.0, 1.0, 9.0], [2.0, 4.0, 9.0]])
+    plots.picture(points, DataInfo((3,)), tmp_path / "e.png")
+    plots.scatter(points, tmp_path / "f.png")
+    assert (tmp_path / "e.png").read_bytes() == (tmp_path / "f.png").read_bytes()
+
+
+def test_points_on_a_line(tmp_path: Path) -> None:
+    x = torch.linspace(0.0, 1.0, 50)[:, None]
+    plots.scatter(x, tmp_path / "a.png")
+    plots.histogram(x[:, 0], tmp_path / "b.png", label="x")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    plots.sequences(x.reshape(5, 10, 1), DataInfo((1,)), tmp_path / "c.png")
+    assert read(tmp_path / "c.png").ndim == 3
+
+
+def test_curves_go_where_the_values_go(tmp_path: Path) -> None:
+    steps = list(range(20))
+    plots.curves({"rising": (steps, steps)}, tmp_path / "up.png")
+    plots.curves({"falling": (steps, steps[::-1])}, tmp_path / "down.png")
+    for name, sign in (("up", 1.0), ("down", -1.0)):
+        mask = ink(tmp_path / f"{name}.png")
+        y, x = np.nonzero(mask[:, 2 * mask.shape[1] // 5 : 3 * mask.shape[1] // 5])  # between the corners of the legend
+        assert np.corrcoef(x, -y)[0, 1] * sign > 0.95
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.png"
+    plots.image_grid(torch.zeros(1, 4, 4), path)
+    before = path.read_bytes()
+
+    def save(self: Image.Image, file: Path, kind: str) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="space"):
+        plots.image_grid(torch.ones(1, 4, 4), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+    assert path.read_bytes() == before
+
+
+def test_no_global_state_of_matplotlib(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    plots.histogram(torch.arange(9.0), tmp_path / "x.png", label="x")
+    assert dict(mpl.rcParams) == before
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []

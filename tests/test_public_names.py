@@ -1,0 +1,27 @@
+"""The public names: all there, imported lazily, and what they say they are."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sdediff
+
+
+@pytest.mark.parametrize("name", sdediff.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(sdediff, name)
+    assert name in dir(sdediff)
+    assert isinstance(value, dict) or (value.__doc__ or "").strip()
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = sdediff.nope
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, sdediff; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, sdediff; sdediff.VPSDE; sys.exit('torch' in sys.modules)"  # negative control
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
