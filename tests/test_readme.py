@@ -17,7 +17,7 @@ def sampler_table() -> str:
         method = type(sampler).__doc__.splitlines()[0].rstrip(".")
         kind = "SDE" if sampler.stochastic else "ODE"
         grid = "none" if sampler.adaptive else sampler.grid
-        rows.append(f"| `{name}` | {kind} | {sampler.order} | {sampler.cost} | {grid} | {method} |")
+        rows.append(f"| `{name}` | {kind} | {sampler.order} | {sampler.cost} | {grid} | `{sampler}`: {method} |")
     return "\n".join(rows)
 
 

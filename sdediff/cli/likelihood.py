@@ -32,8 +32,9 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan, write_csv, write_npz
 from sdediff.cli.runs import counting, open_run
 from sdediff.likelihood import LogLikelihood, log_likelihood
+from sdediff.likelihood.ode import EXACT_UP_TO
 
-TRACES = {"auto": "exact up to 128 dimensions", "exact": "D products", "hutchinson": "random probes"}
+TRACES = {"auto": f"exact up to {EXACT_UP_TO} dimensions", "exact": "D products", "hutchinson": "random probes"}
 
 Columns = Mapping[str, Any]
 
@@ -65,9 +66,9 @@ Examples:
     show_default=True,
     help=f"How the divergence is taken: {'; '.join(f'{name}, {what}' for name, what in TRACES.items())}.",
 )
-@click.option("--probes", type=COUNT, default=1, show_default=True, help="Probes of the hutchinson trace, per item.")
-@click.option("--rtol", type=POSITIVE, help="Relative tolerance of the solve.  [default: 1e-5]")
-@click.option("--atol", type=POSITIVE, help="Absolute tolerance of the solve.  [default: 1e-5]")
+@click.option("--probes", type=COUNT, default=2, show_default=True, help="Probes of the hutchinson trace, per item.")
+@click.option("--rtol", type=POSITIVE, help="Relative tolerance of the solve.  [default: 1e-5, with random probes 1e-4]")
+@click.option("--atol", type=POSITIVE, help="Absolute tolerance of the solve.  [default: 1e-5, with random probes 1e-4]")
 @click.option("--steps", type=COUNT, help="Steps of a fixed grid (rk4) instead of tolerances.")
 @seed_option
 @batch_size_option(32)

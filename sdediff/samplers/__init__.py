@@ -14,7 +14,7 @@ from sdediff.samplers.predictor_corrector import PredictorCorrector
 
 SAMPLERS: dict[str, Sampler] = {
     "ode": AdamsBashforth(),
-    "sde": DDIM(eta=1.0),
+    "sde": EulerMaruyama(),
     "ancestral": Ancestral(),
     "ancestral-marginal": Ancestral("marginal"),
     "ddim": DDIM(),

@@ -32,7 +32,7 @@ VARIANCES: dict[str, Callable[[Level[float], Level[float]], float]] = {
 
 @dataclass(frozen=True)
 class Ancestral(StepSampler):
-    """Ancestral sampling.
+    """Ancestral sampling of the DDPM chain, strided where steps are fewer.
 
     Args:
         variance: ``"posterior"`` or ``"marginal"``.

@@ -24,7 +24,7 @@ def check_eta(eta: float) -> None:
 
 @dataclass(frozen=True)
 class DDIM(StepSampler):
-    """The deterministic sampler of the DDPM chain.
+    """DDIM: from exponential Euler on the ODE (eta = 0) to ancestral sampling (eta = 1).
 
     Args:
         eta: share of the bridge's noise, in [0, 1].

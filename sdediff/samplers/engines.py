@@ -23,6 +23,11 @@ from sdediff.sde import SDE
 from sdediff.types import Level, Solution
 
 
+def _cost(forwards: int) -> str:
+    """Forwards for N steps of so many each, the last of which denoises by one."""
+    return "N" if forwards == 1 else f"{forwards}N - {forwards - 1}"
+
+
 def _field(frame: Frame) -> Any:
     """The right-hand side in the form torchdiffeq's wrapper wants."""
 
@@ -35,7 +40,7 @@ def _field(frame: Frame) -> Any:
 
 @dataclass(frozen=True)
 class AdaptiveODE(Sampler):
-    """An adaptive Runge-Kutta method of torchdiffeq.
+    """Adaptive Runge-Kutta on the angle, by torchdiffeq.
 
     The step is one for the batch, by the error of its worst sample. If the solve ends on the data it runs to
     ``t_min`` and one more forward denoises.
@@ -98,7 +103,7 @@ class AdaptiveODE(Sampler):
 
 @dataclass(frozen=True)
 class FixedODE(StepSampler):
-    """A fixed-step Runge-Kutta method of torchdiffeq.
+    """Fixed-step Runge-Kutta on the angle, by torchdiffeq.
 
     Args:
         method: torchdiffeq's name.
@@ -113,6 +118,7 @@ class FixedODE(StepSampler):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", choose(torchdiffeq.FIXED_METHODS, self.method, "fixed-step method"))
+        object.__setattr__(self, "cost", _cost(self.order))  # up to order 4 a stage buys an order
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
@@ -123,7 +129,7 @@ class FixedODE(StepSampler):
 
 @dataclass(frozen=True)
 class ReverseSDE(StepSampler):
-    """A method of torchsde on the reverse SDE.
+    """A method of torchsde on the reverse SDE, in lambda.
 
     Args:
         method: torchsde's name.
@@ -142,6 +148,7 @@ class ReverseSDE(StepSampler):
     def __post_init__(self) -> None:
         check_eta(self.eta)
         object.__setattr__(self, "order", choose(torchsde.METHODS, self.method, "torchsde method"))
+        object.__setattr__(self, "cost", _cost(torchsde.FORWARDS[self.method]))
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

@@ -16,7 +16,7 @@ from sdediff.types import Level
 
 @dataclass(frozen=True)
 class EulerMaruyama(StepSampler):
-    """The plain reference method for the reverse SDE.
+    """Euler-Maruyama on the reverse SDE, in lambda.
 
     Args:
         eta: 1 for the reverse SDE, 0 for the probability-flow ODE, between for the family between.
@@ -25,7 +25,6 @@ class EulerMaruyama(StepSampler):
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     lands: ClassVar[bool] = False
-    grid: ClassVar[str] = "logsnr"
     steps: ClassVar[int] = 100
 
     eta: float = 1.0

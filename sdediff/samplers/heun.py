@@ -14,7 +14,7 @@ from sdediff.types import Level
 
 @dataclass(frozen=True)
 class Heun(StepSampler):
-    """The trapezoidal rule with an Euler predictor."""
+    """Heun on the angle: the trapezoidal rule with an Euler predictor."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False

@@ -26,7 +26,7 @@ Carry = tuple[Iterator[list[float]], list[Tensor]]
 
 @dataclass(frozen=True)
 class AdamsBashforth(StepSampler):
-    """The explicit multistep method; one forward a step, lower order while its history fills.
+    """Adams-Bashforth on the angle: one forward a step, lower order while its history fills.
 
     Args:
         max_order: number of velocities used, 1 to 6.

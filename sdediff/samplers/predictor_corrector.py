@@ -2,8 +2,9 @@ r"""Predictor-corrector (Song et al. 2021, algorithm 1 and appendix G): ancestra
 
 A move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, taken for each sample
 by its own norms. Two provisos make it safe. Near a mode the score vanishes and ``e`` would explode, so it is held below
-what pure noise gets, ``2 snr^2 sin^2``. And where the step in lambda is below 1, ``e`` is multiplied by it: moves
-that do not shrink with the grid have a bias that does not either; so the whole is a consistent method of order 1.
+what pure noise gets, ``2 snr^2 sin^2``. And a move whose size depends on its own state and noise does not leave the
+density alone, so where the step in lambda is below 1, ``e`` is multiplied by it and the share of the sample's own norms
+in ``e`` is too: what is left of their bias is of the second order a step, and the whole is a method of order 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sdediff.types import Level
 
 @dataclass(frozen=True)
 class PredictorCorrector(StepSampler):
-    """Ancestral predictor, Langevin corrector.
+    """Predictor-corrector: ancestral steps, Langevin moves.
 
     Args:
         snr: signal-to-noise ratio of a Langevin move.
@@ -49,10 +50,10 @@ class PredictorCorrector(StepSampler):
     ) -> tuple[Tensor, Any]:
         """One forward, and one a correction."""
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)
-        shrink = min(1.0, there.half_log_snr - here.half_log_snr)
+        share = min(1.0, there.half_log_snr - here.half_log_snr)
         for k in range(self.corrections):
             z, eps = noise(k + 1), denoise(y, there).eps
             ratio = (sum_features(z.square()) / sum_features(eps.square())).clamp(max=1.0)
-            size = 2.0 * self.snr**2 * shrink * ratio  # in units of sin^2
+            size = 2.0 * self.snr**2 * share * (1.0 + share * (ratio - 1.0))  # in units of sin^2
             y = y + there.sin * (expand((2.0 * size).sqrt(), y) * z - expand(size, y) * eps)
         return y, carry
