@@ -21,6 +21,8 @@ with warnings.catch_warnings():
 
 METHODS = {"euler": 1, "milstein": 1, "srk": 2, "heun": 2, "midpoint": 2}
 """Method and weak order for noise that does not depend on the state."""
+FORWARDS = {"euler": 1, "milstein": 1, "srk": 4, "heun": 2, "midpoint": 2}
+"""Method and evaluations of the drift in a step."""
 _STRATONOVICH = {"heun", "midpoint"}  # of their two calculi; with such noise both mean the same equation
 
 

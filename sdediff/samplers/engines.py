@@ -139,7 +139,6 @@ class ReverseSDE(StepSampler):
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     lands: ClassVar[bool] = False
-    grid: ClassVar[str] = "logsnr"
     steps: ClassVar[int] = 100
 
     method: str = "euler"
@@ -147,6 +146,7 @@ class ReverseSDE(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        object.__setattr__(self, "stochastic", self.eta > 0.0)
         object.__setattr__(self, "order", choose(torchsde.METHODS, self.method, "torchsde method"))
         object.__setattr__(self, "cost", _cost(torchsde.FORWARDS[self.method]))
 

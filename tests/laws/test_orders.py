@@ -1,0 +1,208 @@
+"""Every sampler converges at the order it declares, on every kind of process.
+
+Deterministic methods: pathwise on a mixture, against DOP853 at 1e-12. Stochastic ones: mean and covariance of the end
+on Gaussian data, where a linear method is an affine map that its own ``sample`` gives away when fed unit vectors; no
+Monte Carlo. Predictor-corrector is not affine (its moves scale with norms): its law is found by quadrature on a line.
+
+Orders are asymptotic. The grids are uniform in lambda for reverse SDEs and graded at the ends for the ODE, so that the
+low-order start of a multistep method does not show; the steps are as many as a number of forwards allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from broken import AncestralWithTooMuchNoise, CorrectorWithoutProviso, EqualStepWeights, HeunWithoutCorrector
+from convergence import (
+    graded_angle,
+    moments_at,
+    pathwise_error,
+    probability_flow,
+    quiet,
+    slope,
+    uniform_logsnr,
+    weak_error,
+)
+from quadrature import Array, backward, hermite_rule, normal_rule
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from catalogue import GAUSSIAN, MIXTURE, PROCESSES
+from sdediff import SAMPLERS, SDE, NoiseSource
+from sdediff.analytic import Gaussian
+from sdediff.integrators import torchdiffeq, torchsde
+from sdediff.samplers import Sampler
+from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
+from sdediff.samplers.predictor_corrector import PredictorCorrector
+
+TOLERANCE = 0.2
+T_TO = 1e-3
+LAW_PROCESSES = ("vp", "cosine", "ve", "flow", "ddpm")
+DETERMINISTIC = {name: s for name, s in SAMPLERS.items() if not s.stochastic and not s.adaptive}
+NONLINEAR = ("pc",)
+STOCHASTIC = {name: s for name, s in SAMPLERS.items() if s.stochastic and name not in NONLINEAR}
+ADAPTIVE = {name: s for name, s in SAMPLERS.items() if s.adaptive}
+LINE = Gaussian((0.5,), 0.5)
+
+
+def test_every_sampler_has_an_order_law() -> None:
+    assert {*DETERMINISTIC, *STOCHASTIC, *NONLINEAR, *ADAPTIVE} == set(SAMPLERS)
+
+
+def forwards_per_step(sampler: Sampler) -> int:
+    model, steps = GAUSSIAN.model(PROCESSES["vp"]), 6
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    times = uniform_logsnr(model.sde, steps, 1.0, T_TO)
+    return -(-sampler.sample(model, model.sde, x, times, quiet(x.shape)).nfe // steps)
+
+
+def sizes(sampler: Sampler, forwards: tuple[int, int]) -> list[int]:
+    """Two numbers of steps that cost so many forwards."""
+    return [budget // forwards_per_step(sampler) for budget in forwards]
+
+
+@cache
+def flow_problem(process: str) -> tuple[Any, Tensor, Tensor]:
+    """A model of the mixture, twelve starts and where the probability flow takes them."""
+    sde = PROCESSES[process]
+    model, level = MIXTURE.model(sde), sde.levels([sde.t_max])[0]
+    x = MIXTURE.moments.sample(NoiseSource(3, (12, 2), dtype=torch.float64).normal(0), level)
+    return model, x, probability_flow(model, x, sde.t_max, T_TO)
+
+
+def deterministic_order(sampler: Sampler, process: str, forwards: tuple[int, int] = (256, 512)) -> float:
+    model, x, truth = flow_problem(process)
+    steps = sizes(sampler, forwards)
+    grids = [graded_angle(model.sde, n, model.sde.t_max, T_TO) for n in steps]
+    return slope(steps, [pathwise_error(sampler, model, x, times, truth) for times in grids])
+
+
+def stochastic_order(sampler: Sampler, process: str) -> float:
+    sde = PROCESSES[process]
+    steps = sizes(sampler, (64, 128))
+    return slope(steps, [weak_error(sampler, GAUSSIAN, sde, uniform_logsnr(sde, n, sde.t_max, T_TO)) for n in steps])
+
+
+def first_two_powers(x: Array) -> Array:
+    return np.stack([x, x * x], axis=-1)
+
+
+def line_error(sampler: Sampler, sde: SDE, steps: int) -> float:
+    """Error of the end's mean and variance on one-dimensional Gaussian data from an exact start, by quadrature."""
+    model = LINE.model(sde)
+    starts, powers = backward(
+        sampler,
+        model,
+        uniform_logsnr(sde, steps, sde.t_max, T_TO),
+        first_two_powers,
+        (hermite_rule(8), normal_rule(24)),
+    )
+    (mean, variance), (true_mean, true_variance) = (
+        tuple(float(v) for v in moments_at(LINE, sde, t)) for t in (sde.t_max, T_TO)
+    )
+    z, weights = normal_rule(64)
+    first, second = weights @ CubicSpline(starts, powers)(mean + np.sqrt(variance) * z)
+    return float(np.hypot(first - true_mean, second - first**2 - true_variance))
+
+
+def line_order(sampler: Sampler, process: str) -> float:
+    steps = (64, 128)
+    return slope(steps, [line_error(sampler, PROCESSES[process], n) for n in steps])
+
+
+@pytest.mark.parametrize("process", LAW_PROCESSES)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic(name: str, process: str) -> None:
+    sampler = DETERMINISTIC[name]
+    assert abs(deterministic_order(sampler, process) - sampler.order) < TOLERANCE
+
+
+@pytest.mark.parametrize("process", LAW_PROCESSES)
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic(name: str, process: str) -> None:
+    sampler = STOCHASTIC[name]
+    assert abs(stochastic_order(sampler, process) - sampler.order) < TOLERANCE
+
+
+@pytest.mark.parametrize("process", LAW_PROCESSES)
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_nonlinear(name: str, process: str) -> None:
+    sampler = SAMPLERS[name]
+    assert abs(line_order(sampler, process) - sampler.order) < TOLERANCE
+
+
+def test_quadrature_agrees_with_the_affine_map() -> None:
+    """Two ways to the same law: on a linear method they must agree to the accuracy of the spline."""
+    sde = PROCESSES["vp"]
+    for name in ("ancestral", "euler-maruyama"):
+        exact = weak_error(SAMPLERS[name], LINE, sde, uniform_logsnr(sde, 32, sde.t_max, T_TO))
+        assert abs(line_error(SAMPLERS[name], sde, 32) - exact) < 1e-3 * exact
+
+
+def adaptive_order(sampler: Sampler, process: str, tolerances: tuple[float, ...]) -> float:
+    """The power of the tolerance to which the error falls."""
+    model, x, truth = flow_problem(process)
+    ends = torch.tensor([model.sde.t_max, T_TO], dtype=torch.float64)
+    variants = [replace(sampler, rtol=tolerance, atol=tolerance) for tolerance in tolerances]  # type: ignore[type-var]
+    return -slope(tolerances, [pathwise_error(variant, model, x, ends, truth) for variant in variants])
+
+
+@pytest.mark.parametrize("process", LAW_PROCESSES)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive(name: str, process: str) -> None:
+    """The error of a method of order p that bounds the error of a step falls with the tolerance to a power between
+    p / (p + 1), where the steps' errors add up, and 1; the same 0.2 on either side."""
+    order = ADAPTIVE[name].order
+    assert order / (order + 1) - TOLERANCE < adaptive_order(ADAPTIVE[name], process, (1e-4, 1e-6, 1e-8)) < 1 + TOLERANCE
+
+
+# ---- the methods of the engines that are not in the table ----------------------------------------------------
+
+
+@pytest.mark.parametrize("method", torchdiffeq.FIXED_METHODS)
+def test_fixed_step_engine(method: str) -> None:
+    sampler = FixedODE(method)
+    assert abs(deterministic_order(sampler, "vp") - sampler.order) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", torchdiffeq.ADAPTIVE_METHODS)
+def test_adaptive_engine(method: str) -> None:
+    sampler = AdaptiveODE(method)
+    # many steps, for the law is asymptotic, and yet not thousands
+    tolerances = (1e-3, 1e-4, 1e-5) if sampler.order <= 2 else (1e-4, 1e-6, 1e-8)
+    low = sampler.order / (sampler.order + 1) - TOLERANCE
+    assert low < adaptive_order(sampler, "vp", tolerances) < 1 + TOLERANCE
+
+
+@pytest.mark.parametrize("method", torchsde.METHODS)
+def test_stochastic_engine(method: str) -> None:
+    sampler = ReverseSDE(method)
+    assert abs(stochastic_order(sampler, "vp") - sampler.order) < TOLERANCE
+
+
+# ---- what must not pass --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [HeunWithoutCorrector(), EqualStepWeights(4)])
+def test_broken_deterministic_methods_are_caught(broken: Sampler) -> None:
+    assert not abs(deterministic_order(broken, "vp") - broken.order) < TOLERANCE
+
+
+def test_wrong_noise_is_caught() -> None:
+    broken = AncestralWithTooMuchNoise()
+    assert not abs(stochastic_order(broken, "vp") - broken.order) < TOLERANCE
+
+
+def test_careless_langevin_moves_are_caught() -> None:
+    broken = CorrectorWithoutProviso(snr=0.5)
+    assert not abs(line_order(broken, "vp") - broken.order) < TOLERANCE
+
+
+def test_correct_langevin_moves_at_the_same_size_are_not() -> None:
+    sampler = PredictorCorrector(snr=0.5)
+    assert abs(line_order(sampler, "vp") - sampler.order) < TOLERANCE

@@ -1,0 +1,168 @@
+"""Predictions, models and wrappers: every one splits a state exactly, and perfect outputs give the truth back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from catalogue import MIXTURE, PROCESSES
+from sdediff import PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
+from sdediff.denoiser import Wrapper
+
+TIMES = (1e-5, 0.01, 0.4, 0.95)
+
+
+def known_pair(shape: tuple[int, ...] = (3, 2)) -> Split:
+    rng = torch.Generator().manual_seed(1)
+    x0, eps = torch.randn(2, *shape, generator=rng, dtype=torch.float64)
+    return Split(x0, eps)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_perfect_output_gives_the_pair_back(name: str, sde: SDE) -> None:
+    """To rounding divided by the coefficient that a half was recovered through."""
+    clean, prediction = known_pair(), PREDICTIONS[name]
+    for t in TIMES:
+        level = sde.levels([t])[0]
+        x = level.alpha * clean.x0 + level.sigma * clean.eps
+        split = prediction.split(prediction.target(clean, level), x, level)
+        bound = 1e-14 * max(level.scale, 1.0)
+        torch.testing.assert_close(split.x0, clean.x0, rtol=0.0, atol=bound / min(level.alpha, 1.0))
+        torch.testing.assert_close(split.eps, clean.eps, rtol=0.0, atol=bound / min(level.sigma, 1.0))
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_any_output_splits_the_state_exactly(name: str, sde: SDE) -> None:
+    """``alpha x0 + sigma eps == x`` whatever the network says, with a time for each sample."""
+    x, output = known_pair((4, 1, 2))
+    level = sde.level(torch.tensor(TIMES, dtype=torch.float64))
+    split = PREDICTIONS[name].split(output, x, level)
+    alpha, sigma = (torch.as_tensor(v).reshape(4, 1, 1) for v in (level.alpha, level.sigma))
+    torch.testing.assert_close(alpha * split.x0 + sigma * split.eps, x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_sign_error_is_caught(name: str) -> None:
+    """The control: the negative of a perfect output gives another pair."""
+    clean, prediction, level = known_pair(), PREDICTIONS[name], VPSDE().levels([0.4])[0]
+    x = level.alpha * clean.x0 + level.sigma * clean.eps
+    split = prediction.split(-prediction.target(clean, level), x, level)
+    assert float((split.x0 - clean.x0).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_all_predictions_make_the_same_model(name: str, sde: SDE) -> None:
+    """A network that predicts exactly, in any parametrisation, is the exact denoiser."""
+    exact, prediction = MIXTURE.model(sde), PREDICTIONS[name]
+    model = ScoreModel(
+        lambda x, level: prediction.target(exact(x, level), level), sde, prediction=name, conditioning="level"
+    )
+    x = known_pair((3, 2)).x0
+    for t in (0.01, 0.4, 0.95):
+        tolerance = 1e-13 / min(float(sde.alpha(t)), float(sde.sigma(t)), 1.0) ** 2
+        for ours, truth in (
+            (model.denoise(x, t), exact.denoise(x, t)),
+            (model.epsilon(x, t), exact.epsilon(x, t)),
+        ):
+            torch.testing.assert_close(ours, truth, rtol=0.0, atol=tolerance)
+        score = -exact.epsilon(x, t) / sde.sigma(t)
+        torch.testing.assert_close(model.score(x, t), score, rtol=1e-10, atol=tolerance / float(sde.sigma(t)))
+
+
+@pytest.mark.parametrize("t", [0.25, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)])
+def test_what_the_network_is_asked(t: float | Tensor, sde: SDE) -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def network(x: Tensor, condition: Tensor) -> Tensor:
+        asked.append((x, condition))
+        return torch.zeros_like(x)
+
+    x = known_pair((3, 2)).x0
+    ScoreModel(network, sde).epsilon(x, t)
+    ScoreModel(network, sde, conditioning="logsnr").epsilon(x, t)
+    times = torch.as_tensor(t, dtype=torch.float64).expand(3)
+    (plain, by_time), (framed, by_log_snr) = asked
+    assert torch.equal(plain, x)
+    assert torch.equal(by_time, times)
+    torch.testing.assert_close(by_log_snr, sde.half_log_snr(times), rtol=1e-15, atol=0.0)
+    scale = torch.hypot(sde.alpha(times), sde.sigma(times))
+    torch.testing.assert_close(framed, x / scale[:, None], rtol=1e-14, atol=0.0)
+
+
+def test_state_and_network_keep_their_dtypes() -> None:
+    seen: list[torch.dtype] = []
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), dtype=torch.float32))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.extend((x.dtype, t.dtype))
+            return self.weight * x
+
+    split = ScoreModel(Network(), VPSDE())(known_pair().x0, VPSDE().levels([0.5])[0])
+    assert seen == [torch.float32, torch.float32]
+    assert {split.x0.dtype, split.eps.dtype} == {torch.float64}
+
+
+def test_wrong_outputs_and_names_are_refused() -> None:
+    model = ScoreModel(lambda x, t: x[:, :1], VPSDE())
+    with pytest.raises(ValueError, match=r"returned \(3, 1\) for a state \(3, 2\)"):
+        model.denoise(torch.zeros(3, 2), 0.5)
+    with pytest.raises(ValueError, match="unknown prediction 'noise'; choose one of: epsilon"):
+        ScoreModel(lambda x, t: x, VPSDE(), prediction="noise")
+    with pytest.raises(ValueError, match="unknown conditioning"):
+        ScoreModel(lambda x, t: x, VPSDE(), conditioning="beta")
+    with pytest.raises(ValueError, match=r"must have shape \(\) or \(3,\)"):
+        MIXTURE.model(VPSDE()).denoise(torch.zeros(3, 2), torch.full((2,), 0.5, dtype=torch.float64))
+
+
+def wrapped(sde: SDE) -> tuple[Wrapper, ...]:
+    exact = MIXTURE.model(sde)
+    return Clip(exact, -0.5, 0.25), Threshold(exact, 0.5), Clip(Threshold(exact, 0.9), -0.1, 0.1)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_wrappers_keep_the_state(process: str) -> None:
+    """Whatever they make of the clean half, the two halves are still those of the state."""
+    sde = PROCESSES[process]
+    x = 2.0 * known_pair((6, 2)).x0
+    for wrapper in wrapped(sde):
+        assert wrapper.sde is sde
+        assert wrapper.moments is not None
+        for t in (0.01, 0.5, 0.9):
+            level = sde.levels([t])[0]
+            split = wrapper(x, level)
+            torch.testing.assert_close(level.alpha * split.x0 + level.sigma * split.eps, x, rtol=1e-12, atol=1e-12)
+
+
+def test_clip_is_the_clamped_denoiser() -> None:
+    exact, x = MIXTURE.model(VPSDE()), 3.0 * known_pair((6, 2)).x0
+    clean = exact.denoise(x, 0.3)
+    assert float(clean.abs().max()) > 0.5
+    torch.testing.assert_close(Clip(exact, -0.5, 0.25).denoise(x, 0.3), clean.clamp(-0.5, 0.25))
+
+
+def test_threshold_is_per_sample() -> None:
+    """A sample within [-1, 1] is left alone; one beyond is divided by its own quantile, not by the batch's."""
+
+    class Given(nn.Module):
+        def forward(self, x: Tensor, level: Level) -> Tensor:
+            return torch.tensor([[0.5, -0.9, 0.1, 0.0], [4.0, -2.0, 1.0, 0.0]], dtype=torch.float64)
+
+    model = ScoreModel(Given(), VPSDE(), prediction="sample", conditioning="level")
+    x = torch.zeros(2, 4, dtype=torch.float64)
+    truth = torch.tensor([[0.5, -0.9, 0.1, 0.0], [1.0, -0.5, 0.25, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(Threshold(model, 1.0).denoise(x, 0.5), truth)
+    half = torch.tensor([[0.5, -0.9, 0.1, 0.0], [1.0, -1.0, 1.0 / 1.5, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(Threshold(model, 0.5).denoise(x, 0.5), half)
+
+
+def test_impossible_wrappers_are_refused() -> None:
+    exact = MIXTURE.model(VPSDE())
+    with pytest.raises(ValueError, match="low < high"):
+        Clip(exact, 1.0, -1.0)
+    with pytest.raises(ValueError, match="quantile"):
+        Threshold(exact, 0.0)

@@ -1,0 +1,110 @@
+"""Every grid on every process: exact ends, strictly monotone, and spaced as it says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from catalogue import PROCESSES
+from sdediff import DDPM, GRIDS, SDE, VPSDE
+from sdediff.grids import Grid, Power, Reference
+
+STEPS = (1, 2, 3, 10, 50)
+
+
+def ends(sde: SDE) -> list[tuple[float, float]]:
+    """Down to the smallest level, to the data, part of the way, from the exact end, and back up."""
+    down = [(sde.t_max, sde.t_min), (sde.t_max, 0.0), (0.8, 0.2), (1.0, sde.t_min), (1.0, 0.0)]
+    return down + [(b, a) for a, b in down]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_nodes(name: str, sde: SDE) -> None:
+    """N + 1 nodes, exact ends, monotone, none outside the process's domain or the interval.
+
+    A chain's grid cannot place more nodes than there are instants between the ends; it must say so.
+    """
+    for t_from, t_to in ends(sde):
+        for steps in STEPS:
+            low, high = min(t_from, t_to), max(t_from, t_to)
+            instants = sde.instants
+            if name == "chain" and instants is not None and steps > len(instants[(instants > low) & (instants < high)]):
+                continue
+            times = GRIDS[name](sde, steps, t_from, t_to)
+            assert times.dtype == torch.float64
+            assert len(times) == steps + 1
+            assert (float(times[0]), float(times[-1])) == (t_from, t_to)
+            assert bool((times.diff() * math.copysign(1.0, t_to - t_from) > 0.0).all())
+            assert bool(((times >= low) & (times <= high)).all())
+            assert all(math.isfinite(level.sigma) for level in sde.levels(times))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_up_is_down_reversed(name: str, sde: SDE) -> None:
+    # a time midway between two instants of a chain may go to either
+    midway = 0.0 if name != "chain" or sde.instants is None else float(sde.instants[1])
+    for t_from, t_to in ((sde.t_max, sde.t_min), (0.8, 0.2)):
+        down, up = (GRIDS[name](sde, 8, *pair) for pair in ((t_from, t_to), (t_to, t_from)))
+        torch.testing.assert_close(up.flip(0), down, rtol=1e-9, atol=1e-12 + midway)
+
+
+CLOCKS = {
+    "time": lambda sde, t: t,
+    "quadratic": lambda sde, t: t.sqrt(),
+    "logsnr": lambda sde, t: sde.half_log_snr(t),
+    "karras": lambda sde, t: torch.exp(-sde.half_log_snr(t) / 7.0),
+    "reference": lambda sde, t: VPSDE().time(sde.half_log_snr(t)).sqrt(),
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_spacing(name: str, sde: SDE) -> None:
+    """Equal steps on the grid's own clock; and on no other, which is the control."""
+    times = GRIDS[name](sde, 12, sde.t_max, 1e-3)
+
+    def equal(clock: str) -> bool:
+        widths = CLOCKS[clock](sde, times).diff()
+        return bool(((widths / widths.mean() - 1.0).abs() < 1e-6).all())
+
+    assert equal(name)
+    same_as_time = {"logsnr"} if sde is PROCESSES["ve"] else set()  # the geometric process's log-SNR is linear in t
+    strangers = set(CLOCKS) - {name}
+    if name in {"time", "logsnr"}:
+        strangers -= {"time"} if name in same_as_time else same_as_time
+    if type(sde) is VPSDE and name in {"quadratic", "reference"}:
+        strangers -= {"quadratic", "reference"}
+    assert not any(equal(clock) for clock in strangers)
+
+
+def test_quadratic_is_the_reference_on_the_standard_process() -> None:
+    one, other = (grid(VPSDE(), 20, 1.0, 1e-3) for grid in (Power(2.0), Reference(2.0)))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=0.0)
+
+
+def test_grids_on_log_snr_end_with_a_denoising_step() -> None:
+    """To the data in N steps: N - 1 to t_min, one to 0."""
+    for name in ("logsnr", "karras"):
+        times = GRIDS[name](VPSDE(), 10, 1.0, 0.0)
+        assert float(times[-2]) == pytest.approx(VPSDE().t_min, rel=1e-9)
+        torch.testing.assert_close(times[:-1], GRIDS[name](VPSDE(), 9, 1.0, VPSDE().t_min), rtol=1e-9, atol=0.0)
+
+
+def test_strided_chains_stay_on_the_instants() -> None:
+    chain = DDPM.linear(1000)
+    for steps in (1, 3, 7, 250, 1000):
+        times = GRIDS["chain"](chain, steps, 1.0, 0.0) * 1000
+        assert torch.equal(times, times.round())
+    assert GRIDS["chain"].default_steps(DDPM.linear(100), 1000) == 100
+    assert GRIDS["chain"].default_steps(VPSDE(), 1000) == 1000
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_impossible_grids_are_refused(grid: Grid) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        grid(VPSDE(), 0, 1.0, 0.0)
+    with pytest.raises(ValueError, match="must differ"):
+        grid(VPSDE(), 5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="too many"):
+        GRIDS["chain"](DDPM.linear(10), 20, 1.0, 0.0)

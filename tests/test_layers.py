@@ -1,0 +1,153 @@
+"""The layers of the library, read from its imports, and what no module may do."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Container, Mapping
+from pathlib import Path
+
+import pytest
+
+import sdediff
+
+ROOT = Path(sdediff.__file__).parent
+
+LAYERS = {
+    "types": 0, "numerics": 0, "noise": 0, "moments": 0,
+    "sde": 1, "networks": 1, "data": 1,
+    "grids": 2, "predictions": 2, "denoiser": 2,
+    "analytic": 3, "dynamics": 3, "integrators": 3,
+    "samplers": 4,
+    "sampling": 5,
+    "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
+    "config": 7,
+    "checkpoint": 8, "plots": 8,
+    "training": 9,
+    "__init__": 10,
+    "cli": 11,
+    "__main__": 12,
+}  # fmt: skip
+"""A module imports lower layers, its own layer, or its own folder. ``training``'s laws of loss and average are settings
+(6); its loop and files stand on configuration and checkpoints (9)."""
+
+OWNERS = {
+    "torchdiffeq": ("integrators",),
+    "torchsde": ("integrators",),
+    "matplotlib": ("plots",),
+    "click": ("cli",),
+}
+"""Packages that only these may import."""
+
+FORBIDDEN_CALLS = {
+    "torch.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "np.random.seed",
+    "numpy.random.seed", "random.seed", "torch.set_rng_state", "pickle.load", "pickle.loads", "torch.load", "eval",
+    "exec",
+}  # fmt: skip
+"""Global state, and files that execute."""
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    """The name of a module below the package, dotted."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def layer(name: str) -> int:
+    """The layer of a dotted name below the package: that of its longest part in the table; public names are in
+    ``__init__``."""
+    parts = name.split(".")
+    known = [LAYERS[key] for key in (".".join(parts[:k]) for k in range(len(parts), 0, -1)) if key in LAYERS]
+    return known[0] if known else LAYERS["__init__"]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Every module named by an import statement, inside functions too, with the names taken from it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                names.add("relative import")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_on_load(tree: ast.Module) -> set[str]:
+    """The imports that run when the module is imported: not those in functions or for type checkers."""
+    names = set()
+    for node in tree.body:
+        names |= imports(node) if isinstance(node, ast.Import | ast.ImportFrom) else set()
+    return names
+
+
+def target(name: str, known: Container[str]) -> str:
+    """The module that an imported name comes from: itself, or the one it is taken from."""
+    return name if name in known else name.rpartition(".")[0]
+
+
+def in_circles(edges: Mapping[str, set[str]]) -> set[str]:
+    """What is left after taking away, again and again, what imports nothing that is left."""
+    left = set(edges)
+    while free := {own for own in left if not edges[own] & left}:
+        left -= free
+    return left
+
+
+def upward(own: str, names: set[str]) -> set[str]:
+    """The imports that climb."""
+    targets = {name: name.partition(".")[2] for name in names if name.startswith("sdediff.")}
+    return {
+        name
+        for name, target in targets.items()
+        if target.split(".")[0] != own.split(".")[0] and layer(target) > layer(own)
+    }
+
+
+def foreign(own: str, names: set[str]) -> set[str]:
+    """The imports of packages that belong to another room."""
+    room = own.split(".")[0]
+    return {name for name in names if room not in OWNERS.get(name.split(".")[0], (room,))}
+
+
+def forbidden(tree: ast.AST) -> set[str]:
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return calls & FORBIDDEN_CALLS
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module(path: Path) -> None:
+    own, tree = module(path), parsed(path)
+    names = imports(tree)
+    assert own.split(".")[0] in LAYERS, f"{path} stands in no layer"
+    assert "relative import" not in names
+    assert upward(own, names) == set()
+    assert foreign(own, names) == set()
+    assert forbidden(tree) == set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """The graph of top-level imports between modules has an order."""
+    taken = {f"sdediff.{module(path)}": imports_on_load(parsed(path)) for path in modules()}
+    edges = {own: {target(name, taken) for name in names} - {own} for own, names in taken.items()}
+    assert in_circles(edges) == set()
+
+
+def test_faults_are_caught() -> None:
+    tree = ast.parse(
+        "import torch, pickle\nfrom sdediff.samplers import SAMPLERS\nimport matplotlib.pyplot as plt\n"
+        "def f():\n    from sdediff import solve\n    torch.manual_seed(0)\n    pickle.load(open('x'))\n"
+    )
+    assert upward("grids", imports(tree)) == {"sdediff.samplers.SAMPLERS", "sdediff.solve"}
+    assert upward("cli", imports(tree)) == set()
+    assert foreign("grids", imports(tree)) == {"matplotlib.pyplot"}
+    assert forbidden(tree) == {"torch.manual_seed", "pickle.load"}
+    assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}

@@ -1,0 +1,199 @@
+"""Networks: the exact layer for levels against quadrature, the start at zero, seeds, sizes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sdediff.networks import NETWORKS, LevelHead, UNet, default_network, initialise
+from sdediff.networks.embedding import FourierFeatures
+from sdediff.networks.levels import bin_moments
+
+SHAPES = {"mlp": [(2,), (5,), (1, 8, 8)], "unet": [(1, 8, 8), (3, 4, 4), (1, 5, 7), (1, 28, 28)]}
+CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]
+
+
+def build(name, shape, **kwargs):
+    network = NETWORKS[name](shape=shape, width=16, **kwargs)
+    initialise(network, torch.Generator().manual_seed(0))
+    return network
+
+
+def shake(network, seed=1, *, trainable=False):
+    """Move every weight, zeros included, so that nothing is the identity any more."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network.requires_grad_(requires_grad=trainable)
+
+
+def normals(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_every_network_is_tried():
+    assert set(SHAPES) == set(NETWORKS)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_output_starts_at_zero_and_items_do_not_mix(name, shape):
+    network = build(name, shape)
+    x, conditioning = normals(3, *shape), torch.tensor([-5.0, 0.0, 6.0])
+    assert torch.equal(network(x, conditioning), torch.zeros_like(x))
+    shake(network)
+    whole = network(x, conditioning)
+    alone = torch.cat([network(x[i : i + 1], conditioning[i : i + 1]) for i in range(3)])
+    scale = float(whole.abs().max())
+    assert float((whole - alone).abs().max()) <= 1e-5 * scale  # float32 sums in another order
+    assert float((whole - network(x, conditioning.flip(0))).abs().max()) > 1e-3 * scale  # it listens to the noise level
+    assert float((whole - network(x.flip(0), conditioning)).abs().max()) > 1e-3 * scale  # and to the state
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(name, shape):
+    first, again, other = (NETWORKS[name](shape=shape, width=16) for _ in range(3))
+    before = torch.random.get_rng_state()
+    for network, seed in ((first, 7), (again, 7), (other, 8)):
+        initialise(network, torch.Generator().manual_seed(seed))
+    assert torch.equal(before, torch.random.get_rng_state())
+    weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_config_rebuilds_the_network(name, shape):
+    network = shake(build(name, shape, levels=5, low=-0.5, high=2.0))
+    twin = NETWORKS[name](**network.config)
+    twin.load_state_dict(network.state_dict())
+    x, conditioning = normals(2, *shape), torch.tensor([0.0, 3.0])
+    assert torch.equal(network(x, conditioning), twin(x, conditioning))
+
+
+def test_every_weight_is_trained():
+    """A part that is wired to nothing would get no gradient."""
+    for name, shape in CASES:
+        network = shake(build(name, shape), trainable=True)
+        network(normals(4, *shape), torch.linspace(-3.0, 3.0, 4)).square().sum().backward()
+        dead = [key for key, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+        assert not dead, (name, shape, dead)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kwargs", "message"),
+    [
+        ((2,), {}, "needs images"),
+        ((1, 3, 8), {}, "at least 4"),
+        ((1, 8, 8), {"width": 0}, "positive"),
+        ((1, 8, 8), {"multipliers": ()}, "positive"),
+        ((1, 8, 8), {"levels": 1}, "at least 2"),
+    ],
+)
+def test_unet_says_what_is_wrong(shape, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(shape, **kwargs)
+
+
+def test_default_network_follows_the_shape():
+    assert [default_network(s) for s in ((2,), (1, 8, 8), (3, 3, 8), (16, 16))] == ["mlp", "unet", "mlp", "mlp"]
+
+
+def test_fourier_features_tell_levels_apart():
+    """Distinct noise levels 0.1 apart are further apart than float32 noise; the features are on circles."""
+    features = FourierFeatures(32)(torch.linspace(-10.0, 10.0, 201))
+    radius = features.reshape(201, 2, 16).square().sum(dim=1)
+    assert torch.allclose(radius, torch.ones_like(radius), atol=1e-6)
+    distance = torch.cdist(features, features) + 10.0 * torch.eye(201)
+    assert float(distance.min()) > 0.1
+    with pytest.raises(ValueError, match="even"):
+        FourierFeatures(3)
+
+
+# ---- the exact layer for levels ------------------------------------------------------------------------------
+
+
+def quadrature(lower, width):
+    """Log-mass and mean of a standard normal in a bin by Gauss-Legendre, scaled by the largest density inside."""
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(200))
+    z = lower[:, None] + 0.5 * width[:, None] * (nodes + 1.0)
+    exponent = -0.5 * z.square()
+    top = exponent.max(dim=1, keepdim=True).values
+    density = torch.exp(exponent - top) * weights
+    mass = density.sum(dim=1)
+    log_mass = torch.log(mass * 0.5 * width) + top[:, 0] - 0.5 * math.log(2.0 * math.pi)
+    return log_mass, (density * z).sum(dim=1) / mass
+
+
+@pytest.mark.parametrize("width", [1e-4, 0.03, 0.049, 0.051, 0.5, 3.0])
+def test_bin_moments_against_quadrature(width):
+    lower = torch.linspace(-6.0, 6.0, 97, dtype=torch.float64)
+    widths = torch.full_like(lower, width)
+    mass, mean = bin_moments(lower, widths)
+    exact_mass, exact_mean = quadrature(lower, widths)
+    # The series drops terms of order (|z| width)^4 / 2880; beyond it only cancellation over a bin of 0.05 remains.
+    bound = (6.0 * 0.05) ** 4 / 1000.0
+    assert float((mass - exact_mass).abs().max()) < bound
+    assert float((mean - exact_mean).abs().max()) < bound
+
+
+def test_bin_moments_in_the_far_tails():
+    """A bin a thousand deviations away: the normal piles up at its near edge, and nothing overflows in float32."""
+    lower = torch.tensor([1000.0, -1002.0])
+    mass, mean = bin_moments(lower, torch.tensor([2.0, 2.0]))
+    # Mills: the mean is z + 1/z, the log-mass -z^2/2 - log(z sqrt(2 pi)), to order 1/z^3 and 1/z^2
+    assert torch.allclose(mean, torch.tensor([1000.001, -1000.001]), rtol=1e-6)
+    assert torch.allclose(mass, torch.full((2,), -500000.0 - math.log(1000.0 * math.sqrt(2.0 * math.pi))), rtol=1e-6)
+
+
+def posterior_velocity(y, half_log_snr, logits, levels):
+    """The velocity of independent dequantised entries with prior softmax(logits), by brute-force integration."""
+    delta = 2.0 / (levels - 1)
+    sin, cos = (math.sqrt(1.0 / (1.0 + math.exp(s * 2.0 * half_log_snr))) for s in (1.0, -1.0))
+    nodes = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    centres = -1.0 + delta * torch.arange(levels, dtype=torch.float64)
+    x0 = (centres[:, None] + delta * (nodes - 0.5)).flatten()
+    prior = torch.log_softmax(logits, dim=0).repeat_interleave(20000)
+    weight = torch.softmax(prior - 0.5 * ((y[:, None] - cos * x0) / sin).square(), dim=1)
+    clean = weight @ x0
+    return cos * (y - cos * clean) / sin - sin * clean
+
+
+@pytest.mark.parametrize("half_log_snr", [-4.0, -1.0, 0.0, 2.0, 4.0])
+def test_level_head_is_the_exact_posterior_mean(half_log_snr):
+    levels, y = 5, torch.linspace(-1.5, 1.5, 31, dtype=torch.float64)
+    logits = normals(levels, seed=3, dtype=torch.float64)
+    head = LevelHead(levels)
+    repeated = logits[:, None].expand(levels, len(y)).reshape(1, -1)
+    velocity = head(repeated, y[None], torch.tensor([half_log_snr], dtype=torch.float64))[0]
+    exact = posterior_velocity(y, half_log_snr, logits, levels)
+    # Midpoint sums err by (bin / 20000 in units of the noise)^2 / 24; v divides by the smaller of sin and cos.
+    tolerance = 1e-6 * math.cosh(half_log_snr)
+    assert float((velocity - exact).abs().max()) < tolerance
+    flat = head(torch.zeros_like(repeated), y[None], torch.tensor([half_log_snr], dtype=torch.float64))[0]
+    assert float((flat - exact).abs().max()) > 100.0 * tolerance  # another prior is told apart
+
+
+def test_level_head_in_float32_keeps_its_digits_from_data_to_noise():
+    levels, y = 17, normals(64, seed=4, dtype=torch.float64)
+    logits = normals(1, levels * 64, seed=5, dtype=torch.float64)
+    head = LevelHead(levels)
+    for half_log_snr in torch.linspace(-6.0, 7.0, 27, dtype=torch.float64):
+        state = y * float(torch.sigmoid(-2.0 * half_log_snr).sqrt()) + 0.125 * torch.arange(64).remainder(17) - 1.0
+        exact = head(logits, state[None], half_log_snr[None])
+        single = head(logits.float(), state[None].float(), half_log_snr[None].float())
+        # one rounding of the state is exp(lambda) ulps of the noise, at the noisy end exp(-lambda) ulps of x0 / cos
+        tolerance = 3e-6 * max(1.0, 4.0 * math.cosh(float(half_log_snr)))
+        assert float((single - exact).abs().max()) < tolerance, float(half_log_snr)
+        assert bool(torch.isfinite(single).all())
+
+
+def test_level_head_has_finite_gradients_everywhere():
+    head = LevelHead(17)
+    for half_log_snr in (-7.0, -2.9, 0.0, 3.0, 7.5):
+        y = torch.linspace(-3.0, 3.0, 41)[None].requires_grad_()
+        logits = torch.zeros(1, 17 * 41, requires_grad=True)
+        head(logits, y, torch.tensor([half_log_snr])).square().sum().backward()
+        assert bool(torch.isfinite(y.grad).all())
+        assert bool(torch.isfinite(logits.grad).all())

@@ -1,0 +1,451 @@
+"""Training: the objective's identities, the draws, the average, and a loop that resumes bit for bit."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sdediff.analytic import Gaussian
+from sdediff.checkpoint import load
+from sdediff.config import Config
+from sdediff.data import load_dataset
+from sdediff.denoiser import ScoreModel
+from sdediff.predictions import PREDICTIONS
+from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, train
+from sdediff.training.batches import Batches, held_out_batch
+from sdediff.training.interrupt import Interrupt
+from sdediff.training.objective import stratified
+from sdediff.training.record import Record
+from sdediff.types import DataInfo
+
+PROCESSES = [VPSDE(), CosineVPSDE(), SubVPSDE(), VESDE(), RectifiedFlow(), DDPM.linear(100)]
+SMOOTH = [sde for sde in PROCESSES if not isinstance(sde, DDPM)]
+
+
+def name(sde):
+    return type(sde).__name__
+
+
+# ---- objective -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("sde", PROCESSES, ids=name)
+def test_a_time_law_states_its_own_density(sde, law):
+    """``density = |du / d lambda|``, by central differences of second order."""
+    u = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
+    step = 1e-6
+    ahead, behind = (sde.half_log_snr(TIME_LAWS[law](sde, u + s)[0]) for s in (step, -step))
+    density = TIME_LAWS[law](sde, u)[1]
+    error = (2.0 * step / (ahead - behind).abs() / density - 1.0).abs()
+    # A chain's rate jumps at its instants; differences across a jump say nothing.
+    assert float(error.median()) < 1e-6
+    assert float((error < 1e-4).double().mean()) > 0.9
+    if sde in SMOOTH:
+        assert float(error.max()) < 1e-4
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("sde", SMOOTH, ids=name)
+def test_time_laws_do_not_change_the_objective(sde, weighting):
+    """The integral of ``W(lambda) f(lambda)`` is the same under every law, for an f that vanishes at the ends."""
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    values = []
+    for law in TIME_LAWS.values():
+        t, density = law(sde, u)
+        level = sde.level(t)
+        f = torch.exp(-(level.half_log_snr.square()))
+        values.append(float((WEIGHTINGS[weighting](sde, level) / density * f).mean()))
+    # Midpoint sums err by (spacing of lambda)^2; the coarsest spacing where f lives is below 1e-3.
+    assert max(values) / min(values) - 1.0 < 1e-5
+    t, density = TIME_LAWS["logsnr"](sde, u)
+    wrong = float((WEIGHTINGS[weighting](sde, sde.level(t)) * torch.exp(-sde.half_log_snr(t).square())).mean())
+    assert abs(wrong / values[0] - 1.0) > 0.1  # a density that is forgotten is told apart
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=name)
+def test_named_weightings_are_the_published_ones(sde):
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    level, weights = Objective(sde, "uniform", "simple").levels(u)
+    assert torch.allclose(weights, weights[0].expand(99), rtol=1e-9)  # Ho et al. 2020, eq. 14
+    level, weights = Objective(sde, "logsnr", "likelihood").levels(u)
+    assert torch.allclose(weights, weights[0].expand(99), rtol=1e-12)  # Song et al. 2021, importance-sampled
+    level, weights = Objective(sde, "uniform", "min-snr").levels(u)
+    snr = (level.alpha / level.sigma) ** 2
+    expected = torch.minimum(snr, torch.full_like(snr, 5.0)) / snr  # Hang et al. 2023, for the noise
+    assert torch.allclose(weights / weights[-1], expected / expected[-1], rtol=1e-9)
+    level, weights = Objective(sde, "uniform", "velocity").levels(u)
+    assert torch.allclose(weights * level.cos**2, (weights * level.cos**2)[0].expand(99), rtol=1e-9)
+
+
+@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weights_of_the_velocity_have_mean_one(law, weighting):
+    """So the loss of the network that knows nothing, ``v_hat = 0``, is about the mean of ``||v||^2``: of order one."""
+    u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    level, weights = Objective(VPSDE(), law, weighting).levels(u)
+    assert abs(float((weights * level.cos**2).mean()) - 1.0) < 1e-12
+    assert bool((weights > 0.0).all())
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown time law 'late'; choose one of: uniform, logsnr"):
+        Objective(VPSDE(), "late")
+    with pytest.raises(ValueError, match=r"unknown weighting 'none'; choose one of: simple, likelihood, min-snr"):
+        Objective(VPSDE(), "uniform", "none")
+
+
+class Scaled(nn.Module):
+    """A denoiser whose noise half is wrong by a factor."""
+
+    def __init__(self, exact, factor):
+        super().__init__()
+        self.exact, self.factor = exact, factor
+
+    def forward(self, x, level):
+        return PREDICTIONS["epsilon"].split(self.factor * self.exact(x, level).eps, x, level)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_loss_of_the_exact_denoiser_has_its_closed_form(weighting):
+    """For N(0, s^2) data the noise has posterior variance ``alpha^2 s^2 / (alpha^2 s^2 + sigma^2)`` an entry.
+
+    False-alarm probability 5e-7 a test (5 standard errors); a noise estimate 20 % too large must be caught.
+    """
+    sde, variance, n = CosineVPSDE(), 0.3, 40_000
+    generator = torch.Generator().manual_seed(0)
+    exact = Gaussian(torch.zeros(4), variance * torch.eye(4, dtype=torch.float64)).model(sde)
+    objective = Objective(sde, "logsnr", weighting)
+    x0 = math.sqrt(variance) * torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    eps = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    level, weights = objective.levels(u)
+    signal = level.alpha**2 * variance
+    difference = objective.loss(exact, x0, u, eps) - weights * signal / (signal + level.sigma**2)
+    error = float(difference.std()) / math.sqrt(n)
+    assert abs(float(difference.mean())) < 5.0 * error
+    wrong = objective.loss(Scaled(exact, 1.2), x0, u, eps) - weights * signal / (signal + level.sigma**2)
+    assert abs(float(wrong.mean())) > 5.0 * float(wrong.std()) / math.sqrt(n)
+
+
+def test_stratified_draws_fill_every_stratum_once():
+    for offset in (0.0, 0.37, 0.999999):
+        u = stratified(offset, torch.arange(64), 64)
+        assert sorted((u * 64 - offset).remainder(64).round().remainder(64).long().tolist()) == list(range(64))
+        assert bool(((u >= 0.0) & (u < 1.0)).all())
+        assert torch.allclose(u.sort().values.diff(), torch.full((63,), 1.0 / 64, dtype=torch.float64), atol=1e-12)
+
+
+# ---- average ---------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_the_weighted_sum_of_the_past():
+    network, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    network.double(), average.double()
+    values = [3.0, -1.0, 4.0, 1.0, -5.0]
+    expected = float(average.weight.detach())
+    for step, value in enumerate(values):
+        nn.init.constant_(network.weight, value)
+        ema.update(average, network, 0.3, step)
+        decay = min(0.3, (1.0 + step) / (10.0 + step))
+        expected = decay * expected + (1.0 - decay) * value
+    assert math.isclose(float(average.weight.detach()), expected, rel_tol=1e-14)
+    assert float(network.weight.detach()) == values[-1]
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_sees_every_item_once():
+    data = torch.arange(30)[:, None]
+    batches = Batches(data, DataInfo((1,), levels=30), 7, seed=1)
+    seen = np.concatenate([batches.indices(step) for step in range(30)])  # 210 = 7 epochs
+    epochs = seen.reshape(7, 30)
+    assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 7
+
+
+def test_parts_of_the_processes_make_up_the_batch():
+    data, info = load_dataset("digits").train, load_dataset("digits").info
+    whole = Batches(data, info, 12, seed=3)(5)
+    for world in (2, 3, 4):
+        parts = [Batches(data, info, 12, seed=3, rank=rank, world=world)(5) for rank in range(world)]
+        for field, expected in enumerate(whole):
+            assert torch.equal(torch.cat([part[field] for part in parts]), expected)
+    assert not torch.equal(whole.eps, Batches(data, info, 12, seed=3)(6).eps)
+    assert not torch.equal(whole.eps, Batches(data, info, 12, seed=4)(5).eps)
+    with pytest.raises(ValueError, match="12 cannot be shared evenly by 5"):
+        Batches(data, info, 12, seed=3, world=5)
+
+
+def test_draws_have_the_right_laws():
+    """Dequantisation fills the bins evenly and the noise is standard.
+
+    Each of the two Kolmogorov distances exceeds its bound with probability 1e-6; centred levels must be caught.
+    """
+    data = torch.randint(0, 17, (5000, 4), generator=torch.Generator().manual_seed(0))
+    info = DataInfo((4,), levels=17)
+    batch = held_out_batch(data, info, seed=0, most=5000)
+    within = (batch.x0.double() + 1.0) * 8.0 - data + 0.5
+    bound = math.sqrt(0.5 * math.log(2.0 / 1e-6) / within.numel())
+    grid = (torch.arange(within.numel(), dtype=torch.float64) + 0.5) / within.numel()
+    assert float((within.flatten().sort().values - grid).abs().max()) < bound
+    normal = torch.special.ndtr(batch.eps.double().flatten()).sort().values
+    assert float((normal - grid).abs().max()) < bound
+    assert float((torch.full_like(grid, 0.5) - grid).abs().max()) > bound
+
+
+# ---- loop ------------------------------------------------------------------------------------------------------
+
+
+def settings(**changes):
+    base = {
+        "network.width": 8,
+        "training.steps": 12,
+        "training.batch_size": 16,
+        "training.warmup": 3,
+        "training.log_every": 2,
+        "training.held_out_every": 4,
+        "training.sample_every": 0,
+        "training.checkpoint_every": 5,
+    }
+    return Config().updated({**base, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 12 steps without a break."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return train(settings(), folder, progress=False)
+
+
+def test_a_run_can_be_loaded_and_read(whole):
+    assert (whole.steps, whole.interrupted) == (12, False)
+    assert torch.equal(weights(load(whole.run_dir)), weights(whole.model))
+    assert Config.load(whole.run_dir / "config.json") == settings()
+    assert [line["step"] for line in lines(whole.run_dir) if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    held_out = {line["step"]: line["held_out_loss"] for line in lines(whole.run_dir) if "held_out_loss" in line}
+    assert set(held_out) == {4, 8, 12}
+    assert held_out[12] == whole.held_out_loss
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole.run_dir / "tb")).Reload()
+    assert [event.step for event in board.Scalars("held_out_loss")] == [4, 8, 12]
+    assert math.isclose(board.Scalars("held_out_loss")[-1].value, held_out[12], rel_tol=1e-6)
+
+
+def test_moments_are_those_of_dequantised_data(whole):
+    """The covariance has the variance of the uniform noise, delta^2 / 12, on its diagonal."""
+    data = load_dataset("digits")
+    x = (data.train.double().flatten(1) / 8.0 - 1.0).T
+    expected = torch.cov(x, correction=0) + torch.eye(64, dtype=torch.float64) * 0.125**2 / 12.0
+    moments = whole.model.moments
+    covariance = moments.basis @ torch.diag(moments.variances) @ moments.basis.T
+    assert float((covariance - expected).abs().max()) < 1e-7  # levels become values in float32
+    assert float((moments.mean.flatten() - x.mean(dim=1)).abs().max()) < 1e-6
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path):
+    """Ctrl-C after step 6, while a picture is drawn; the checkpoint is at step 6, the rest as if nothing had been."""
+    drawn = []
+
+    def interrupt(samples, path):
+        drawn.append((samples.shape, path.name))
+        if len(drawn) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = settings(training__sample_every=3)
+    first = train(config, tmp_path / "run", progress=False, on_sample=interrupt)
+    assert first.interrupted
+    assert first.steps == 7  # the step that was under way is finished
+    assert [name for _, name in drawn] == ["step_000003", "step_000006", "step_000007"]
+    assert torch.equal(weights(load(tmp_path / "run")), weights(first.model))
+    assert not torch.equal(weights(first.model), weights(whole.model))
+    second = train(config, tmp_path / "run", resume=True, progress=False)
+    assert (second.steps, second.interrupted) == (12, False)
+    assert torch.equal(weights(second.model), weights(whole.model))
+    assert second.held_out_loss == whole.held_out_loss
+    steps = [line["step"] for line in lines(tmp_path / "run") if "held_out_loss" in line]
+    assert steps == [4, 7, 8, 12]
+    third = train(config, tmp_path / "run", resume=True, progress=False)  # nothing left to do
+    assert third.steps == 12
+    assert third.held_out_loss == whole.held_out_loss
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(whole, tmp_path):
+    """Without warning after step 8: the checkpoint of step 5 is taken up, and later metrics are forgotten."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(samples, path):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(settings(training__sample_every=8), tmp_path / "run", progress=False, on_sample=kill)
+    assert max(line["step"] for line in lines(tmp_path / "run")) == 8
+    again = train(settings(), tmp_path / "run", resume=True, progress=False)
+    assert torch.equal(weights(again.model), weights(whole.model))
+    assert [line["step"] for line in lines(tmp_path / "run") if "held_out_loss" in line] == [4, 8, 12]
+
+
+def test_the_seed_decides_and_global_generators_are_left_alone(whole, tmp_path):
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    again = train(settings(), tmp_path / "again", progress=False)
+    assert torch.equal(torch_state, torch.random.get_rng_state())
+    assert numpy_state == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert torch.equal(weights(again.model), weights(whole.model))
+    other = train(settings(training__seed=1), tmp_path / "other", progress=False)
+    assert not torch.equal(weights(other.model), weights(whole.model))
+
+
+def test_runs_are_not_overwritten_or_mixed(whole, tmp_path):
+    with pytest.raises(FileExistsError, match="resume goes on with it, force replaces it"):
+        train(settings(), whole.run_dir, progress=False)
+    with pytest.raises(ValueError, match="exclude each other"):
+        train(settings(), whole.run_dir, resume=True, force=True, progress=False)
+    with pytest.raises(ValueError, match=r"other settings: network.width, training.batch_size$"):
+        train(settings(network__width=16, training__batch_size=8), whole.run_dir, resume=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(settings(), tmp_path / "none", resume=True, progress=False)
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in whole.run_dir.iterdir())
+    with pytest.raises(FileNotFoundError, match="no data"):  # force removes nothing before all is known to be well
+        train(settings(data__name="no-such-data"), whole.run_dir, force=True, progress=False)
+    with pytest.raises(ValueError, match="unknown weighting"):
+        train(settings(training__weighting="none"), whole.run_dir, force=True, progress=False)
+    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in whole.run_dir.iterdir())
+
+
+def test_force_replaces_a_run_and_damage_is_named(tmp_path):
+    config = settings(data__name="moons", training__steps=2)
+    train(config, tmp_path, progress=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    again = train(config.updated({"training.seed": 5}), tmp_path, force=True, progress=False)
+    assert Config.load(tmp_path / "config.json").training.seed == 5
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [line["step"] for line in lines(tmp_path)] == [2, 2]
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        train(Config.load(again.run_dir / "config.json"), tmp_path, resume=True, progress=False)
+    state.unlink()
+    with pytest.raises(FileNotFoundError, match=r"state\.safetensors is missing"):
+        train(Config.load(again.run_dir / "config.json"), tmp_path, resume=True, progress=False)
+
+
+def test_a_diverging_run_stops_before_it_is_saved(tmp_path):
+    config = settings(data__name="moons", training__learning_rate=1e30, training__clip=1e30, training__warmup=0)
+    with pytest.raises(FloatingPointError, match=r"the loss is \w+ at step \d+: try a lower training.learning_rate"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "model.json").exists()
+
+
+def test_the_second_interrupt_is_not_held_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:  # noqa: PT012 - the second signal must be the one
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.wanted
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    def work(seen):
+        with Interrupt() as interrupt:
+            seen.append(interrupt.wanted)
+
+    before, seen = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=work, args=(seen,))
+    thread.start()
+    thread.join()
+    assert seen == [False]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_record_forgets_what_came_after(tmp_path):
+    record = Record(tmp_path, 0)
+    for step in (1, 2, 3):
+        record.add(step, loss=float(step))
+    record.close()
+    record = Record(tmp_path, 2)
+    record.add(3, loss=30.0)
+    record.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_training_finds_the_gaussian(tmp_path):
+    """On correlated Gaussian data the trained loss comes near the exact denoiser's, on the very same draws."""
+    rng = np.random.default_rng(0)
+    mix = np.array([[0.8, 0.0], [0.5, 0.2]])
+    points = (rng.standard_normal((4000, 2)) @ mix.T + [0.3, -0.2]).astype(np.float32)
+    np.save(tmp_path / "points.npy", points)
+    config = settings(
+        data__name=str(tmp_path / "points.npy"),
+        network__width=32,
+        training__steps=400,
+        training__batch_size=256,
+        training__learning_rate=5e-3,
+        training__ema=0.98,
+        training__held_out_every=0,
+        training__checkpoint_every=0,
+    )
+    result = train(config, tmp_path / "run", progress=False)
+    data = load_dataset(tmp_path / "points.npy")
+    exact = Gaussian(torch.tensor([0.3, -0.2]), torch.from_numpy(mix @ mix.T)).model(result.model.sde)
+    batch = held_out_batch(data.held_out, data.info, 0)
+    objective = Objective(result.model.sde, config.training.time_law, config.training.weighting)
+
+    def excess(model):
+        """Mean of W ||eps_model - eps_exact||^2: what is lost beyond the exact denoiser's loss."""
+        level, loss_weights = objective.levels(batch.u)
+        alpha, sigma = (v.float()[:, None] for v in (level.alpha, level.sigma))
+        x_t = alpha * batch.x0 + sigma * batch.eps
+        with torch.no_grad():
+            gap = (model(x_t, level).eps - exact(x_t, level).eps).square().mean(dim=1)
+        return float((loss_weights.to(gap) * gap).mean())
+
+    untrained = ScoreModel(
+        lambda x, t: torch.zeros_like(x), result.model.sde, prediction="v_prediction", conditioning="logsnr"
+    )
+    assert excess(result.model) < 0.05 * excess(untrained)
+    # Cauchy-Schwarz: the losses differ by the excess e and a cross term of mean zero, at most 2 sqrt(e loss)
+    exact_loss = float(objective.loss(exact, *batch).mean())
+    bound = excess(result.model) + 2.0 * math.sqrt(excess(result.model) * exact_loss)
+    assert abs(result.held_out_loss - exact_loss) <= bound
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """Two gloo processes, each with half of every batch, against one with all of it: equal up to float32 sums."""
+    config = settings(training__steps=6, training__checkpoint_every=0)
+    (tmp_path / "c.json").write_text(config.to_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(Path(__file__).parent / "distributed_train.py"), str(tmp_path / "c.json"), str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes=2 steps=6" in done.stdout
+    one = train(config, tmp_path / "one", progress=False)
+    two = weights(load(tmp_path / "two"))
+    # Adam divides by the gradient's own size: rounding of 1e-7 moves a weight by a small part of a learning rate.
+    assert float((two - weights(one.model)).abs().max()) < 6 * 2e-3 * 1e-2
+    assert [line["step"] for line in lines(tmp_path / "two")] == [line["step"] for line in lines(tmp_path / "one")]
+    loss = [[line["loss"] for line in lines(tmp_path / run) if "loss" in line] for run in ("one", "two")]
+    assert np.allclose(*loss, rtol=1e-5)
