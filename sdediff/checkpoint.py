@@ -110,11 +110,12 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     """
     network = _own_network(model.network)
     sde = {field.name: getattr(model.sde, field.name) for field in fields(model.sde)}  # type: ignore[arg-type]
+    predictions = {name: type(prediction) for name, prediction in PREDICTIONS.items()}
     return {
         "format": FORMAT,
         "sde": {"name": _name_of(SDES, type(model.sde), "process"), **sde},
         "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},  # type: ignore[dict-item]
-        "prediction": _name_of(PREDICTIONS, model.prediction, "prediction"),
+        "prediction": _name_of(predictions, type(model.prediction), "prediction"),
         "conditioning": model.conditioning,
         "data": None if model.data is None else model.data._asdict(),
     }

@@ -33,8 +33,9 @@ MOST_LEVELS = 32
 
 M = TypeVar("M", bound=BaseModel)
 
-Positive = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Section(BaseModel):
@@ -47,7 +48,7 @@ class DataSection(Section):
     """Which data: a name of ``DATASETS`` or a path, and the seed of the hold-out (and of synthetic points)."""
 
     name: str = "digits"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Named(BaseModel):
@@ -61,6 +62,17 @@ class Named(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The keys beside ``name``."""
         return dict(self.model_extra or {})
+
+    def typed(
+        self, table: Mapping[str, Callable[..., Any]], where: str, what: str, *, given: tuple[str, ...] = ()
+    ) -> Self:
+        """The same with parameters of the types that the entry of ``table`` takes; those ``given`` come from elsewhere.
+
+        Raises:
+            ValueError: in one line, for an unknown name or parameters that do not fit.
+        """
+        checked = _validated(_schema(choose(table, self.name, what), given), self.parameters, where)
+        return type(self)(name=self.name, **{key: getattr(checked, key) for key in sorted(checked.model_fields_set)})
 
 
 class SdeSection(Named):
@@ -105,17 +117,17 @@ class TrainingSection(Section):
     steps: Annotated[int, Field(gt=0)] = 2000
     batch_size: Annotated[int, Field(gt=0)] = 128
     learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
     warmup: Count = 100
     clip: Positive = 1.0
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
-    time_law: str = "logsnr"
-    weighting: str = "likelihood"
-    seed: int = 0
+    time_law: str = "uniform"
+    weighting: str = "velocity"
+    seed: Seed = 0
     log_every: Count = 20
-    held_out_every: Count = 500
-    sample_every: Count = 1000
-    checkpoint_every: Count = 500
+    held_out_every: Count = 200
+    sample_every: Count = 500
+    checkpoint_every: Count = 250
 
 
 class Config(Section):
@@ -135,12 +147,14 @@ class Config(Section):
             ValueError: in one line, naming each wrong setting.
         """
         config = _validated(cls, values)
-        _check_entry(PROCESSES, config.sde, "sde", "process")
-        if config.network.name != "auto":
-            _check_entry(NETWORKS, config.network, "network", "network", given=("shape",))
+        sde = config.sde.typed(PROCESSES, "sde", "process")
+        PROCESSES[sde.name](**sde.parameters)  # its own check of the values
+        network = config.network
+        if network.name != "auto":
+            network = network.typed(NETWORKS, "network", "network", given=("shape",))
         choose(PREDICTIONS, config.model.prediction, "prediction")
         choose(CONDITIONINGS, config.model.conditioning, "conditioning")
-        return config
+        return config.model_copy(update={"sde": sde, "network": network})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -199,16 +213,18 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     Raises:
         ValueError: if the network does not fit the shape of the data.
     """
-    name = default_network(data.shape) if config.network.name == "auto" else config.network.name
-    section = config.network.model_copy(update={"name": name})
-    parameters = _check_entry(NETWORKS, section, "network", "network", given=("shape",))
+    section = config.network
+    if section.name == "auto":
+        section = section.model_copy(update={"name": default_network(data.shape)})
+    parameters = section.typed(NETWORKS, "network", "network", given=("shape",)).parameters
     if data.levels is not None and data.levels <= MOST_LEVELS and _takes_levels(config):
         parameters = {"levels": data.levels, "low": data.low, "high": data.high, **parameters}
-    network = NETWORKS[name](shape=data.shape, **parameters)
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; what they draw is replaced
+        network = NETWORKS[section.name](shape=data.shape, **parameters)
     initialise(network, torch.Generator().manual_seed(config.training.seed))
     return ScoreModel(
         network,
-        PROCESSES[config.sde.name](**_check_entry(PROCESSES, config.sde, "sde", "process")),
+        PROCESSES[config.sde.name](**config.sde.parameters),
         prediction=config.model.prediction,
         conditioning=config.model.conditioning,
         moments=moments,
@@ -240,15 +256,6 @@ def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel
     }
     settings = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     return create_model(getattr(entry, "__name__", "Entry"), __config__=settings, **fields)
-
-
-def _check_entry(
-    table: Mapping[str, Callable[..., Any]], section: Named, where: str, what: str, *, given: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The typed parameters that ``section`` gives to its entry of ``table``, or what is wrong with them."""
-    entry = choose(table, section.name, what)
-    checked = _validated(_schema(entry, given), section.parameters, where)
-    return {name: getattr(checked, name) for name in checked.model_fields_set}
 
 
 def _validated(model: type[M], values: Any, where: str = "") -> M:

@@ -1,0 +1,20 @@
+"""Networks ``(x, conditioning) -> tensor like x``. ``NETWORKS`` is the list: a new one is one file and one line."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from sdediff.networks.levels import LevelHead
+from sdediff.networks.mlp import MLP
+from sdediff.networks.unet import UNet
+from sdediff.networks.zero import initialise
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
+
+
+def default_network(shape: Sequence[int]) -> str:
+    """The name of the network that suits items of a shape: the U-Net for images it can take, else the perceptron."""
+    return "unet" if len(shape) == 3 and min(shape[1:]) >= 4 else "mlp"
+
+
+__all__ = ["MLP", "NETWORKS", "LevelHead", "UNet", "default_network", "initialise"]

@@ -1,0 +1,259 @@
+"""The training loop: batches, loss, step, moving average, and what is written at intervals.
+
+A run folder holds ``config.json``, the model (moving average) as ``sdediff.load`` reads it, ``state.safetensors`` to
+resume from, ``metrics.jsonl`` and ``tb/``. A step is a function of the configuration and the state before it, so a
+resumed run is bit for bit the run without a break, on one process or several.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sdediff import checkpoint
+from sdediff.config import Config, build
+from sdediff.data import Dataset, bin_width, load_dataset, to_values
+from sdediff.denoiser import ScoreModel
+from sdediff.moments import Moments
+from sdediff.sampling import sample
+from sdediff.training import ema
+from sdediff.training.batches import Batch, Batches, held_out_batch
+from sdediff.training.interrupt import Interrupt
+from sdediff.training.objective import Objective
+from sdediff.training.record import BOARD, METRICS, Record
+from sdediff.training.state import STATE, load_state, save_state
+
+CONFIG, SAMPLES = "config.json", "samples"
+OnSample = Callable[[Tensor, Path], None]
+_MAY_CHANGE = {"steps", "log_every", "held_out_every", "sample_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        model: the moving average, in evaluation mode.
+        run_dir: where it is saved.
+        steps: that are done, resumed ones included.
+        seconds: of this call.
+        loss: mean training loss since the last line of metrics.
+        held_out_loss: of the moving average, weighted like the training loss.
+        interrupted: whether Ctrl-C ended the run early.
+    """
+
+    model: ScoreModel
+    run_dir: Path
+    steps: int
+    seconds: float
+    loss: float
+    held_out_loss: float
+    interrupted: bool
+
+
+def train(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    on_sample: OnSample | None = None,
+) -> TrainResult:
+    """Train a model and write it to ``run_dir``.
+
+    Started by ``torchrun`` or ``accelerate launch``, every process takes its part of each batch.
+
+    Args:
+        config: data, process, network and optimisation.
+        run_dir: the folder of the run.
+        resume: go on from the state in ``run_dir``.
+        force: replace the run that is there.
+        device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
+        progress: show a bar with loss and rate.
+        on_sample: called with 16 samples ``(16, *shape)`` and a path without suffix, every ``sample_every`` steps and
+            at the end.
+
+    Raises:
+        FileExistsError: if ``run_dir`` holds a run and neither ``resume`` nor ``force`` is set.
+        FileNotFoundError: if the data or, with ``resume``, the run is missing.
+        ValueError: if the data, the configuration or the state do not fit; in one line.
+    """
+    folder = Path(run_dir)
+    _check_folder(folder, config, resume=resume, force=force)
+    run = _Run(config, folder, device)
+    step = load_state(folder, run.model, run.average, run.optimizer) if resume else 0
+    if run.main and not resume:
+        _clear(folder)
+    run.workers.wait_for_everyone()
+    return run.go(step, progress=progress, on_sample=on_sample)
+
+
+class _Run:
+    """The parts of a run, put together from its configuration."""
+
+    def __init__(self, config: Config, folder: Path, device: str) -> None:
+        from accelerate import Accelerator  # slow to import, and wanted nowhere else
+
+        data = load_dataset(config.data.name, config.data.seed)
+        settings = config.training
+        self.config, self.folder = config, folder
+        self.workers: Any = Accelerator(cpu=torch.device(device).type == "cpu")
+        self.main = bool(self.workers.is_main_process)
+        self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
+        self.model = build(config, data.info, _moments(data)).to(self.device)
+        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting)
+        self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        self.batches = Batches(
+            data.train,
+            data.info,
+            settings.batch_size,
+            settings.seed,
+            rank=self.workers.process_index,
+            world=self.workers.num_processes,
+        )
+        self.held_out = held_out_batch(data.held_out, data.info, settings.seed)
+        self.trained: Any = self.workers.prepare_model(self.model, device_placement=False)
+
+    def go(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
+        """Train from ``step`` to the end or to Ctrl-C."""
+        settings, start, begin = self.config.training, time.monotonic(), step
+        record = None
+        if self.main:
+            checkpoint.write(self.folder / CONFIG, self.config.to_json().encode())
+            record = Record(self.folder, step)
+        total, count, loss, held_out, stop = torch.zeros((), device=self.device), 0, math.nan, math.nan, False
+        bar = tqdm(total=settings.steps, initial=step, disable=not (progress and self.main), unit="step")
+        with Interrupt() as interrupt, bar:
+            while step < settings.steps and not stop:
+                total, count, step = total + self.step(step), count + 1, step + 1
+                stop = self._anyone(interrupt.wanted)
+                end = step == settings.steps or stop
+                bar.update()
+                if end or _due(step, settings.log_every):
+                    loss = float(self.workers.reduce(total / count, "mean"))
+                    total, count = torch.zeros_like(total), 0
+                    if not math.isfinite(loss):
+                        raise FloatingPointError(
+                            f"the loss is {loss} at step {step}: try a lower training.learning_rate"
+                        )
+                    bar.set_postfix(loss=f"{loss:.4f}", held_out=f"{held_out:.4f}")
+                    if record:
+                        rate = (step - begin) / (time.monotonic() - start)
+                        record.add(step, loss=loss, learning_rate=self._learning_rate(step - 1), steps_per_second=rate)
+                if record and (end or _due(step, settings.held_out_every)):
+                    held_out = self.held_out_loss()
+                    record.add(step, held_out_loss=held_out)
+                if record and (end or _due(step, settings.checkpoint_every)):
+                    self.save(step)
+                if record and on_sample and settings.sample_every and (end or _due(step, settings.sample_every)):
+                    self._draw(step, on_sample)
+        if record:
+            record.close()
+        self.workers.wait_for_everyone()
+        held_out = self.held_out_loss() if math.isnan(held_out) else held_out
+        seconds = time.monotonic() - start
+        return TrainResult(self.average.eval(), self.folder, step, seconds, loss, held_out, stop)
+
+    def step(self, step: int) -> Tensor:
+        """One optimiser step; the mean loss of this process's part of the batch."""
+        settings = self.config.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step)
+        self.trained.train()
+        batch = self._to_device(self.batches(step))
+        loss = self.objective.loss(self.trained, batch.x0, batch.u, batch.eps).mean()
+        self.optimizer.zero_grad()
+        self.workers.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.optimizer.step()
+        ema.update(self.average, self.model, settings.ema, step)
+        return loss.detach()
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss of the moving average on held-out items, with the same draws every time."""
+        batch = self._to_device(self.held_out)
+        return float(self.objective.loss(self.average.eval(), batch.x0, batch.u, batch.eps).mean())
+
+    def save(self, step: int) -> None:
+        """Write the model and the state."""
+        checkpoint.save(self.average, self.folder, force=True)
+        save_state(self.folder, step, self.model, self.average, self.optimizer)
+
+    def _draw(self, step: int, on_sample: OnSample) -> None:
+        shape = self.batches.info.shape
+        samples = sample(self.average.eval(), (16, *shape), seed=self.config.training.seed)
+        (self.folder / SAMPLES).mkdir(exist_ok=True)
+        on_sample(samples, self.folder / SAMPLES / f"step_{step:06d}")
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine to zero."""
+        settings = self.config.training
+        warm = min(1.0, (step + 1) / (settings.warmup + 1))
+        return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return Batch(*(part.to(self.device) if part is not batch.u else part for part in batch))
+
+    def _anyone(self, flag: bool) -> bool:
+        """Whether any process wants to stop: they must do so at the same step."""
+        if self.workers.num_processes == 1:
+            return flag
+        return bool(self.workers.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0.0)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _moments(data: Dataset) -> Moments:
+    """Mean and covariance of the training data as the model sees them, the variance of the dequantisation included."""
+    if data.train.is_floating_point():
+        return Moments.fit(data.train)
+    moments = Moments.fit(to_values(data.train, data.info))
+    return Moments(moments.mean, moments.variances + bin_width(data.info) ** 2 / 12.0, moments.basis)
+
+
+def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:
+    """Refuse before any work is done."""
+    if resume and force:
+        raise ValueError("resume and force exclude each other: go on with the run, or replace it")
+    if not resume:
+        if (folder / CONFIG).exists() and not force:
+            raise FileExistsError(f"{folder} already holds a run; resume goes on with it, force replaces it")
+        return
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"nothing to resume in {folder}: {CONFIG} is missing")
+    before, now = (c.model_dump() for c in (Config.load(folder / CONFIG), config))
+    changed = [
+        f"{section}.{key}"
+        for section in now
+        for key in {**before[section], **now[section]}
+        if before[section].get(key) != now[section].get(key) and not (section == "training" and key in _MAY_CHANGE)
+    ]
+    if changed:
+        raise ValueError(f"the run in {folder} was started with other settings: {', '.join(changed)}")
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of an earlier run, and only those."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
+        (folder / name).unlink(missing_ok=True)
+    for name in (BOARD, SAMPLES):
+        shutil.rmtree(folder / name, ignore_errors=True)
