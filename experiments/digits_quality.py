@@ -6,7 +6,9 @@ Prints one table. The samples (1,000, the default probability-flow solver) are j
 real training digits, by the energy distance to the held-out digits, and by the distance to their nearest training
 digit; the likelihood of the held-out digits by that of the best Gaussian mixture of scikit-learn, its size, covariance
 and regularisation chosen on those same held-out digits (which favours the mixture), both dequantised uniformly.
-Costs about five minutes on two cores; a line ends with "ok" where its target is met.
+Costs about two minutes on two cores; a line ends with "ok" where its target is met. Expected of the default run:
+confidence 97.2 % (held-out digits 98.1 %), classes from 8.7 to 11.1 %, energy distance 0.18 (real splits 0.18), nearest
+neighbours at a median of 17.1 (held-out digits 16.8), 1.67 +- 0.01 bits/dim (mixture 2.63 +- 0.02).
 """
 
 from __future__ import annotations

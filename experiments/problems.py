@@ -1,7 +1,7 @@
 """The exact-score problems that benchmarks share.
 
 ``digits-mixture``: a ten-component mixture fitted to the 8x8 digits (64-D), covariances shrunk to 0.9 S + 0.1 v I.
-``smoothed-digits``: 500 digits, each with std 0.05 (nearly singular). ``ring``: 8 Gaussians of std 0.1 on the unit circle.
+``smoothed-digits``: 500 digits, each with std 0.05 (nearly singular). ``ring``: 8 Gaussians of std 0.1 on a circle.
 """
 
 from __future__ import annotations
