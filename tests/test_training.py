@@ -338,9 +338,13 @@ def test_force_replaces_a_run_and_damage_is_named(tmp_path):
     config = settings(data__name="moons", training__steps=2)
     train(config, tmp_path, progress=False)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "samples").mkdir(exist_ok=True)
+    (tmp_path / "samples" / "step_000001.png").write_text("the run's")
+    (tmp_path / "samples" / "ode-seed0.png").write_text("mine")
     again = train(config.updated({"training.seed": 5}), tmp_path, force=True, progress=False)
     assert Config.load(tmp_path / "config.json").training.seed == 5
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["ode-seed0.png"]
     assert [line["step"] for line in lines(tmp_path)] == [2, 2]
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])

@@ -33,7 +33,7 @@ from sdediff.training.objective import Objective
 from sdediff.training.record import BOARD, METRICS, Record
 from sdediff.training.state import STATE, load_state, save_state
 
-CONFIG, SAMPLES = "config.json", "samples"
+CONFIG, SAMPLES, PICTURE = "config.json", "samples", "step_"
 OnSample = Callable[[Tensor, Path], None]
 _MAY_CHANGE = {"steps", "log_every", "held_out_every", "sample_every", "checkpoint_every"}
 
@@ -199,7 +199,7 @@ class _Run:
         shape = self.batches.info.shape
         samples = sample(self.average.eval(), (16, *shape), seed=self.config.training.seed)
         (self.folder / SAMPLES).mkdir(exist_ok=True)
-        on_sample(samples, self.folder / SAMPLES / f"step_{step:06d}")
+        on_sample(samples, self.folder / SAMPLES / f"{PICTURE}{step:06d}")
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine to zero."""
@@ -255,5 +255,6 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
         (folder / name).unlink(missing_ok=True)
-    for name in (BOARD, SAMPLES):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # what users drew themselves stays
+        picture.unlink()
+    shutil.rmtree(folder / BOARD, ignore_errors=True)
