@@ -16,7 +16,7 @@ from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.ddim import DDIM
 from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.euler_maruyama import EulerMaruyama
-from sdediff.samplers.multistep import AdamsBashforth
+from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 
 FIXED = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.adaptive}
@@ -295,9 +295,9 @@ def test_solves_that_blow_up_say_so() -> None:
         lambda: EulerMaruyama(eta=2.0),
         lambda: PredictorCorrector(snr=0.0),
         lambda: PredictorCorrector(corrections=-1),
-        lambda: AdamsBashforth(0),
-        lambda: AdamsBashforth(7),
-        lambda: AdamsBashforth(bend=0.0),
+        lambda: Multistep(memory=0),
+        lambda: Multistep(memory=7),
+        lambda: Multistep(rule="nope"),
         lambda: AdaptiveODE("rk4"),
         lambda: AdaptiveODE(rtol=0.0),
         lambda: FixedODE("dopri5"),

@@ -9,11 +9,11 @@ from sdediff.samplers.ddim import DDIM
 from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.euler_maruyama import EulerMaruyama
 from sdediff.samplers.heun import Heun
-from sdediff.samplers.multistep import AdamsBashforth
+from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 
 SAMPLERS: dict[str, Sampler] = {
-    "ode": AdamsBashforth(),
+    "ode": Multistep("velocity", "asinh", 4, correct_from=12),
     "sde": EulerMaruyama(),
     "ancestral": Ancestral(),
     "ancestral-marginal": Ancestral("marginal"),
@@ -21,8 +21,16 @@ SAMPLERS: dict[str, Sampler] = {
     "euler-maruyama": EulerMaruyama(),
     "pc": PredictorCorrector(),
     "heun": Heun(),
-    "ab2": AdamsBashforth(2),
-    "ab4": AdamsBashforth(4),
+    "ab2": Multistep("velocity", "asinh", 2),
+    "ab4": Multistep("velocity", "asinh", 4),
+    "dpm2": Multistep("epsilon", "logsnr", 2, "middle"),
+    "dpm3": Multistep("epsilon", "logsnr", 3, "halved"),
+    "dpm++2m": Multistep("sample", "logsnr", 2, "middle"),
+    "dpm++3m": Multistep("sample", "logsnr", 3, "halved"),
+    "deis2": Multistep("epsilon", "logsnr", 2),
+    "deis3": Multistep("epsilon", "logsnr", 3),
+    "unipc2": Multistep("sample", "logsnr", 2, "middle", correct_from=1),
+    "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
     "dopri5": AdaptiveODE("dopri5"),
     "rk4": FixedODE("rk4"),
     "torchsde-euler": ReverseSDE("euler"),

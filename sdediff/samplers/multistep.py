@@ -1,75 +1,104 @@
-r"""Adams-Bashforth on the probability-flow ODE ``dy / d theta = v``.
+r"""Multistep solvers of the probability-flow ODE: one family.
 
-The last values of ``v`` are interpolated by a polynomial in the clock ``w = asinh(tan(theta) / c)`` and integrated
-exactly over the step (Hairer, Norsett & Wanner 1993, section III.5, variable steps). On this clock, logarithmic in
-sigma / alpha when noisy and linear near the data, ``v`` is close to a polynomial; neither clock knows the schedule.
+A method is what it holds, the clock in which that is a polynomial, how many values it remembers, and whether a
+corrector redoes the last step once its end has been evaluated, which costs no forward (Zhao et al. 2023). Adams
+methods on the angle hold the velocity; DPM-Solver (Lu et al. 2022a) and DEIS (Zhang & Chen 2023) hold epsilon,
+DPM-Solver++ (Lu et al. 2022b) and UniPC the sample, all three on the log-SNR.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.dynamics import Frame, velocity
+from sdediff.dynamics import Frame
+from sdediff.numerics import choose
 from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.coefficients import CLOCKS, RULES, weights
+from sdediff.samplers.held import HELD
 from sdediff.types import Level
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)  # exact far beyond rounding for one step's smooth integrand
 
-Carry = tuple[Iterator[list[float]], list[Tensor]]
+class Update(NamedTuple):
+    """``keep * state + sum of weights * values``, newest value first."""
+
+    keep: float
+    weights: list[float]
+
+    def __call__(self, y: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Apply it."""
+        y = y if self.keep == 1.0 else self.keep * y
+        for weight, value in zip(self.weights, values, strict=True):
+            y = y.add(value, alpha=weight)
+        return y
+
+
+class Memory(NamedTuple):
+    """What a step hands to the next: the updates to come, the values seen, the state before the last step."""
+
+    plan: Iterator[tuple[Update, Update | None]]
+    values: list[Tensor]
+    before: Tensor | None
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(StepSampler):
-    """Adams-Bashforth on the angle: one forward a step, lower order while its history fills.
+class Multistep(StepSampler):
+    """Multistep method: one forward a step, lower order while its memory fills.
 
     Args:
-        max_order: number of velocities used, 1 to 6.
-        bend: the ``sigma / alpha`` at which the clock turns from linear to logarithmic.
+        held: a name of ``HELD``.
+        clock: a name of ``CLOCKS``.
+        memory: number of values, 1 to 6: the predictor's order.
+        rule: a name of ``RULES``: ``"exact"`` integrals, or those of a published formula.
+        correct_from: number of steps from which the corrector is used; it raises the order by one, but on few, long
+            steps it extrapolates too boldly. ``None`` for never.
     """
 
     order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
-    max_order: int = 4
-    bend: float = 0.3
+    held: str = "velocity"
+    clock: str = "asinh"
+    memory: int = 4
+    rule: str = "exact"
+    correct_from: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_order <= 6 or not self.bend > 0.0:
-            raise ValueError(f"max_order must be 1 to 6 and bend positive, not {self.max_order} and {self.bend}")
-        object.__setattr__(self, "order", self.max_order)
+        choose(HELD, self.held, "held quantity")
+        choose(CLOCKS, self.clock, "clock")
+        choose(RULES, self.rule, "rule")
+        if not 1 <= self.memory <= 6:
+            raise ValueError(f"memory must be 1 to 6, not {self.memory}")
+        predictor = min(self.memory, 2) if self.rule == "halved" else self.memory
+        object.__setattr__(self, "order", predictor + int(self.correct_from is not None))
 
-    def begin(self, levels: list[Level[float]]) -> Carry:
-        """The weights of every step (newest velocity first), and no history."""
-        angles = np.array([level.angle for level in levels])
-        return (self._weights(angles, i) for i in range(len(levels) - 1)), []
+    def begin(self, levels: list[Level[float]]) -> Memory:
+        """The updates of every step of the grid, computed once."""
+        correct = self.correct_from is not None and len(levels) > self.correct_from
+        plan: list[tuple[Update, Update | None]] = []
+        for i, (here, there) in enumerate(pairwise(levels)):
+            known = levels[max(0, i + 1 - self.memory) : i + 1][::-1]
+            redo = None
+            if correct and i > 0:
+                redo = self._update([here, *levels[max(0, i - self.memory) : i][::-1]], levels[i - 1], here)
+            plan.append((self._update(known, here, there), redo))
+        return Memory(iter(plan), [], None)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
+    ) -> tuple[Tensor, Memory]:
         """One forward."""
-        weights, history = carry
-        history = [velocity(denoise(y, here), here), *history[: self.max_order - 1]]
-        for weight, slope in zip(next(weights), history, strict=True):
-            y = y + weight * slope
-        return y, (weights, history)
+        predict, correct = next(carry.plan)
+        value = HELD[self.held].value(denoise(y, here), here)
+        if correct is not None and carry.before is not None:
+            y = correct(carry.before, [value, *carry.values])
+        values = [value, *carry.values[: self.memory - 1]]
+        return predict(y, values), Memory(carry.plan, values, None if self.correct_from is None else y)
 
-    def _clock(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.arcsinh(np.tan(angle) / self.bend)
-
-    def _weights(self, angles: NDArray[np.float64], i: int) -> list[float]:
-        """Integrals over step i of the Lagrange polynomials through the last nodes."""
-        start, end = angles[i], angles[i + 1]
-        known = self._clock(angles[max(0, i + 1 - self.max_order) : i + 1][::-1])
-        at = self._clock(start + 0.5 * (end - start) * (_NODES + 1.0))
-        weights = []
-        for j in range(len(known)):
-            others = np.delete(known, j)
-            basis = np.prod((at[:, None] - others) / (known[j] - others), axis=1)
-            weights.append(float(0.5 * (end - start) * (_WEIGHTS @ basis)))
-        return weights
+    def _update(self, known: list[Level[float]], here: Level[float], there: Level[float]) -> Update:
+        held = HELD[self.held]
+        return Update(held.keep(here, there), weights(held, self.clock, self.rule, known, here, there))

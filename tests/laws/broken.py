@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from sdediff.dynamics import Frame, velocity
 from sdediff.samplers import StepSampler
 from sdediff.samplers.base import Draw, bridge_std, recombine
-from sdediff.samplers.multistep import AdamsBashforth
+from sdediff.samplers.multistep import Memory, Multistep, Update
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.types import Level
 
@@ -27,12 +28,14 @@ class HeunWithoutCorrector(StepSampler):
 
 
 @dataclass(frozen=True)
-class EqualStepWeights(AdamsBashforth):
+class EqualStepWeights(Multistep):
     """Adams-Bashforth with the textbook weights of equal steps on a grid whose steps are not."""
 
-    def _weights(self, angles: Any, i: int) -> list[float]:
-        table = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-        return [float(angles[i + 1] - angles[i]) * w for w in table[min(i, self.max_order - 1)]]
+    def begin(self, levels: list[Level[float]]) -> Memory:
+        table = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+        widths = [there.angle - here.angle for here, there in pairwise(levels)]
+        plan = [Update(1.0, [h * w for w in table[min(i, self.memory - 1)]]) for i, h in enumerate(widths)]
+        return Memory(iter((update, None) for update in plan), [], None)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ TOLERANCE = 0.2
 T_TO = 1e-3
 LAW_PROCESSES = ("vp", "cosine", "ve", "flow", "ddpm")
 DETERMINISTIC = {name: s for name, s in SAMPLERS.items() if not s.stochastic and not s.adaptive}
+ASYMPTOTIC = {"dpm++3m": (512, 1024)}
+"""Later pairs of forwards: what its update leaves of the quadratic term and the cubic error cancel on long steps, so
+that its slope comes up to 2 from below (1.43, 1.76, 1.90, 1.96 on the rectified flow from 128 forwards on)."""
 NONLINEAR = ("pc",)
 STOCHASTIC = {name: s for name, s in SAMPLERS.items() if s.stochastic and name not in NONLINEAR}
 ADAPTIVE = {name: s for name, s in SAMPLERS.items() if s.adaptive}
@@ -118,8 +121,8 @@ def line_order(sampler: Sampler, process: str) -> float:
 @pytest.mark.parametrize("process", LAW_PROCESSES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic(name: str, process: str) -> None:
-    sampler = DETERMINISTIC[name]
-    assert abs(deterministic_order(sampler, process) - sampler.order) < TOLERANCE
+    sampler, forwards = DETERMINISTIC[name], ASYMPTOTIC.get(name, (256, 512))
+    assert abs(deterministic_order(sampler, process, forwards) - sampler.order) < TOLERANCE
 
 
 @pytest.mark.parametrize("process", LAW_PROCESSES)
@@ -188,7 +191,7 @@ def test_stochastic_engine(method: str) -> None:
 # ---- what must not pass --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", [HeunWithoutCorrector(), EqualStepWeights(4)])
+@pytest.mark.parametrize("broken", [HeunWithoutCorrector(), EqualStepWeights()])
 def test_broken_deterministic_methods_are_caught(broken: Sampler) -> None:
     assert not abs(deterministic_order(broken, "vp") - broken.order) < TOLERANCE
 

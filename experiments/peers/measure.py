@@ -1,0 +1,141 @@
+"""Problems with their starts and references, the error of one solve, and the cache of the peers' errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sdediff
+from experiments.problems import PROBLEMS
+from sdediff.denoiser import Denoiser
+from sdediff.dynamics import Frame, to_x, to_y
+
+from .adapter import Peer
+
+CHUNK = 256
+"""Samples solved at a time: what fits a core's cache."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, start states at ``t_max`` and where the exact flow takes them.
+
+    Args:
+        name: of the model.
+        model: a denoiser, exact or trained.
+        t_to: the last time; no solver goes closer to the data.
+        x: ``(B, *shape)``, float64, the first ``B`` of one endless list of starts.
+        reference: the same at ``t_to``.
+    """
+
+    name: str
+    model: Denoiser
+    t_to: float
+    x: Tensor
+    reference: Tensor
+
+    def first(self, count: int) -> Problem:
+        return Problem(self.name, self.model, self.t_to, self.x[:count], self.reference[:count])
+
+
+@dataclass(frozen=True)
+class Errors:
+    """RMS over samples and dimensions, and the median over samples of each one's RMS."""
+
+    rms: float
+    median: float
+
+    @staticmethod
+    def of(x: Tensor, reference: Tensor) -> Errors:
+        squared = (x - reference).square().flatten(1).mean(dim=1).nan_to_num(nan=torch.inf)
+        return Errors(float(squared.mean().sqrt()), float(squared.sqrt().median()))
+
+
+def _chunked(solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.cat([solve(part) for part in x.split(CHUNK)])
+
+
+def load(name: str, samples: int, cache: Path, run: str | None = None) -> Problem:
+    """A problem by its name in ``problems.PROBLEMS``, or ``run``, a trained one; the reference is kept in ``cache``."""
+    model = PROBLEMS[name]().model(sdediff.VPSDE()) if run is None else sdediff.load(run).eval()
+    if model.data is None:
+        raise ValueError(f"{run} does not say the shape of its data")
+    tolerance = 1e-10 if run is None else 1e-6
+    t_to = max(1e-3, model.sde.t_min)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((samples, *model.data.shape)))
+    x = x * float(model.sde.level(model.sde.t_max).scale)
+    print(f"{name}: reference by dopri5 at {tolerance:g} for {samples} starts ...", end="", flush=True)
+    key = hashlib.sha256(f"{name} {run and Path(run).resolve()} {samples} {tolerance}".encode()).hexdigest()[:16]
+    path = cache / f"reference-{key}.npy"
+    if path.exists():
+        reference = torch.from_numpy(np.load(path))
+    else:
+        reference = _chunked(
+            lambda part: sdediff.solve(model, part, "dopri5", rtol=tolerance, atol=tolerance, t_to=t_to).x, x
+        )
+        cache.mkdir(parents=True, exist_ok=True)
+        np.save(path, reference.numpy())
+    print(" done", flush=True)
+    return Problem(name, model, t_to, x, reference)
+
+
+def of_peer(problem: Problem, peer: Peer, times: Tensor, budget: int) -> Errors:
+    """A peer's errors on the levels at ``times``.
+
+    Raises:
+        RuntimeError: if it spends more forwards than it may.
+    """
+    levels = problem.model.sde.levels(times)
+
+    def solve(x: Tensor) -> Tensor:
+        frame = Frame(problem.model, problem.model.sde)
+        with torch.no_grad():
+            y = peer.solve(frame, to_y(x, levels[0]), levels)
+        if frame.nfe > budget:
+            raise RuntimeError(f"{peer.name} spent {frame.nfe} forwards of {budget}")
+        return to_x(y, levels[-1])
+
+    return Errors.of(_chunked(solve, problem.x), problem.reference)
+
+
+def of_ours(problem: Problem, solver: str, budget: int) -> Errors | None:
+    """The errors of an entry of ``sdediff.SAMPLERS``; ``None`` where the budget is too small for one step."""
+    solve = partial(sdediff.solve, problem.model, solver=solver, t_to=problem.t_to)
+    steps = budget
+    while steps > 0 and solve(problem.x[:1], steps=steps).nfe > budget:
+        steps -= 1
+    if steps == 0:
+        return None
+    try:
+        return Errors.of(_chunked(lambda part: solve(part, steps=steps).x, problem.x), problem.reference)
+    except FloatingPointError:
+        return Errors(float("inf"), float("inf"))
+
+
+class Cache:
+    """Peers' errors on disk, by problem, peer, nodes and budget; one JSON file a problem and sample count."""
+
+    def __init__(self, folder: Path, problem: str, samples: int) -> None:
+        self.path = folder / f"peers-{problem}-{samples}.json"
+        self.known: dict[str, list[float]] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def get(self, key: str, compute: Callable[[], Errors] | None) -> Errors | None:
+        """The cached errors, or, if there is a way, the computed ones, which are kept."""
+        if key not in self.known:
+            if compute is None:
+                return None
+            errors = compute()
+            self.known[key] = [errors.rms, errors.median]
+        return Errors(*self.known[key])
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.known))
