@@ -51,12 +51,12 @@ def integrand(held, clock, known, j, there):
 @pytest.mark.parametrize("held", HELD)
 def test_weights_are_the_integrals_of_lagrange_polynomials(held, clock):
     here, there, known = LEVELS[4], LEVELS[5], [LEVELS[4], LEVELS[3], LEVELS[1]]
-    came = weights(HELD[held], clock, "exact", known, here, there)
+    came = weights(HELD[held](), clock, "exact", known, here, there)
     for j, weight in enumerate(came):
         f = integrand(held, clock, [level.half_log_snr for level in known], j, there)
         truth, _ = quad(f, here.half_log_snr, there.half_log_snr, epsabs=0, epsrel=1e-13)
         assert weight == pytest.approx(truth, rel=1e-11)
-    assert sum(came) == pytest.approx(HELD[held].mass(here, there), rel=1e-13)  # the polynomials sum to one
+    assert sum(came) == pytest.approx(HELD[held]().mass(here, there), rel=1e-13)  # the polynomials sum to one
 
 
 @pytest.mark.parametrize("step", [1e-3, 1e-6, 1e-9])
@@ -70,7 +70,7 @@ def test_small_steps_lose_no_digits(held, step):
     tolerance = 1e-12 + 1e-15 / step
     with mpmath.workdps(50):
         lams = [mpmath.mpf(level.half_log_snr) for level in known]
-        for j, weight in enumerate(weights(HELD[held], "logsnr", "exact", known, here, there)):
+        for j, weight in enumerate(weights(HELD[held](), "logsnr", "exact", known, here, there)):
             f = integrand(held, "logsnr", lams, j, there)
             truth = mpmath.quad(lambda lam, f=f: f(lam, mpmath), [lams[0], mpmath.mpf(there.half_log_snr)])
             assert abs(weight / truth - 1) < tolerance
@@ -125,8 +125,8 @@ def test_the_published_third_order_update_has_half_of_its_quadratic_term():
     """With the whole term it is the exact integral, of order 3; as published it is of order 2."""
     assert (sdediff.SAMPLERS["dpm3"].order, Multistep("epsilon", "logsnr", 3).order) == (2, 3)
     levels, known = LEVELS[2:4], [LEVELS[2], LEVELS[1], LEVELS[0]]
-    ours = weights(HELD["epsilon"], "logsnr", "exact", known, *levels)
-    theirs = weights(HELD["epsilon"], "logsnr", "halved", known, *levels)
+    ours = weights(HELD["epsilon"](), "logsnr", "exact", known, *levels)
+    theirs = weights(HELD["epsilon"](), "logsnr", "halved", known, *levels)
     nodes = np.array([level.half_log_snr for level in known]) - LEVELS[2].half_log_snr
     powers = nodes ** np.arange(3)[:, None]
     assert powers[:2] @ ours == pytest.approx(powers[:2] @ theirs, rel=1e-10)  # lines agree
@@ -227,3 +227,54 @@ def test_diffusers_gives_the_same_samples(name):
         other = {"2": "3", "3": "2"}[next(c for c in name if c in "23")]
         changed = name.replace("2", "x").replace("3", "x").replace("x", other)
         assert not torch.allclose(sdediff.solve(model, start, changed, grid=times).x, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_stochastic_steps_are_exact_for_data_at_a_point(eta):
+    """With all data at c the clean half is c at every state, so a step of any length must keep the marginal."""
+    held = HELD["sample"](eta)
+    for here, there in ((LEVELS[0], LEVELS[-1]), (LEVELS[3], LEVELS[4])):
+        keep, mass, std = held.keep(here, there), held.mass(here, there), held.std(here, there)
+        assert keep * here.cos + mass == pytest.approx(there.cos, rel=1e-12)
+        assert math.hypot(keep * here.sin, std) == pytest.approx(there.sin, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "order", "held"),
+    [
+        ("sde-dpmsolver", 1, "epsilon"),
+        ("sde-dpmsolver", 2, "epsilon"),
+        ("sde-dpmsolver++", 1, "sample"),
+        ("sde-dpmsolver++", 2, "sample"),
+    ],
+)
+def test_diffusers_gives_the_same_stochastic_samples(kind, order, held):
+    """The same noise too."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_schedule="linear",
+        algorithm_type=kind,
+        solver_order=order,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
+    )
+    scheduler.set_timesteps(12)
+    chain = sdediff.DDPM.linear(1000)
+    times = chain.time(-torch.log(scheduler.sigmas.double())).tolist()
+    times = times[:-1] if times[-1] >= times[-2] else times
+    model, start = MIXTURE.model(chain), chain.prior_sample((6, 2), t=times[0], seed=2)
+    source, theirs = sdediff.NoiseSource(4, (6, 2)), start
+    for i, (t, label) in enumerate(zip(times[:-1], scheduler.timesteps, strict=False)):
+        theirs = scheduler.step(model.epsilon(theirs, t), label, theirs, variance_noise=source.normal(i)).prev_sample
+    ours = sdediff.solve(model, start, Multistep(held, "logsnr", order, "middle", eta=1.0), grid=times, seed=4).x
+    assert torch.allclose(ours, theirs, rtol=0, atol=2e-5)
+    other = sdediff.solve(model, start, Multistep(held, "logsnr", order, "middle", eta=0.9), grid=times, seed=4).x
+    assert not torch.allclose(other, theirs, rtol=0, atol=1e-3)  # negative control
+
+
+def test_noise_and_corrector_exclude_each_other():
+    with pytest.raises(ValueError, match="corrector would undo the noise"):
+        Multistep("sample", eta=1.0, correct_from=1)
+    with pytest.raises(ValueError, match="velocity is held in the ODE only"):
+        Multistep("velocity", eta=0.5)

@@ -14,10 +14,11 @@ from sdediff.samplers.predictor_corrector import PredictorCorrector
 
 SAMPLERS: dict[str, Sampler] = {
     "ode": Multistep("velocity", "asinh", 4, correct_from=12),
-    "sde": EulerMaruyama(),
+    "sde": Multistep("sample", "asinh", 2, eta=0.5),
     "ancestral": Ancestral(),
     "ancestral-marginal": Ancestral("marginal"),
     "ddim": DDIM(),
+    "sde-dpm++2m": Multistep("sample", "logsnr", 2, "middle", eta=1.0),
     "euler-maruyama": EulerMaruyama(),
     "pc": PredictorCorrector(),
     "heun": Heun(),
