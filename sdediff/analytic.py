@@ -93,7 +93,13 @@ class GaussianMixture:
         return (self.means[component] + z).reshape(n, *self.shape).to(dtype)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
-        """Log-density in nats, float64 ``(B,)``, of the data or, given ``sde`` and ``t``, of ``x_t``."""
+        """Log-density in nats, float64 ``(B,)``, of the data or, given ``sde`` and ``t``, of ``x_t``.
+
+        Raises:
+            ValueError: if only one of ``sde`` and ``t`` is given.
+        """
+        if (sde is None) != (t is None):
+            raise ValueError("give both sde and t for the density of x_t, or neither for that of the data")
         level = CLEAN if sde is None or t is None else sde.level(t)
         whitened, variances = self._whiten(flatten(x).double(), level)
         return torch.logsumexp(self._log_weights(whitened, variances), dim=1)

@@ -85,8 +85,15 @@ class Denoiser(nn.Module):
         return self.split(x, t).eps
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """``grad log p_t(x) = -E[eps | x] / sigma``, shape of ``x``."""
-        return -self.epsilon(x, t) / expand(self.sde.sigma(t), x)
+        """``grad log p_t(x) = -E[eps | x] / sigma``, shape of ``x``.
+
+        Raises:
+            ValueError: at ``t = 0``, where sigma = 0.
+        """
+        sigma = self.sde.sigma(t)
+        if bool((sigma == 0.0).any()):
+            raise ValueError(f"the score -eps / sigma has no value at t = 0; ask from t_min = {self.sde.t_min:g} up")
+        return -self.epsilon(x, t) / expand(sigma, x)
 
 
 class ScoreModel(Denoiser):

@@ -57,12 +57,17 @@ class Moments:
         basis = None if self.basis is None else self.basis.to(x)
         return Moments(self.mean.to(x), self.variances.to(x), basis)
 
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(f"the moments are of items {tuple(self.mean.shape)}, not {tuple(x.shape[1:])}")
+
     def _std(self, level: Level) -> Tensor:
         variances = level.alpha**2 * self.variances + level.sigma**2
         return variances.sqrt()
 
     def sample(self, z: Tensor, level: Level) -> Tensor:
         """Turn standard normals ``(B, *shape)`` into draws of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        self._check(z)
         own = self.to(z)
         flat = flatten(z) * own._std(level)
         flat = flat if own.basis is None else flat @ own.basis.T
@@ -70,6 +75,7 @@ class Moments:
 
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
         """Log-density (nats, ``(B,)``, float64) of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        self._check(x)
         x = x.double() if x.device.type != "mps" else x
         own = self.to(x)
         flat = flatten(x - level.alpha * own.mean)

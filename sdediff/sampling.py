@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from sdediff.denoiser import Denoiser
 from sdediff.grids import GRIDS, Grid
@@ -28,6 +31,8 @@ def resolve(
         ValueError: for an unknown name; for both steps and tolerances; for either where the solver has no such thing.
     """
     wants_adaptive = rtol is not None or atol is not None
+    if steps is not None and not isinstance(steps, Integral):
+        raise ValueError(f"steps must be a whole number, at least 1, not {steps}")
     if wants_adaptive and steps is not None:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
@@ -50,11 +55,19 @@ def resolve(
 def place(
     sampler: Sampler, model: Denoiser, steps: int | None, grid: GridLike | None, ends: tuple[float, float]
 ) -> Tensor:
-    """The times of a solve, float64 ``(N + 1,)``."""
-    if grid is not None and not isinstance(grid, str | Grid):
+    """The times of a solve, float64 ``(N + 1,)``.
+
+    Raises:
+        ValueError: for a grid with an adaptive solver; for times that do not run one way or contradict ``steps``.
+    """
+    if sampler.adaptive and grid is not None:
+        raise ValueError("an adaptive solver chooses its own steps: give it no grid")
+    if _is_times(grid):
         times = torch.as_tensor(grid, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
             raise ValueError("a grid given as times needs at least two finite numbers in a row")
+        if not bool((times.diff() > 0.0).all() or (times.diff() < 0.0).all()):
+            raise ValueError("a grid given as times must rise or fall throughout")
         if steps is not None and steps != len(times) - 1:
             raise ValueError(f"the grid has {len(times) - 1} steps, but steps = {steps} was given")
         return times
@@ -62,6 +75,20 @@ def place(
         return torch.tensor(ends, dtype=torch.float64)
     rule = choose(GRIDS, sampler.grid if grid is None else grid, "grid") if not isinstance(grid, Grid) else grid
     return rule(model.sde, rule.default_steps(model.sde, sampler.steps) if steps is None else steps, *ends)
+
+
+def _is_times(grid: GridLike | None) -> TypeIs[Sequence[float] | Tensor]:
+    """Whether a grid is given as the times themselves."""
+    return grid is not None and not isinstance(grid, str | Grid)
+
+
+def _check_ends(times: Tensor, t_from: float | None, t_to: float | None) -> None:
+    """Refuse times that start or end elsewhere than asked: the state would be taken for one of another level."""
+    for name, wanted, there in (("t_from", t_from, float(times[0])), ("t_to", t_to, float(times[-1]))):
+        if wanted is not None and not math.isclose(wanted, there, rel_tol=0.0, abs_tol=1e-9):
+            raise ValueError(
+                f"the grid's times run from {float(times[0]):g} to {float(times[-1]):g}: {name} is {wanted:g}"
+            )
 
 
 def solve(
@@ -105,10 +132,13 @@ def solve(
         FloatingPointError: if the result is not finite.
     """
     check_state(x)
+    _check_item(model, x.shape[1:])
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol)
     sde = model.sde
     ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
     times = place(sampler, model, steps, grid, ends)
+    if _is_times(grid):
+        _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
     noise = NoiseSource(seed, x.shape, first=first, dtype=x.dtype, device=x.device)
@@ -164,6 +194,7 @@ def sample(
     dtype = dtype or (torch.get_default_dtype() if parameter is None else parameter.dtype)
     place_on = device if device is not None else ("cpu" if parameter is None else parameter.device)
     n, *item = shape
+    _check_item(model, item)
     size = n if batch_size is None else batch_size
     if n < 1 or size < 1:
         raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
@@ -185,6 +216,7 @@ def sample(
                 model,
                 x,
                 solver,
+                t_from=model.sde.t_max,
                 t_to=0.0,
                 steps=steps,
                 grid=grid,
@@ -196,6 +228,11 @@ def sample(
             ).x
         )
     return torch.cat(parts)
+
+
+def _check_item(model: Denoiser, item: Sequence[int]) -> None:
+    if model.data is not None and tuple(item) != tuple(model.data.shape):
+        raise ValueError(f"the model's items have shape {tuple(model.data.shape)}, not {tuple(item)}")
 
 
 def check_state(x: Tensor) -> None:

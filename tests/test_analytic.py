@@ -170,3 +170,10 @@ def test_images_are_points_of_another_shape() -> None:
 def test_impossible_mixtures_are_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianMixture(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_density_at_a_time_needs_the_process_and_the_time() -> None:
+    mixture = GaussianMixture(((1.0,), (2.0,)), 1.0)
+    for half in ({"sde": VPSDE()}, {"t": 0.5}):
+        with pytest.raises(ValueError, match="both sde and t"):
+            mixture.log_prob(torch.zeros(3, 1), **half)  # type: ignore[arg-type]

@@ -166,3 +166,9 @@ def test_impossible_wrappers_are_refused() -> None:
         Clip(exact, 1.0, -1.0)
     with pytest.raises(ValueError, match="quantile"):
         Threshold(exact, 0.0)
+
+
+@pytest.mark.parametrize("t", [0.0, torch.tensor([0.5, 0.0])])
+def test_the_score_without_noise_is_refused(t: float | Tensor) -> None:
+    with pytest.raises(ValueError, match="no value at t = 0; ask from t_min = 1e-05 up"):
+        MIXTURE.model(VPSDE()).score(known_pair((2, 2)).x0, t)

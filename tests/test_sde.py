@@ -294,3 +294,25 @@ def test_cosine_chain_is_the_paper_s() -> None:
         bars = [mp.cos((mp.mpf(i) / 50 + mp.mpf(0.008)) / (1 + mp.mpf(0.008)) * mp.pi / 2) ** 2 for i in range(51)]
         for ours, before, after in zip(DDPM.cosine(50).betas, bars, bars[1:], strict=False):
             assert relative(ours, min(1 - after / before, mp.mpf(0.999))) < 1e-10
+
+
+@pytest.mark.parametrize("time", [0.0, 1.0, 0.25, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)])
+def test_no_time_passes_between_equal_times(sde: SDE, time: Any) -> None:
+    """The ends included, where alpha or sigma vanish and their ratios are 0 / 0."""
+    x = torch.tensor([[0.3, -2.0], [1.0, 5.0], [-0.1, 0.0]], dtype=torch.float64)
+    for mean, std in (sde.transition(x, time, time), sde.bridge(x, -x, time, time)):
+        assert torch.equal(mean, x)
+        assert not bool(std.any())
+
+
+def test_states_of_two_shapes_are_not_broadcast(sde: SDE) -> None:
+    x, other = torch.zeros(4, 2), torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=r"one shape; came \(4, 2\) and \(4, 1\)"):
+        sde.perturb(x, 0.5, other)
+    with pytest.raises(ValueError, match=r"one shape; came \(4, 2\) and \(4, 1\)"):
+        sde.bridge(x, other, 0.5, 0.25)
+
+
+def test_a_long_chain_is_named_by_its_ends() -> None:
+    assert repr(DDPM([0.1, 0.2])) == "DDPM(betas=(0.1, 0.2), steps=2)"
+    assert repr(DDPM.linear(1000)) == "DDPM(betas=(0.0001, 0.00011992, ..., 0.02), steps=1000)"

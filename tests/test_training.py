@@ -324,6 +324,8 @@ def test_runs_are_not_overwritten_or_mixed(whole, tmp_path):
         train(settings(), whole.run_dir, resume=True, force=True, progress=False)
     with pytest.raises(ValueError, match=r"other settings: network.width, training.batch_size$"):
         train(settings(network__width=16, training__batch_size=8), whole.run_dir, resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"has done \d+ steps, more than training.steps = 1$"):
+        train(settings(training__steps=1), whole.run_dir, resume=True, progress=False)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train(settings(), tmp_path / "none", resume=True, progress=False)
     before = sorted((p.name, p.stat().st_mtime_ns) for p in whole.run_dir.iterdir())
@@ -453,3 +455,14 @@ def test_two_processes_train_like_one(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "two")] == [line["step"] for line in lines(tmp_path / "one")]
     loss = [[line["loss"] for line in lines(tmp_path / run) if "loss" in line] for run in ("one", "two")]
     assert np.allclose(*loss, rtol=1e-5)
+
+
+def test_metrics_survive_a_line_cut_short_and_say_where_they_are_damaged(tmp_path):
+    """A crash may cut the last line: a resumed run drops it. A bad line elsewhere is an error that names the place."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo')
+    Record(tmp_path, 1).close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]
+    file.write_text('{"step": 1}\njunk\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 2"):
+        Record(tmp_path, 2)

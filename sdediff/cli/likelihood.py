@@ -67,12 +67,8 @@ Examples:
     help=f"How the divergence is taken: {'; '.join(f'{name}, {what}' for name, what in TRACES.items())}.",
 )
 @click.option("--probes", type=COUNT, default=2, show_default=True, help="Probes of the hutchinson trace, per item.")
-@click.option(
-    "--rtol", type=POSITIVE, help="Relative tolerance.  [default: 1e-5; 1e-4 with random probes]"
-)
-@click.option(
-    "--atol", type=POSITIVE, help="Absolute tolerance.  [default: 1e-5; 1e-4 with random probes]"
-)
+@click.option("--rtol", type=POSITIVE, help="Relative tolerance.  [default: 1e-5; 1e-4 with random probes]")
+@click.option("--atol", type=POSITIVE, help="Absolute tolerance.  [default: 1e-5; 1e-4 with random probes]")
 @click.option("--steps", type=COUNT, help="Steps of a fixed grid (rk4) instead of tolerances.")
 @seed_option
 @batch_size_option(32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.training.loop import CONFIG
-from sdediff.training.record import METRICS
+from sdediff.training.record import read
 from sdediff.types import DataInfo
 
 
@@ -73,10 +72,9 @@ def run_config(folder: Path) -> Config | None:
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of everything a run wrote down, by name; empty if it wrote nothing."""
-    file, series = folder / METRICS, dict[str, tuple[list[int], list[float]]]()
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        entry = json.loads(line)
-        step = entry.pop("step")
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for entry in read(folder):
+        step = int(entry.pop("step"))
         for name, value in entry.items():
             steps, values = series.setdefault(name, ([], []))
             steps.append(step)

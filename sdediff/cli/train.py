@@ -23,6 +23,7 @@ from sdediff.training.loop import CONFIG, SAMPLES
 
 RUNS = Path("runs")
 DEFAULTS = Config().training
+MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
 
 EPILOG = f"""\b
 Examples:
@@ -30,6 +31,7 @@ Examples:
   sdediff train --data moons --steps 3000 --set sde.name=flow
   sdediff train --data photos/ --run runs/photos --set network.width=64
   sdediff train --resume --run runs/photos --steps 20000
+  torchrun --nproc_per_node 2 -m -- sdediff train    # several processes, one batch
 
 \b
 Data by name:
@@ -96,13 +98,14 @@ def command(
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
     dataset = load_dataset(config.data.name, config.data.seed)
-    console.note(f"training on {config.data.name} ({place}), to {folder}")
+    if MAIN:
+        console.note(f"training on {config.data.name} ({place}), to {folder}")
 
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
 
     result = train(config, folder, resume=resume, force=force, device=str(place), on_sample=draw)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+    if MAIN:
         _report(result, console)
     if result.interrupted:
         sys.exit(INTERRUPTED)

@@ -63,7 +63,9 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
             loaded = np.load(file, allow_pickle=False)
             arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"data": loaded}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = "it holds pickled objects" if "pickle" in str(error).lower() else str(error).splitlines()[0]
+        reason = (
+            "no NumPy file, or one of pickled objects" if "pickle" in str(error).lower() else str(error).splitlines()[0]
+        )
         raise ValueError(f"{path} cannot be read: {reason}") from None
     return arrays
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.dequantize import integer_data
+from sdediff.likelihood.dequantize import check_items, integer_data
 from sdediff.likelihood.ode import log_likelihood
 
 
@@ -60,6 +60,7 @@ def bits_per_dim(
         ValueError: for float data, integers outside the levels, unknown levels, or as ``log_likelihood``.
         FloatingPointError: if a result is not finite.
     """
+    check_items(x, model.data)
     info = integer_data(x, model.data, levels, low, high)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")

@@ -60,7 +60,7 @@ def integer_data(
 
 def check_items(x: Tensor, data: DataInfo | None) -> None:
     """Refuse what is not a batch of the model's items."""
-    if x.is_floating_point():
+    if not isinstance(x, Tensor) or x.is_floating_point():
         check_state(x)
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"the data must be a non-empty batch (B, *shape), not {tuple(x.shape)}")

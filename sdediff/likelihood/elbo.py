@@ -120,8 +120,8 @@ def elbo(
             model's shape; for integers outside the levels, or whose levels are unknown.
         FloatingPointError: if a term is not finite.
     """
-    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     check_items(x, model.data)
+    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     levels = model.sde.levels(_instants(model.sde, steps, times))
     choose(VARIANCES, variance, "variance")
     moments = choose({"moments": model.moments, "standard": None}, prior, "prior")

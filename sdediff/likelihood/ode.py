@@ -138,8 +138,8 @@ def log_likelihood(
             model's shape; for integers outside the levels, or whose levels are unknown.
         FloatingPointError: if a result is not finite.
     """
-    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     check_items(x, model.data)
+    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     exact = choose({"auto": x[0].numel() <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
     path = _place(model.sde, solver, steps, rtol, atol, _TOLERANCE[exact], grid, t_from, t_to)
     law = choose(PROBES, noise, "law of the probes")
@@ -211,6 +211,7 @@ def _place(
         raise ValueError(
             f"the path needs {sde.t_min:g} <= t_from < t_to <= {sde.t_max:g}, not t_from = {first:g}, t_to = {last:g}"
         )
+    rule = choose(GRIDS, grid, "grid")
     start, end = sde.levels([first, last])
     tolerances = [default if value is None else value for value in (rtol, atol)]
     if not all(value > 0.0 for value in tolerances):
@@ -223,7 +224,7 @@ def _place(
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     method = "rk4" if solver is None else solver
     choose(FIXED_METHODS, method, "solver with fixed steps")
-    times = choose(GRIDS, grid, "grid")(sde, steps, first, last)
+    times = rule(sde, steps, first, last)
     return _Path(start, end, method, [float(level.angle) for level in sde.levels(times)], *tolerances)
 
 

@@ -151,14 +151,18 @@ class SDE(ABC):
             ValueError: if ``s > t`` or either is outside the domain.
         """
         s, t = self._ordered(s, t)
-        return expand(self._log_alpha_step(s, t).exp(), x_s) * x_s, self._transition_variance(s, t).sqrt()
+        # No time passes between equal times, not even at the ends, where the formulas have 0 / 0.
+        ratio = torch.where(s == t, 1.0, self._log_alpha_step(s, t).exp())
+        variance = torch.where(s == t, 0.0, self._transition_variance(s, t))
+        return expand(ratio, x_s) * x_s, variance.sqrt()
 
     def bridge(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of ``x_s | x_t, x_0``, ``s <= t`` (Ho et al. 2020, eq. 6-7, any step).
 
         Raises:
-            ValueError: if ``s > t`` or either is outside the domain.
+            ValueError: if ``s > t``, either is outside the domain, or the states differ in shape.
         """
+        _same_shape(x_t, x0)
         s, t = self._ordered(s, t)
         log_sigma_s, log_sigma_t = self.log_sigma(s), self.log_sigma(t)
         variance_ratio = torch.exp(2.0 * (log_sigma_s - log_sigma_t))
@@ -166,8 +170,10 @@ class SDE(ABC):
         variance = self._transition_variance(s, t)
         from_x_t = self._log_alpha_step(s, t).exp() * variance_ratio
         from_x0 = self.alpha(s) * variance * torch.exp(-2.0 * log_sigma_t)
+        from_x_t, from_x0 = torch.where(s == t, 1.0, from_x_t), torch.where(s == t, 0.0, from_x0)
+        variance = torch.where(s == t, 0.0, variance * variance_ratio)
         mean = expand(from_x_t, x_t) * x_t + expand(from_x0, x_t) * x0
-        return mean, (variance * variance_ratio).sqrt()
+        return mean, variance.sqrt()
 
     def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         s64, t64 = self._domain(s), self._domain(t)
@@ -176,7 +182,12 @@ class SDE(ABC):
         return s64, t64
 
     def perturb(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """``alpha_t x0 + sigma_t eps``: a draw of ``x_t | x_0`` when ``eps`` is standard normal."""
+        """``alpha_t x0 + sigma_t eps``: a draw of ``x_t | x_0`` when ``eps`` is standard normal.
+
+        Raises:
+            ValueError: if ``t`` is outside the domain, or ``x0`` and ``eps`` differ in shape.
+        """
+        _same_shape(x0, eps)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     def prior_sample(
@@ -228,3 +239,8 @@ class SDE(ABC):
             raise ValueError(f"{steps} steps put the first instant below t_min = {self.t_min:g}")
         log_cos = -0.5 * softplus(-2.0 * self.half_log_snr(times))
         return DDPM(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))
+
+
+def _same_shape(x: Tensor, other: Tensor) -> None:
+    if x.shape != other.shape:
+        raise ValueError(f"both states must have one shape; came {tuple(x.shape)} and {tuple(other.shape)}")

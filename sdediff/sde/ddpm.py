@@ -18,6 +18,7 @@ from torch import Tensor
 from sdediff.numerics import softplus
 from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
+_MOST_SHOWN = 8
 _MAX_BETA = 0.999  # Nichol & Dhariwal 2021: a last step of beta = 1 would leave no signal at all
 
 
@@ -53,6 +54,13 @@ class DDPM(VariancePreserving):
         if not bool(((values > 0.0) & (values < 1.0)).all()):
             raise ValueError(f"betas must lie in (0, 1); came {float(values.min()):g} to {float(values.max()):g}")
         object.__setattr__(self, "betas", tuple(values.tolist()))
+
+    def __repr__(self) -> str:
+        """All betas of a short chain, the ends of a long one."""
+        shown = [f"{beta:.6g}" for beta in self.betas]
+        if self.steps > _MOST_SHOWN:
+            shown[2:-1] = ["..."]
+        return f"DDPM(betas=({', '.join(shown)}), steps={self.steps})"
 
     @classmethod
     def linear(cls, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DDPM:

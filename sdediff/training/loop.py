@@ -94,6 +94,10 @@ def train(
     _check_folder(folder, config, resume=resume, force=force)
     run = _Run(config, folder, device)
     step = load_state(folder, run.model, run.average, run.optimizer) if resume else 0
+    if step > config.training.steps:
+        raise ValueError(
+            f"the run in {folder} has done {step} steps, more than training.steps = {config.training.steps}"
+        )
     if run.main and not resume:
         _clear(folder)
     run.workers.wait_for_everyone()
@@ -151,13 +155,14 @@ class _Run:
                         raise FloatingPointError(
                             f"the loss is {loss} at step {step}: try a lower training.learning_rate"
                         )
-                    bar.set_postfix(loss=f"{loss:.4f}", held_out=f"{held_out:.4f}")
+                    _show(bar, loss=loss, held_out=held_out)
                     if record:
                         rate = (step - begin) / (time.monotonic() - start)
                         record.add(step, loss=loss, learning_rate=self._learning_rate(step - 1), steps_per_second=rate)
                 if record and (end or _due(step, settings.held_out_every)):
                     held_out = self.held_out_loss()
                     record.add(step, held_out_loss=held_out)
+                    _show(bar, loss=loss, held_out=held_out)
                 if record and (end or _due(step, settings.checkpoint_every)):
                     self.save(step)
                 if record and on_sample and settings.sample_every and (end or _due(step, settings.sample_every)):
@@ -258,3 +263,8 @@ def _clear(folder: Path) -> None:
     for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # what users drew themselves stays
         picture.unlink()
     shutil.rmtree(folder / BOARD, ignore_errors=True)
+
+
+def _show(bar: Any, **losses: float) -> None:
+    """Put what is known so far beside the bar."""
+    bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items() if not math.isnan(value)})

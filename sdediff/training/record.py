@@ -10,6 +10,23 @@ from sdediff.checkpoint import write
 METRICS, BOARD = "metrics.jsonl", "tb"
 
 
+def read(folder: Path) -> list[dict[str, float]]:
+    """What a run wrote down, line by line; nothing if it wrote nothing.
+
+    Raises:
+        ValueError: if a line is damaged, unless it is the last one, which a crash may cut short.
+    """
+    path, entries = folder / METRICS, []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ValueError(f"{path} is damaged: line {number} is no JSON") from None
+    return entries
+
+
 class Record:
     """Appends numbers to a run's metrics; opened on a resumed run it forgets what came after the resumed step."""
 
@@ -17,8 +34,8 @@ class Record:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and wanted nowhere else
 
         self._path = folder / METRICS
-        kept = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.is_file() else []
-        write(self._path, "".join(line for line in kept if json.loads(line)["step"] <= step).encode())
+        kept = [entry for entry in read(folder) if entry["step"] <= step]
+        write(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._board = SummaryWriter(str(folder / BOARD), purge_step=step + 1)
 
     def add(self, step: int, **numbers: float) -> None:
