@@ -45,20 +45,9 @@ def check_linear_beta(beta_min: float, beta_max: float) -> None:
         raise ValueError(f"beta needs 0 < beta_min <= beta_max, not beta_min = {beta_min}, beta_max = {beta_max}")
 
 
-def linear_log_alpha_step(s: Tensor, t: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    """``log(alpha_t / alpha_s)`` = minus half the integral of beta from s to t."""
-    return -0.5 * (t - s) * (beta_min + 0.5 * (beta_max - beta_min) * (t + s))
-
-
-def linear_time(minus_log_alpha: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    """The time at which ``-log alpha`` has a value: the quadratic's root in the form without cancellation."""
-    half = 0.5 * beta_min
-    return 2.0 * minus_log_alpha / (half + (half**2 + (beta_max - beta_min) * minus_log_alpha).sqrt())
-
-
 @dataclass(frozen=True)
-class VPSDE(VariancePreserving):
-    """The VP-SDE with linear beta.
+class LinearBeta(SDE):
+    """The signal of a process with linear beta; what is left open is the noise.
 
     Args:
         beta_min: rate at ``t = 0``.
@@ -74,14 +63,33 @@ class VPSDE(VariancePreserving):
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
+    def _drift_rate(self, t: Tensor) -> Tensor:
+        return -0.5 * self._beta(t)
+
     def _log_alpha(self, t: Tensor) -> Tensor:
-        return linear_log_alpha_step(torch.zeros_like(t), t, self.beta_min, self.beta_max)
+        return self._log_alpha_step(torch.zeros_like(t), t)
 
     def _log_alpha_step(self, s: Tensor, t: Tensor) -> Tensor:
-        return linear_log_alpha_step(s, t, self.beta_min, self.beta_max)
+        """Minus half the integral of beta from s to t."""
+        return -0.5 * (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
+
+    def _time_of_signal(self, log_alpha: Tensor) -> Tensor:
+        """Where ``log alpha`` has a value: the quadratic's root in the form without cancellation."""
+        half = 0.5 * self.beta_min
+        return -2.0 * log_alpha / (half + (half**2 - (self.beta_max - self.beta_min) * log_alpha).sqrt())
+
+
+@dataclass(frozen=True)
+class VPSDE(LinearBeta, VariancePreserving):
+    """The VP-SDE with linear beta.
+
+    Args:
+        beta_min: rate at ``t = 0``.
+        beta_max: rate at ``t = 1``.
+    """
 
     def _time(self, half_log_snr: Tensor) -> Tensor:
-        return linear_time(0.5 * softplus(-2.0 * half_log_snr), self.beta_min, self.beta_max)
+        return self._time_of_signal(-0.5 * softplus(-2.0 * half_log_snr))
 
 
 @dataclass(frozen=True)
