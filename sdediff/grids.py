@@ -135,10 +135,11 @@ class Karras(Clock):
 class Reference(Clock):
     """Uniform in ``tau^(1/power)``, ``tau`` the time at which the standard ``VPSDE()`` has the same log-SNR.
 
-    The quadratic grid of the linear-beta process, for any process: the nodes depend on the noise levels alone.
+    For any process the nodes depend on the noise levels alone. Between the quadratic and the cubic grid of the linear
+    process: the cubic one is better on few, separate modes, the quadratic one on broad data at 10 forwards or fewer.
     """
 
-    power: float = 2.0
+    power: float = 2.5
 
     def read(self, half_log_snr: Tensor) -> Tensor:
         return VPSDE().time(half_log_snr) ** (1.0 / self.power)
@@ -151,7 +152,7 @@ class Reference(Clock):
 GRIDS: dict[str, Grid] = {
     "time": Power(1.0),
     "quadratic": Power(2.0),
-    "reference": Reference(2.0),
+    "reference": Reference(2.5),
     "logsnr": LogSNR(),
     "karras": Karras(7.0),
     "chain": Chain(),

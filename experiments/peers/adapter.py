@@ -9,7 +9,7 @@ training timesteps is emulated and no emulation error enters. A duplicate or zer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Peer:
     Args:
         name: package, solver, options.
         solve: ``(frame, y, levels) -> y`` at the last level.
-        grids: the package's own grids, by name.
+        grids: the package's own grids for this process, by name.
+        swapped: its grids for other processes, which a model that does not depend on the schedule may use.
         forwards: of the network a step.
         extra: forwards beyond that, once a solve.
         most: the largest number of forwards at which the options still make a difference.
@@ -43,6 +44,7 @@ class Peer:
     extra: int = 0
     most: int = 10**9
     handed: bool = True
+    swapped: Mapping[str, Rule] = field(default_factory=dict)
 
     def steps(self, budget: int) -> int:
         """As many steps as ``budget`` forwards pay for; an odd budget leaves a two-stage method one to spare."""

@@ -1,8 +1,9 @@
 """Samplers of azula, through a schedule that looks the levels up.
 
-Its samplers space their steps evenly in the time of a schedule, so its own grids are its own schedules, cut to the
-interval; the schedule that names levels by their index hands it any other. ``REABSampler`` does not converge as shipped
-and is left in.
+Its samplers space their steps evenly in the time of the schedule, so its own grid is its VP schedule, cut to the
+interval. A denoiser conditioned on the log-SNR (its ``KarrasDenoiser``) may be given another of its schedules at
+sampling time; those are the swapped grids. The schedule that names levels by their index hands it any other.
+``REABSampler`` does not converge as shipped and is left in.
 """
 
 from __future__ import annotations
@@ -62,14 +63,16 @@ def _even(schedule: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rule:
     def make(count: int, low: float, high: float) -> Tensor:
         fine = torch.linspace(0.0, 1.0, 200_001, dtype=torch.float64)
         values = sigma(fine)
-        start, stop = (fine[torch.searchsorted(values, torch.tensor(end)).clamp(max=len(fine) - 1)] for end in (high, low))
+        start, stop = (
+            fine[torch.searchsorted(values, torch.tensor(end)).clamp(max=len(fine) - 1)] for end in (high, low)
+        )
         return sigma(torch.linspace(float(start), float(stop), count, dtype=torch.float64))
 
     return by_sigma(make)
 
 
-GRIDS: dict[str, Rule] = {
-    "VP": _even(noise.VPSchedule()),
+GRIDS: dict[str, Rule] = {"VP": _even(noise.VPSchedule())}
+SWAPPED: dict[str, Rule] = {
     "cosine": _even(noise.CosineSchedule()),
     "rectified": _even(noise.RectifiedSchedule()),
     "decay": _even(noise.DecaySchedule()),
@@ -80,11 +83,13 @@ GRIDS: dict[str, Rule] = {
 def peers() -> list[Peer]:
     """Every deterministic sampler at every useful order."""
     made = [
-        Peer("azula DDIM", partial(_solve, sample.DDIMSampler, {}), GRIDS),
-        Peer("azula Heun", partial(_solve, sample.HeunSampler, {}), GRIDS, forwards=2),
+        Peer("azula DDIM", partial(_solve, sample.DDIMSampler, {}), GRIDS, swapped=SWAPPED),
+        Peer("azula Heun", partial(_solve, sample.HeunSampler, {}), GRIDS, forwards=2, swapped=SWAPPED),
     ]
     families = {"zAB": (2, 3, 4), "vAB": (2, 3, 4, 5), "zEAB": (2, 3, 4), "xEAB": (2, 3, 4), "REAB": (3,)}
     for family, orders in families.items():
         sampler = getattr(sample, f"{family}Sampler")
-        made += [Peer(f"azula {family} {n}", partial(_solve, sampler, {"order": n}), GRIDS) for n in orders]
+        for n in orders:
+            solve = partial(_solve, sampler, {"order": n})
+            made.append(Peer(f"azula {family} {n}", solve, GRIDS, swapped=SWAPPED))
     return made

@@ -1,10 +1,10 @@
 """Schedulers of diffusers, through ``step()``.
 
 The multistep schedulers read ``sigmas`` alone, which are set. DDIM and PNDM read ``alphas_cumprod`` at integer
-timesteps: they get a chain whose instants are the levels. IPNDM reads ``alphas`` and ``betas``, set likewise. EulerDiscrete
-is DDIM; HeunDiscrete, LMSDiscrete and KDPM2Discrete are k-diffusion's ``heun``, ``lms`` and ``dpm_2`` and are measured
-there. ``use_lu_lambdas`` is, with its fixed rho = 1, the exponential grid. ``DPMSolverMultistep`` on the grid "quadratic"
-is LuChengTHU's dpm-solver with ``skip_type="time_quadratic"``, whose multistep formulas it shares.
+timesteps: they get a chain whose instants are the levels. IPNDM reads ``alphas`` and ``betas``, set likewise.
+EulerDiscrete is DDIM; HeunDiscrete, LMSDiscrete and KDPM2Discrete are k-diffusion's ``heun``, ``lms`` and ``dpm_2`` and
+are measured there. ``use_lu_lambdas`` is, with its fixed rho = 1, the exponential grid. ``DPMSolverMultistep`` on the
+grid "quadratic" is LuChengTHU's dpm-solver with ``skip_type="time_quadratic"``, whose formulas it shares.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def _by_sigmas(make: Callable[[], Any], frame: Frame, y: Tensor, levels: Levels)
     return y
 
 
-def _by_chain(name: str, order: Callable[[int], list[int]], options: dict[str, Any], frame: Frame, y: Tensor,
-              levels: Levels) -> Tensor:
+def _by_chain(
+    name: str, order: Callable[[int], list[int]], options: dict[str, Any], frame: Frame, y: Tensor, levels: Levels
+) -> Tensor:
     steps = len(levels) - 1
     scheduler = getattr(diffusers, name)(num_train_timesteps=steps + 1, **options)
     scheduler.set_timesteps(steps)
@@ -106,7 +107,8 @@ def peers() -> list[Peer]:
         made.append(_scheduler("UniPCMultistepScheduler", GRIDS, solver_order=order, solver_type=how,
                                predict_x0=sample, lower_order_final=lower))  # fmt: skip
     for order, lower in product((2, 3), (False, True)):
-        made.append(_scheduler("DEISMultistepScheduler", GRIDS, solver_order=order, lower_order_final=lower))
+        most = 14 if lower else 10**9
+        made.append(_scheduler("DEISMultistepScheduler", GRIDS, most, solver_order=order, lower_order_final=lower))
     for order, kind in product((2, 3, 4), ("data_prediction", "noise_prediction")):
         made.append(_scheduler("SASolverScheduler", GRIDS, predictor_order=order, corrector_order=order,
                                algorithm_type=kind, tau_func=_never))  # fmt: skip

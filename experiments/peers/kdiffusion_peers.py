@@ -1,8 +1,8 @@
 """Samplers of k-diffusion, in its own frame ``x / alpha`` and on its own sigmas.
 
-Install it with ``pip install --no-deps k-diffusion``: its declared requirements would replace the CPU build of torch, and
-its package imports more than it needs, so ``sampling.py`` is loaded alone. Ancestral and SDE samplers run at eta = 0,
-where they are the deterministic solvers DPM-Solver++ 2S, 2M and 3M.
+Install it with ``pip install --no-deps k-diffusion``: its declared requirements would replace the CPU build of torch,
+and its package imports more than it needs, so ``sampling.py`` is loaded alone. Ancestral and SDE samplers run at
+eta = 0, where they are the deterministic solvers DPM-Solver++ 2S, 2M and 3M.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def peers() -> list[Peer]:
         "exponential": exponential,
         "polyexponential 2": by_sigma(lambda n, low, high: k.get_sigmas_polyexponential(n, low, high, rho=2.0)[:-1]),
         "polyexponential 1/2": by_sigma(lambda n, low, high: k.get_sigmas_polyexponential(n, low, high, rho=0.5)[:-1]),
-        "vp": by_sigma(lambda n, low, high: k.get_sigmas_vp(n)[:-1]),
+        "vp": by_sigma(lambda n, _low, _high: k.get_sigmas_vp(n)[:-1]),
     }
     still = {"eta": 0.0, "noise_sampler": _silent}
     table: list[tuple[str, str, int, dict[str, Any]]] = [
@@ -96,4 +96,3 @@ def peers() -> list[Peer]:
         for name, function, forwards, options in table
     ]
     return [*made, Peer("k-diffusion dpm_fast", partial(_fast, k.sample_dpm_fast), {"own": exponential}, handed=False)]
-

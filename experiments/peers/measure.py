@@ -63,26 +63,39 @@ def _chunked(solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([solve(part) for part in x.split(CHUNK)])
 
 
-def load(name: str, samples: int, cache: Path, run: str | None = None) -> Problem:
-    """A problem by its name in ``problems.PROBLEMS``, or ``run``, a trained one; the reference is kept in ``cache``."""
-    model = PROBLEMS[name]().model(sdediff.VPSDE()) if run is None else sdediff.load(run).eval()
+def load(name: str, samples: int, cache: Path) -> Problem:
+    """An exact problem by its name in ``problems.PROBLEMS``; the reference is kept in ``cache``."""
+    return _problem(name, PROBLEMS[name]().model(sdediff.VPSDE()), samples, cache, 1e-10)
+
+
+def trained(run: Path, samples: int, cache: Path) -> Problem:
+    """A trained run as a problem, named after its weights so that the cache holds no other's errors.
+
+    Raises:
+        ValueError: if the run does not say the shape of its data.
+    """
+    model = sdediff.load(run).eval()
     if model.data is None:
         raise ValueError(f"{run} does not say the shape of its data")
-    tolerance = 1e-10 if run is None else 1e-6
-    t_to = max(1e-3, model.sde.t_min)
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.cpu().numpy().tobytes())
+    return _problem(f"{run.resolve().name}-{weights.hexdigest()[:8]}", model, samples, cache, 1e-6)
+
+
+def _problem(name: str, model: Denoiser, samples: int, cache: Path, tolerance: float) -> Problem:
+    sde, path = model.sde, cache / f"reference-{name}-{samples}.npy"
+    t_to = max(1e-3, sde.t_min)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((samples, *model.data.shape)))
-    x = x * float(model.sde.level(model.sde.t_max).scale)
-    print(f"{name}: reference by dopri5 at {tolerance:g} for {samples} starts ...", end="", flush=True)
-    key = hashlib.sha256(f"{name} {run and Path(run).resolve()} {samples} {tolerance}".encode()).hexdigest()[:16]
-    path = cache / f"reference-{key}.npy"
+    x = x * float(sde.level(sde.t_max).scale)
     if path.exists():
-        reference = torch.from_numpy(np.load(path))
-    else:
-        reference = _chunked(
-            lambda part: sdediff.solve(model, part, "dopri5", rtol=tolerance, atol=tolerance, t_to=t_to).x, x
-        )
-        cache.mkdir(parents=True, exist_ok=True)
-        np.save(path, reference.numpy())
+        return Problem(name, model, t_to, x, torch.from_numpy(np.load(path)))
+    print(f"{name}: reference by dopri5 at {tolerance:g} for {samples} starts ...", end="", flush=True)
+    precise = partial(sdediff.solve, model, solver="dopri5", rtol=tolerance, atol=tolerance, t_to=t_to)
+    with torch.no_grad():
+        reference = _chunked(lambda part: precise(part).x, x)
+    cache.mkdir(parents=True, exist_ok=True)
+    np.save(path, reference.numpy())
     print(" done", flush=True)
     return Problem(name, model, t_to, x, reference)
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .contest import BUDGETS, Score
+from .contest import BUDGETS, FIELDS, Score
 from .measure import Errors
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 METRICS = ("rms", "median")
-FIELDS = {"shipped": "every peer on its own grids", "any": "every peer on any grid"}
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,15 @@ class Outcome:
 
     def best(self, field: str, metric: str, budget: int) -> Score:
         """The peers' best by one metric."""
-        allowed = [s for s in self.peers if s.budget == budget and (s.native or field == "any")]
+        allowed = [s for s in self.peers if s.budget == budget and s.field <= FIELDS.index(field)]
         return min(allowed, key=lambda score: getattr(score.errors, metric))
 
     def ratio(self, field: str, metric: str, budget: int, solver: str = "ode") -> float:
         """Our error over the peers' best."""
         errors = self.ours[solver].get(budget)
-        return math.inf if errors is None else _of(errors, metric) / _of(self.best(field, metric, budget).errors, metric)
+        return (
+            math.inf if errors is None else _of(errors, metric) / _of(self.best(field, metric, budget).errors, metric)
+        )
 
 
 def _of(errors: Errors, metric: str) -> float:
@@ -61,10 +62,9 @@ def summary(outcomes: list[Outcome], solver: str) -> dict[str, dict[str, float]]
 
 def table(outcomes: list[Outcome]) -> str:
     """A line a problem and budget; the best peers' names; a line a solver of ours."""
-    lines = [
-        f"{'RMS / median of':16} {'N':>3}  {'best peer, own grid':>19}  {'best peer, any grid':>19}  {'ode':>19}  "
-        f"{'ode / own grid':>14}  {'ode / any grid':>14}   best by RMS | by median, own grid || any grid"
-    ]
+    head = "".join(f"  {text:>19}" for text in (*(f"peers, {f}" for f in FIELDS), "ode"))
+    head += "".join(f"  {f'ode / {f}':>14}" for f in FIELDS)
+    lines = [f"{'RMS / median of':16} {'N':>3}{head}   best by RMS | by median, a field each"]
     for outcome in outcomes:
         for n in BUDGETS:
             best = {(f, m): outcome.best(f, m, n) for f in FIELDS for m in METRICS}
@@ -75,7 +75,11 @@ def table(outcomes: list[Outcome]) -> str:
             names = " || ".join(" | ".join(best[f, m].label for m in METRICS) for f in FIELDS)
             cells = [f"{a:9.2e} {b:9.2e}" for a, b in pairs] + [f"{a:7.2f} {b:6.2f}" for a, b in ratios]
             lines.append(f"{outcome.name:16} {n:3}  " + "  ".join(cells) + "   " + names)
-    lines += ["", f"{'geometric mean (max) of our error / best peer':46}" + "".join(f"{f'{f} {m}':>18}" for f in FIELDS for m in METRICS)]
+    lines += [
+        "",
+        f"{'geometric mean (max) of our error / best peer':46}"
+        + "".join(f"{f'{f} {m}':>18}" for f in FIELDS for m in METRICS),
+    ]
     for solver in outcomes[0].ours:
         rows = summary(outcomes, solver).values()
         lines.append(f"{solver:46}" + "".join(f"{row['mean']:10.3f} ({row['max']:5.2f})" for row in rows))
@@ -122,16 +126,24 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
 def _panel(axis: Any, outcome: Outcome, metric: str) -> None:
     lines: dict[str, dict[int, float]] = {}
     for score in outcome.screened:
-        if score.native:
+        if score.field == 0:
             lines.setdefault(score.label, {})[score.budget] = _of(score.errors, metric)
     for label, line in lines.items():
         axis.plot(*zip(*sorted(line.items()), strict=True), color=COLOURS[label.split()[0]], lw=0.4, alpha=0.35)
-    for field, style in (("shipped", "-"), ("any", ":")):
+    for field, style in zip(FIELDS, ("-", "--", ":"), strict=True):
         best = [_of(outcome.best(field, metric, n).errors, metric) for n in BUDGETS]
-        axis.plot(BUDGETS, best, color="black", lw=1.2, ls=style, label=f"best of {FIELDS[field]}")
+        axis.plot(BUDGETS, best, color="black", lw=1.2, ls=style, label=f"best peer, {field} grids")
     ours = outcome.ours["ode"]
-    axis.plot(list(ours), [_of(e, metric) for e in ours.values()], color="tab:blue", lw=2.5, marker="o", ms=4, label='sdediff "ode"')
+    axis.plot(
+        list(ours),
+        [_of(e, metric) for e in ours.values()],
+        color="tab:blue",
+        lw=2.5,
+        marker="o",
+        ms=4,
+        label='sdediff "ode"',
+    )
     axis.set(xscale="log", yscale="log", xticks=BUDGETS, xticklabels=BUDGETS)
     axis.minorticks_off()
     low = min(_of(e, metric) for e in ours.values())
-    axis.set_ylim(0.3 * min(low, *(_of(outcome.best("any", metric, n).errors, metric) for n in BUDGETS)), 2.0)
+    axis.set_ylim(0.3 * min(low, *(_of(outcome.best(FIELDS[-1], metric, n).errors, metric) for n in BUDGETS)), 2.0)
