@@ -23,12 +23,18 @@ GridLike = str | Grid | Sequence[float] | Tensor
 
 
 def resolve(
-    solver: str | Sampler, *, steps: int | None = None, rtol: float | None = None, atol: float | None = None
+    solver: str | Sampler,
+    *,
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    grid: GridLike | None = None,
 ) -> Sampler:
     """The sampler that a name means, with the tolerances given.
 
     Raises:
-        ValueError: for an unknown name; for both steps and tolerances; for either where the solver has no such thing.
+        ValueError: for an unknown name; for both steps and tolerances; for steps, tolerances or a grid where the solver
+            has no such thing.
     """
     wants_adaptive = rtol is not None or atol is not None
     if steps is not None and not isinstance(steps, Integral):
@@ -45,6 +51,8 @@ def resolve(
         raise ValueError(f"solver {name!r} takes steps, not rtol/atol; adaptive ones are: {', '.join(choices)}")
     if steps is not None and sampler.adaptive:
         raise ValueError(f"solver {name!r} is adaptive: give rtol/atol, not steps")
+    if grid is not None and sampler.adaptive:
+        raise ValueError("an adaptive solver chooses its own steps: give it no grid")
     given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if len(given) == 1:  # one tolerance given means both
         value = next(iter(given.values()))
@@ -58,10 +66,8 @@ def place(
     """The times of a solve, float64 ``(N + 1,)``.
 
     Raises:
-        ValueError: for a grid with an adaptive solver; for times that do not run one way or contradict ``steps``.
+        ValueError: for times that do not run one way or contradict ``steps``.
     """
-    if sampler.adaptive and grid is not None:
-        raise ValueError("an adaptive solver chooses its own steps: give it no grid")
     if _is_times(grid):
         times = torch.as_tensor(grid, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
@@ -133,7 +139,7 @@ def solve(
     """
     check_state(x)
     _check_item(model, x.shape[1:])
-    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol)
+    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     sde = model.sde
     ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
     times = place(sampler, model, steps, grid, ends)

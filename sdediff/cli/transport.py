@@ -19,8 +19,6 @@ def transport_options(
     Raises:
         ValueError: if they do not.
     """
-    adaptive = resolve(solver, steps=steps, rtol=rtol, atol=atol).adaptive
-    if adaptive and grid is not None:
-        raise ValueError("an adaptive solver chooses its own steps: give it no grid")
+    resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     given = {"steps": steps, "rtol": rtol, "atol": atol, "grid": grid}
     return {name: value for name, value in given.items() if value is not None}

@@ -22,6 +22,7 @@ _METHODS = ADAPTIVE_METHODS | FIXED_METHODS
 
 Tolerance = float | Sequence[float]
 State = tuple[Tensor, ...]
+Field = Callable[[float, State], State]
 
 
 def _worst_sample(components: Sequence[Tensor]) -> Tensor:
@@ -33,7 +34,7 @@ def _worst_sample(components: Sequence[Tensor]) -> Tensor:
 
 
 def integrate(
-    field: Callable[[float, State], State],
+    field: Field,
     state: State,
     start: float,
     end: float,

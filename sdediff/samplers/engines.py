@@ -28,10 +28,12 @@ def _cost(forwards: int) -> str:
     return "N" if forwards == 1 else f"{forwards}N - {forwards - 1}"
 
 
-def _field(frame: Frame) -> Any:
-    """The right-hand side in the form torchdiffeq's wrapper wants."""
+def _field(frame: Frame, progress: Progress | None = None) -> torchdiffeq.Field:
+    """The right-hand side in the form torchdiffeq's wrapper wants; tells the forwards spent so far."""
 
-    def field(angle: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def field(angle: float, state: torchdiffeq.State) -> torchdiffeq.State:
+        if progress is not None:
+            progress(frame.nfe, 0)
         level = frame.at_angle(angle)
         return (velocity(frame(state[0], level), level),)
 
@@ -80,15 +82,8 @@ class AdaptiveODE(Sampler):
         frame = Frame(denoise, sde)
         start, end = sde.levels(grid[[0, -1]])
         inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
-        field = _field(frame)
-
-        def watched(angle: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if progress is not None:
-                progress(frame.nfe, 0)
-            return tuple(field(angle, state))
-
         (y,) = torchdiffeq.integrate(
-            watched,
+            _field(frame, progress),
             (to_y(x, start),),
             inner.angle,
             stop.angle,

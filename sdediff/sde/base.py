@@ -90,14 +90,17 @@ class SDE(ABC):
             )
         return torch.where(inside, t64.clamp(self.t_min, self.t_max), t64)
 
+    def _log_sigma_from_zero(self, t: Tensor) -> Tensor:
+        """``_log_sigma`` of a time in the domain, with sigma = 0 at ``t = 0`` in every process."""
+        return torch.where(t == 0.0, -math.inf, self._log_sigma(torch.where(t == 0.0, self.t_max, t)))
+
     def log_alpha(self, t: Time) -> Tensor:
         """Log of the signal coefficient, float64, shape of ``t``."""
         return self._log_alpha(self._domain(t))
 
     def log_sigma(self, t: Time) -> Tensor:
         """Log of the noise standard deviation, float64, shape of ``t``; ``-inf`` at ``t = 0``."""
-        t = self._domain(t)
-        return torch.where(t == 0.0, -math.inf, self._log_sigma(torch.where(t == 0.0, self.t_max, t)))
+        return self._log_sigma_from_zero(self._domain(t))
 
     def alpha(self, t: Time) -> Tensor:
         """Signal coefficient, float64."""
@@ -109,7 +112,8 @@ class SDE(ABC):
 
     def half_log_snr(self, t: Time) -> Tensor:
         """``lambda = log(alpha / sigma)``, float64; falls from large (data) to small (noise)."""
-        return self.log_alpha(t) - self.log_sigma(t)
+        t = self._domain(t)
+        return self._log_alpha(t) - self._log_sigma_from_zero(t)
 
     def time(self, half_log_snr: Time) -> Tensor:
         """Inverse of :meth:`half_log_snr`, float64."""
@@ -118,7 +122,7 @@ class SDE(ABC):
     def level(self, t: Time) -> Level:
         """The level at ``t``: a :class:`Level` of float64 tensors with the shape of ``t``."""
         t = self._domain(t)
-        log_alpha, log_sigma = self.log_alpha(t), self.log_sigma(t)
+        log_alpha, log_sigma = self._log_alpha(t), self._log_sigma_from_zero(t)
         alpha, sigma = log_alpha.exp(), log_sigma.exp()
         return Level(t, alpha, sigma, log_alpha - log_sigma, torch.hypot(alpha, sigma), torch.atan2(sigma, alpha))
 
