@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.moments import Moments
-from sdediff.numerics import choose, expand, flatten
+from sdediff.numerics import choose, expand, flatten, scaled
 from sdediff.predictions import PREDICTIONS, Prediction
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Scalar, Split, Time
@@ -31,6 +31,8 @@ class Denoise(Protocol):
 
 def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(B,)`` from a scalar for the batch or one a sample."""
+    if isinstance(value, float):  # made where it is needed: nothing to copy to the device
+        return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
     tensor = torch.as_tensor(value, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
     return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0])
 
@@ -40,7 +42,7 @@ def _by_time(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def _by_log_snr(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return (x / expand(level.scale, x)).to(dtype), _per_sample(level.half_log_snr, x, dtype)
+    return scaled(x, 1.0 / level.scale).to(dtype), _per_sample(level.half_log_snr, x, dtype)
 
 
 def _by_level(x: Tensor, level: Level, _dtype: torch.dtype) -> tuple[Tensor, Level]:
@@ -156,8 +158,7 @@ class Wrapper(Denoiser):
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state, with the clean half changed."""
-        x0 = self.change(self.inner(x, level).x0)
-        return Split(x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+        return PREDICTIONS["sample"].split(self.change(self.inner(x, level).x0), x, level)
 
 
 class Clip(Wrapper):

@@ -16,7 +16,8 @@ import math
 from torch import Tensor
 
 from sdediff.denoiser import Denoise
-from sdediff.numerics import expand
+from sdediff.moments import Moments
+from sdediff.numerics import expand, scaled
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
@@ -26,6 +27,11 @@ class Frame:
 
     def __init__(self, denoise: Denoise, sde: SDE) -> None:
         self.denoise, self.sde, self.nfe = denoise, sde, 0
+
+    @property
+    def moments(self) -> Moments | None:
+        """Mean and covariance of the data, where the denoiser knows them."""
+        return getattr(self.denoise, "moments", None)
 
     def __call__(self, y: Tensor, level: Level) -> Split:
         """Split the state ``y`` of the frame at ``level``."""
@@ -43,17 +49,17 @@ class Frame:
 
 def to_x(y: Tensor, level: Level) -> Tensor:
     """Out of the frame; no work for variance-preserving processes."""
-    return y if isinstance(level.scale, float) and level.scale == 1.0 else y * expand(level.scale, y)
+    return scaled(y, level.scale)
 
 
 def to_y(x: Tensor, level: Level) -> Tensor:
     """Into the frame."""
-    return x if isinstance(level.scale, float) and level.scale == 1.0 else x / expand(level.scale, x)
+    return scaled(x, 1.0 / level.scale)
 
 
 def velocity(split: Split, level: Level) -> Tensor:
     """``dy / d theta`` of the probability-flow ODE."""
-    return expand(level.cos, split.eps) * split.eps - expand(level.sin, split.x0) * split.x0
+    return split.mix(-level.sin, level.cos)
 
 
 def drift(y: Tensor, split: Split, level: Level, eta: float) -> Tensor:

@@ -1,20 +1,24 @@
-"""Noise as a function of ``(seed, sample, step)``: the same for any batch size, order, device or resume.
+"""Noise as a function of ``(seed, sample, step, stage)``: the same for any batch size, order, device or resume.
 
-Each (sample, step) has its own stream of the counter-based generator Philox (Salmon et al. 2011), keyed by the seed
-and the sample's index, so sample 7 of a batch of 64 is sample 7 drawn alone. No global generator is touched. Draws are
-made on the CPU and moved, so that a seed means the same on every device.
+Each ``(seed, step, stage)`` has its own stream of PCG64DXSM (O'Neill 2014; Steele & Vigna 2021), keyed by a hash of the
+three, and each sample its own stretch of that stream, to which the generator jumps: sample 7 of a batch of 64 is sample
+7 drawn alone, and a batch of neighbours is one run. Random words become normals two by two (Box & Muller 1958). No
+global generator is touched. Draws are made on the CPU and moved, so that a seed means the same on every device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_BLOCK = 1 << 15  # pairs drawn at a time: their intermediates stay in the cache and off the heap's end
 
 
 class NoiseSource:
@@ -46,27 +50,55 @@ class NoiseSource:
         self.samples = tuple(range(first, first + self.shape[0])) if samples is None else tuple(samples)
         if len(self.samples) != self.shape[0]:
             raise ValueError(f"{len(self.samples)} sample indices for a batch of {self.shape[0]}")
-        self._draw_dtype = np.float64 if dtype == torch.float64 else np.float32
-        self._size = math.prod(self.shape[1:])
-        self._bits = np.random.Philox(key=0)
-        self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state
+        self._pairs = -(-math.prod(self.shape[1:]) // 2)  # of each sample
+        # Neighbours have one difference between index and row, and are drawn in one run.
+        rows = groupby(enumerate(self.samples), key=lambda row: row[1] - row[0])
+        self._runs = [(run[0][1], len(run)) for run in (list(group) for _, group in rows)]
 
     def normal(self, step: int, stage: int = 0) -> Tensor:
         """Standard normals ``(B, *shape)`` of one step; ``stage`` tells several draws of a step apart."""
-        out = np.empty((len(self.samples), self._size), dtype=self._draw_dtype)
-        for row, sample in zip(out, self.samples, strict=True):
-            self._seek(sample, step, stage).standard_normal(dtype=self._draw_dtype, out=row)
-        return torch.from_numpy(out).reshape(self.shape).to(dtype=self.dtype, device=self.device)
+        kind = np.float64 if self.dtype == torch.float64 else np.float32
+        pairs = np.empty((len(self.samples) * self._pairs, 2), dtype=kind)
+        start = 0
+        for first, count in self._runs:
+            stop = start + count * self._pairs
+            bits = self._stream(step, stage).advance(first * self._pairs * pairs.itemsize // 4)
+            for low in range(start, stop, _BLOCK):
+                _box_muller(bits, pairs[low : min(low + _BLOCK, stop)])
+            start = stop
+        size = math.prod(self.shape[1:])
+        normals = torch.from_numpy(pairs).reshape(len(self.samples), -1)[:, :size].reshape(self.shape).to(self.dtype)
+        return to_device(normals, self.device)
 
-    def _seek(self, sample: int, step: int, stage: int) -> np.random.Generator:
-        """Put the generator at the start of the stream of ``(seed, sample, step, stage)``."""
-        state = self._state
-        state["state"]["key"][:] = self.seed & _MASK, sample & _MASK
-        state["state"]["counter"][:] = 0, stage & _MASK, step & _MASK, 0
-        state["buffer_pos"], state["has_uint32"] = 4, 0
-        self._bits.state = state
-        return self._generator
+    def _stream(self, step: int, stage: int) -> np.random.PCG64DXSM:
+        """The generator at the start of the stream of ``(seed, step, stage)``."""
+        key = np.array([self.seed & _MASK, step & _MASK, stage & _MASK], dtype="<u8")
+        return np.random.PCG64DXSM(np.random.SeedSequence(key.view("<u4").tolist()))
+
+
+def _box_muller(bits: np.random.PCG64DXSM, out: NDArray[np.floating]) -> None:
+    """Fill ``(n, 2)`` with normals: ``sqrt(-2 log u) (cos, sin)(angle)`` of an even u in (0, 1] and an even angle."""
+    width = 8 * out.itemsize
+    words = bits.random_raw(len(out) * out.itemsize // 4).astype("<u8", copy=False)
+    words = words.view(f"<u{out.itemsize}").reshape(-1, 2)
+    radius = words[:, 0].astype(out.dtype)  # small u, the tails, keep all their digits
+    radius += out.dtype.type(0.5)
+    radius *= out.dtype.type(2.0**-width)
+    np.log(radius, out=radius)
+    radius *= out.dtype.type(-2.0)
+    np.sqrt(radius, out=radius)
+    angle = words[:, 1].view(f"<i{out.itemsize}").astype(out.dtype)
+    angle *= out.dtype.type(math.pi * 2.0 ** (1 - width))
+    np.multiply(radius, np.cos(angle), out=out[:, 0])
+    np.multiply(radius, np.sin(angle, out=angle), out=out[:, 1])
+
+
+def to_device(normals: Tensor, device: torch.device) -> Tensor:
+    """Move a draw without waiting for the device: the copy joins the queue behind the work already there."""
+    if device.type == "cpu":
+        return normals
+    pinned = normals.pin_memory() if device.type == "cuda" else normals  # else the copy would be a host barrier
+    return pinned.to(device, non_blocking=device.type == "cuda")
 
 
 class BrownianPath:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdediff.types import Scalar
+if TYPE_CHECKING:
+    from sdediff.types import Scalar
 
 T = TypeVar("T")
 
@@ -58,6 +59,33 @@ def expand(value: Scalar, x: Tensor) -> Scalar:
         )
     value = value.to(dtype=x.dtype, device=x.device)
     return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def scaled(x: Tensor, factor: Scalar) -> Tensor:
+    """``factor x``, and ``x`` itself where the factor is 1 for the whole batch, but for its own rounding."""
+    return x if isinstance(factor, float) and abs(factor - 1.0) < 1e-15 else x * expand(factor, x)
+
+
+def combine(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """``sum of factor * tensor`` in few passes over memory: one new tensor, to which the rest is added in place.
+
+    The tensors given are left alone, whoever owns them, and gradients flow through all of them.
+    """
+    terms = [term for term in terms if term[0] != 0.0] or terms[:1]  # zero times infinity counts for nothing here
+    (factor, total), rest = terms[0], terms[1:]
+    if factor == 1.0 and rest:
+        total, rest = torch.add(total, rest[0][1], alpha=rest[0][0]), rest[1:]
+    else:
+        total = total * factor
+    for factor, tensor in rest:
+        total.add_(tensor, alpha=factor)
+    return total
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # One bad entry spoils the sum, which is 30 times as fast as to look at each; if the sum overflows, look at each.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def flatten(x: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
 r"""What a network may predict, and how each prediction splits a state into its clean and its noise half.
 
-With ``x = alpha x0 + sigma eps``, ``r = sqrt(alpha^2 + sigma^2)``, ``cos = alpha / r`` and ``sin = sigma / r``. Each
-prediction fills both halves by the formula that keeps most digits; no half is recovered from the other twice.
+With ``x = alpha x0 + sigma eps``, ``scale = sqrt(alpha^2 + sigma^2)``, ``cos = alpha / scale`` and ``sin = sigma /
+scale``. Each prediction gives both halves in terms of the state and the output alone, by the formula that keeps most
+digits; no half is recovered from the other.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import final
 
 from torch import Tensor
 
 from sdediff.numerics import expand
-from sdediff.types import Level, Split
+from sdediff.types import Level, Pair, Scalar, Split
 
 
 class Prediction(ABC):
@@ -26,61 +29,72 @@ class Prediction(ABC):
         """The output a perfect network would give for a known pair ``(x0, eps)``."""
 
 
-class Epsilon(Prediction):
+class Linear(Prediction):
+    """An output that is linear in the two halves, so that they are linear in it and in ``y = x / scale``."""
+
+    @abstractmethod
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        """``(a, b), (c, d)`` with ``x0 = a y + b output`` and ``eps = c y + d output``."""
+
+    @final
+    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
+        return Split.linear(x, output, *self.halves(level), scale=level.scale)
+
+
+def _inverse(value: Scalar) -> Scalar:
+    """``1 / value``, infinite at 0 for floats as it is for tensors: one half of the split has no value there."""
+    return math.inf if isinstance(value, float) and value == 0.0 else 1.0 / value
+
+
+class Epsilon(Linear):
     """The noise (Ho et al. 2020)."""
 
-    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
-        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        return Split((x - sigma * output) / alpha, output)
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        return (_inverse(level.cos), -level.sin * _inverse(level.cos)), (0.0, 1.0)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.eps
 
 
-class Sample(Prediction):
+class Sample(Linear):
     """The clean sample (Salimans & Ho 2022 call it x-prediction)."""
 
-    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
-        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        return Split(output, (x - alpha * output) / sigma)
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        return (0.0, 1.0), (_inverse(level.sin), -level.cos * _inverse(level.sin))
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.x0
 
 
-class Velocity(Prediction):
+class Velocity(Linear):
     """``v = cos eps - sin x0`` (Salimans & Ho 2022), the velocity on the angle in the variance-preserving frame."""
 
-    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
-        cos, sin = expand(level.cos, x), expand(level.sin, x)
-        y = x / expand(level.scale, x)
-        return Split(cos * y - sin * output, sin * y + cos * output)
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        return (level.cos, -level.sin), (level.sin, level.cos)
 
     def target(self, clean: Split, level: Level) -> Tensor:
-        return expand(level.cos, clean.x0) * clean.eps - expand(level.sin, clean.x0) * clean.x0
+        return clean.mix(-level.sin, level.cos)
 
 
-class Score(Prediction):
+class Score(Linear):
     """``grad log p_t(x) = -eps / sigma`` (Song et al. 2021)."""
 
-    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
-        eps = -expand(level.sigma, x) * output
-        return Split((x - expand(level.sigma, x) * eps) / expand(level.alpha, x), eps)
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        return (_inverse(level.cos), level.sin * level.sigma * _inverse(level.cos)), (0.0, -level.sigma)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return -clean.eps / expand(level.sigma, clean.eps)
 
 
-class Flow(Prediction):
+class Flow(Linear):
     """``eps - x0``, the velocity of the rectified flow (Liu et al. 2023), usable on any process."""
 
-    def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
-        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        total = alpha + sigma
-        return Split((x - sigma * output) / total, (x + alpha * output) / total)
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        share = 1.0 / (level.cos + level.sin)
+        return (share, -level.sin * share), (share, level.cos * share)
 
     def target(self, clean: Split, level: Level) -> Tensor:
-        return clean.eps - clean.x0
+        return clean.mix(-1.0, 1.0)
 
 
 PREDICTIONS: dict[str, Prediction] = {

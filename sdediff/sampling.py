@@ -14,7 +14,7 @@ from typing_extensions import TypeIs
 from sdediff.denoiser import Denoiser
 from sdediff.grids import GRIDS, Grid
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
+from sdediff.numerics import all_finite, choose
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
 from sdediff.samplers.base import Progress
 from sdediff.types import Solution
@@ -79,7 +79,8 @@ def place(
         return times
     if sampler.adaptive:
         return torch.tensor(ends, dtype=torch.float64)
-    rule = choose(GRIDS, sampler.grid if grid is None else grid, "grid") if not isinstance(grid, Grid) else grid
+    chosen = sampler.grid if grid is None else grid
+    rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     return rule(model.sde, rule.default_steps(model.sde, sampler.steps) if steps is None else steps, *ends)
 
 
@@ -250,5 +251,5 @@ def check_state(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"a state must be a float tensor (B, *shape), not {came}")
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise ValueError("the state holds NaN or infinity")

@@ -1,12 +1,14 @@
 r"""Deterministic transport: data to latents and back along the probability-flow ODE.
 
 ``encode`` and ``decode`` cross one interval, ``[t_min, t_max]``, by one solver, so that each undoes the other up to
-the solver's error (Song et al. 2021, section 4.3).
+the solver's error (Song et al. 2021, section 4.3), or, by ``solver="reversible"``, to rounding. A solve that can be
+undone leaves not one state but those of its last few nodes: from a state ``(B, *shape)`` both functions then go to
+states ``(B, k, *shape)``, of which ``[:, 0]`` is the end itself, and from such states back to the one they came from.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,21 +16,53 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.numerics import expand, flatten
 from sdediff.samplers import Sampler
-from sdediff.sampling import resolve, solve
-from sdediff.types import Solution
+from sdediff.samplers.reversible import Recorded, Reversible, Undone
+from sdediff.sampling import check_state, place, resolve, solve
 
 DEFAULT_TOLERANCE = 1e-6
 
 
 def _transport(
     model: Denoiser, x: Tensor, solver: str | Sampler, ends: tuple[float, float], options: dict[str, Any]
-) -> Solution:
+) -> Tensor:
     given = {key for key, value in options.items() if value is not None}
     if solver == "ode" and not given & {"steps", "grid", "rtol", "atol"}:
         options = {**options, "rtol": DEFAULT_TOLERANCE}
-    if resolve(solver, steps=options.get("steps"), rtol=options.get("rtol"), atol=options.get("atol")).stochastic:
+    sampler = resolve(solver, steps=options.get("steps"), rtol=options.get("rtol"), atol=options.get("atol"))
+    if sampler.stochastic:
         raise ValueError(f"encoding and decoding need a deterministic solver; {solver!r} is stochastic")
-    return solve(model, x, solver, t_from=ends[0], t_to=ends[1], **options)
+    if states_of(sampler) > 1:
+        return _reversibly(model, x, cast(Reversible, sampler), ends, options)
+    return solve(model, x, solver, t_from=ends[0], t_to=ends[1], **options).x
+
+
+def states_of(sampler: Sampler) -> int:
+    """How many states of consecutive nodes a solve must leave to be undone exactly; 1 where it cannot be."""
+    return int(getattr(sampler, "states", 1))
+
+
+def _reversibly(
+    model: Denoiser, x: Tensor, method: Reversible, ends: tuple[float, float], options: dict[str, Any]
+) -> Tensor:
+    """From a state to the last states of a solve, or from those back to the state."""
+    check_state(x)
+    undo = _are_states(model, x, method.states)
+    # A solve is undone on its own nodes, to the last digit, not on those that a grid has in the other direction.
+    start, end = reversed(ends) if undo else ends
+    times = place(method, model, options.get("steps"), options.get("grid"), (start, end))
+    if (float(times[-1]) - float(times[0])) * (ends[1] - ends[0]) < 0.0:
+        times = times.flip(0)
+    options = {**options, "grid": times, "t_from": ends[0], "t_to": ends[1]}
+    if undo:
+        return solve(model, x.flatten(0, 1), Undone(method), **options).x
+    return solve(model, x, Recorded(method), **options).x.reshape(len(x), method.states, *x.shape[1:])
+
+
+def _are_states(model: Denoiser, x: Tensor, count: int) -> bool:
+    """Whether ``x`` is ``(B, count, *shape)``: by the shape of the model's items or, if it knows none, by ``count``."""
+    if model.data is not None:
+        return tuple(x.shape[1:]) == (count, *model.data.shape)
+    return x.ndim > 2 and x.shape[1] == count
 
 
 def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options: Any) -> Tensor:
@@ -36,23 +70,30 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
 
     Args:
         model: a denoiser with its process.
-        x: data ``(B, *shape)``.
-        solver: a deterministic solver; ``"ode"`` with no further option is adaptive at 1e-6.
+        x: data ``(B, *shape)``; or the states that a decoding by ``"reversible"`` left.
+        solver: a deterministic solver; ``"ode"`` with no further option is adaptive at 1e-6. ``"reversible"`` gives
+            states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, which :func:`decode` takes back to
+            ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes any
+            ``(B, k, *shape)`` for such states.
         **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``progress`` of :func:`~sdediff.sampling.solve`.
 
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
-    return _transport(model, x, solver, (model.sde.t_min, model.sde.t_max), options).x
+    return _transport(model, x, solver, (model.sde.t_min, model.sde.t_max), options)
 
 
 def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Any) -> Tensor:
     """Data of latents: the inverse of :func:`encode`, with the same options.
 
+    By ``"reversible"``, states ``(B, k, *shape)`` give the data they came from, and are good for nothing else: what is
+    done to one state but not to the others is amplified a hundredfold. Latents ``(B, *shape)``, as drawn, edited or
+    ``z[:, 0]``, give states at the data's end, of which ``[:, 0]`` are the data; :func:`encode` takes them back.
+
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
-    return _transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options).x
+    return _transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options)
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
@@ -95,6 +136,13 @@ def interpolate(
     if x_a.shape != x_b.shape:
         raise ValueError(f"both ends need one shape; came {tuple(x_a.shape)} and {tuple(x_b.shape)}")
     z = encode(model, torch.cat([x_a, x_b]), solver, **options)
-    z_a, z_b = z.chunk(2)
+    shape = (points, *x_a.shape)
+    # Latents between others are new ones: of the states of a reversible solve the first is joined, and solved from.
+    exact = z.shape[1:] != x_a.shape[1:]
+    z_a, z_b = (z[:, 0] if exact else z).chunk(2)
     between = torch.cat([slerp(z_a, z_b, float(s)) for s in torch.linspace(0.0, 1.0, points, dtype=torch.float64)])
-    return decode(model, between, solver, **options).reshape(points, *x_a.shape)
+    path = decode(model, between, solver, **options)
+    if not exact:
+        return path.reshape(shape)
+    ends = decode(model, z, solver, **options).reshape(2, *x_a.shape)
+    return torch.cat([ends[:1], path[:, 0].reshape(shape)[1:-1], ends[1:]])

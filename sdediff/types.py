@@ -6,10 +6,15 @@ a *level* is what a time means: how much signal and how much noise the state hol
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Generic, NamedTuple, final
 
+import torch
 from torch import Tensor
 from typing_extensions import TypeVar
+
+from sdediff.numerics import expand, scaled
 
 Scalar = float | Tensor
 """A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
@@ -49,11 +54,72 @@ CLEAN: Level[float] = Level(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=float("inf
 """The level of the data themselves, the same for every process."""
 
 
-class Split(NamedTuple):
-    """A noisy state taken apart: ``alpha x0 + sigma eps == x_t``. The score is ``-eps / sigma``."""
+Pair = tuple[Scalar, Scalar]
+"""The factors of two tensors."""
 
-    x0: Tensor
-    eps: Tensor
+
+@final
+class Split:
+    """A noisy state taken apart: ``alpha x0 + sigma eps == x_t``. The score is ``-eps / sigma``.
+
+    Unpacks like a pair, ``x0, eps = split``. Both halves are linear in two tensors (themselves, or a state and what a
+    network said about it), and every combination of them is made from those two when it is asked for: what nobody asks
+    for is never made, and nothing is recovered from a half that was itself recovered.
+    """
+
+    def __init__(self, x0: Tensor, eps: Tensor) -> None:
+        self._basis: tuple[Tensor, Tensor] = (x0, eps)
+        self._clean: Pair = (1.0, 0.0)
+        self._noise: Pair = (0.0, 1.0)
+        self._scale: Scalar = 1.0
+
+    @classmethod
+    def linear(cls, x: Tensor, output: Tensor, clean: Pair, noise: Pair, scale: Scalar = 1.0) -> Split:
+        """The halves ``clean[0] y + clean[1] output`` and ``noise[0] y + noise[1] output`` with ``y = x / scale``."""
+        split = cls(x, output)
+        split._clean, split._noise, split._scale = clean, noise, scale
+        return split
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The clean half, shape of the state."""
+        return self.mix(1.0, 0.0)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise half, shape of the state."""
+        return self.mix(0.0, 1.0)
+
+    def mix(self, clean: Scalar, noise: Scalar) -> Tensor:
+        """``clean x0 + noise eps``; one of the two tensors itself where that is all it takes."""
+        return scaled(*self.direction(clean, noise))
+
+    def direction(self, clean: Scalar, noise: Scalar) -> tuple[Tensor, float]:
+        """A tensor and a factor whose product is :meth:`mix`: saves a pass where the factor can join another."""
+        (u, v), a, b = self._basis, self._factor(0, clean, noise), self._factor(1, clean, noise)
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            terms = [c * tensor for c, tensor in ((a, u), (b, v)) if not _zero(c)]
+            return (terms[0] if len(terms) == 1 else terms[0] + terms[1]), 1.0
+        if a == 0.0 or b == 0.0:
+            return (u, a) if b == 0.0 else (v, b)
+        return (torch.add(v, u, alpha=a / b), b) if abs(a) <= abs(b) else (torch.add(u, v, alpha=b / a), a)
+
+    def _factor(self, i: int, clean: Scalar, noise: Scalar) -> Scalar:
+        """The factor of tensor i in a combination; a half that is not wanted may be infinite."""
+        total: Scalar = 0.0
+        for wanted, own in ((clean, self._clean[i]), (noise, self._noise[i])):
+            if not (_zero(wanted) or _zero(own)):
+                total = total + wanted * own
+        return expand(total if i == 1 else total / self._scale, self._basis[i])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.x0
+        yield self.eps
+
+
+def _zero(factor: Scalar) -> bool:
+    """Whether a factor is 0 for the whole batch (a tensor is not read: that would wait for its device)."""
+    return not isinstance(factor, Tensor) and factor == 0.0
 
 
 class DataInfo(NamedTuple):

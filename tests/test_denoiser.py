@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import sdediff
 from catalogue import MIXTURE, PROCESSES
 from sdediff import PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
 from sdediff.denoiser import Wrapper
@@ -105,6 +109,32 @@ def test_state_and_network_keep_their_dtypes() -> None:
     split = ScoreModel(Network(), VPSDE())(known_pair().x0, VPSDE().levels([0.5])[0])
     assert seen == [torch.float32, torch.float32]
     assert {split.x0.dtype, split.eps.dtype} == {torch.float64}
+
+
+@pytest.mark.parametrize("what", ["network", "model"])
+def test_torch_compiles_networks_and_models(what: str) -> None:
+    """``compile()`` of either gives the same samples, and compiles once or twice, not once a level."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    class Bend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[0.5, -1.0], [1.0, 0.3]], dtype=torch.float64))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.tanh(x @ self.weight) * t[:, None]
+
+    model = ScoreModel(Bend(), VPSDE())
+    x = known_pair().x0
+    plain = sdediff.solve(model, x, steps=10).x
+    assert isinstance(model.network, nn.Module)
+    (model.network if what == "network" else model).compile(backend=backend)
+    torch.testing.assert_close(sdediff.solve(model, x, steps=10).x, plain, rtol=1e-12, atol=1e-12)
+    assert 1 <= len(graphs) <= 2
 
 
 def test_wrong_outputs_and_names_are_refused() -> None:

@@ -53,9 +53,12 @@ def test_up_is_down_reversed(name: str, sde: SDE) -> None:
 CLOCKS = {
     "time": lambda sde, t: t,
     "quadratic": lambda sde, t: t.sqrt(),
+    "cubic": lambda sde, t: t ** (1.0 / 3.0),
+    "angle": lambda sde, t: torch.atan2(sde.sigma(t), sde.alpha(t)),
+    "asinh": lambda sde, t: torch.asinh(sde.sigma(t) / sde.alpha(t) / 0.03),
     "logsnr": lambda sde, t: sde.half_log_snr(t),
     "karras": lambda sde, t: torch.exp(-sde.half_log_snr(t) / 7.0),
-    "reference": lambda sde, t: VPSDE().time(sde.half_log_snr(t)) ** (1.0 / 2.5),
+    "reference": lambda sde, t: VPSDE().time(sde.half_log_snr(t)) ** (1.0 / 2.75),
 }
 
 
@@ -76,9 +79,34 @@ def test_spacing(name: str, sde: SDE) -> None:
     assert not any(equal(clock) for clock in strangers)
 
 
+def test_exponential_is_uniform_log_sigma() -> None:
+    """The name that diffusers and k-diffusion have for it; their sigma is the ratio."""
+    assert GRIDS["exponential"] == GRIDS["logsnr"]
+    times = GRIDS["exponential"](VPSDE(), 12, 1.0, 1e-3)
+    ratio = VPSDE().sigma(times) / VPSDE().alpha(times)
+    torch.testing.assert_close((ratio[1:] / ratio[:-1]).log(), (ratio[-1] / ratio[0]).log().expand(12) / 12)
+
+
+def test_clocks_that_are_finite_at_the_data_run_into_them() -> None:
+    """N equal steps to sigma = 0; log-SNR grids need one of the N to get there."""
+    for name in ("angle", "asinh"):
+        levels = VPSDE().levels(GRIDS[name](VPSDE(), 10, 1.0, 0.0))
+        clock = torch.tensor([level.angle for level in levels], dtype=torch.float64)
+        clock = torch.asinh(clock.tan() / 0.03) if name == "asinh" else clock
+        torch.testing.assert_close(clock.diff(), (-clock[0] / 10).expand(10), rtol=1e-6, atol=0.0)
+
+
 def test_quadratic_is_the_reference_on_the_standard_process() -> None:
     one, other = (grid(VPSDE(), 20, 1.0, 1e-3) for grid in (Power(2.0), Reference(2.0)))
     torch.testing.assert_close(one, other, rtol=1e-10, atol=0.0)
+
+
+def test_many_nodes_stay_inside_the_process() -> None:
+    """``(1 / 400)^2`` is below t_min: the last of 400 steps then leads from t_min to the data."""
+    for name in ("quadratic", "cubic", "reference"):
+        times = GRIDS[name](VPSDE(), 400, 1.0, 0.0)
+        assert float(times[-2]) == pytest.approx(VPSDE().t_min, rel=1e-9)
+        assert bool((times.diff() < 0.0).all())
 
 
 def test_grids_on_log_snr_end_with_a_denoising_step() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from catalogue import GAUSSIAN, MIXTURE, PROCESSES
 from sdediff import GRIDS, SAMPLERS, SDE, Level, NoiseSource, ScoreModel, Solution
@@ -20,6 +22,7 @@ from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 
 FIXED = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.adaptive}
+LOCKSTEP = ("dopri5",)
 STOCHASTIC = {name: sampler for name, sampler in FIXED.items() if sampler.stochastic}
 COSTS: dict[str, Callable[[int], int]] = {
     "N": lambda n: n,
@@ -105,7 +108,7 @@ def test_no_question_outside_the_interval(name: str, sde: SDE) -> None:
     for t_to in (0.0, 1e-3):
         model = Watched(sde)
         run(SAMPLERS[name], model, 5, t_to=t_to)
-        times = torch.tensor([float(level.t) for level in model.levels], dtype=torch.float64)
+        times = torch.cat([torch.as_tensor(level.t, dtype=torch.float64).reshape(-1) for level in model.levels])
         low = max(t_to, sde.t_min if SAMPLERS[name].grid != "chain" else 0.0)
         assert bool((times <= sde.t_max * (1.0 + 1e-9)).all())
         assert bool((times >= low * (1.0 - 1e-9)).all())
@@ -131,10 +134,10 @@ def test_adaptive_methods_end_with_one_denoising_forward(sde: SDE) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sample_k_of_a_batch_is_sample_k_alone(name: str, global_generators_untouched: None) -> None:
-    """Equal to rounding (matrix products differ in the last place with the batch). Adaptive methods take one step for
-    the whole batch, so theirs agree to the tolerance only."""
+    """Equal to rounding (matrix products differ in the last place with the batch); what takes one adaptive step for the
+    whole batch, to the tolerance only."""
     sampler, model = SAMPLERS[name], MIXTURE.model(PROCESSES["vp"])
-    tolerance = 1e-12 if not sampler.adaptive else 1e-3
+    tolerance = 1e-3 if name in LOCKSTEP else 1e-12
     batch = run(sampler, model, 6, count=64, seed=3).x
     for k in (0, 17, 63):
         alone = run(sampler, model, 6, count=1, first=k, seed=3).x
@@ -161,7 +164,8 @@ def test_the_state_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", FIXED)
 def test_single_precision_follows_double(name: str, sde: SDE) -> None:
-    """On the same start and noise; 1e-3 is 8,000 roundings of float32, of states of up to 100 that cancel."""
+    """On the same start and noise; 1e-3 is 8,000 roundings of float32, of states of up to 100 that cancel. A form in
+    x / alpha magnifies those of the start by 1 / cos, 20,000 on the cosine chain: a rounding in each of four terms."""
 
     class Single(NoiseSource):
         def normal(self, step: int, stage: int = 0) -> Tensor:
@@ -175,7 +179,8 @@ def test_single_precision_follows_double(name: str, sde: SDE) -> None:
         x = sde.prior_sample((8, 2), moments=model.moments, noise=noise)
         times = GRIDS[FIXED[name].grid](sde, 8, sde.t_max, 0.0)
         ends.append(FIXED[name].sample(model, sde, x, times, noise).x.double())
-    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-3)
+    tolerance = max(1e-3, 4.0 * torch.finfo(torch.float32).eps / sde.levels([sde.t_max])[0].cos)
+    torch.testing.assert_close(*ends, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -278,6 +283,71 @@ def test_methods_that_cannot_start_on_the_data_say_so(name: str) -> None:
     x, noise = torch.zeros(1, 2, dtype=torch.float64), NoiseSource(0, (1, 2), dtype=torch.float64)
     with pytest.raises(ValueError, match="cannot start at t = 0"):
         FIXED[name].sample(model, model.sde, x, torch.tensor([0.0, 0.5], dtype=torch.float64), noise)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_the_network_was_shown_and_said_stays_as_it_was(name: str, process: str) -> None:
+    """Solvers add in place to tensors of their own alone: not to the start, nor to a state that the network was given,
+    nor to what it returned, and the path's states are not written over."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    class Keeping(Watched):
+        def _answer(self, x: Tensor, level: Level) -> Tensor:
+            output = super()._answer(x, level)
+            kept.extend((tensor, tensor.clone()) for tensor in (x, output))
+            return output
+
+    sde = PROCESSES[process]
+    model, noise = Keeping(sde), NoiseSource(0, (4, 2), dtype=torch.float64)
+    x = sde.prior_sample((4, 2), moments=model.moments, noise=noise)
+    kept.append((x, x.clone()))
+    sampler = SAMPLERS[name]
+    times = GRIDS[sampler.grid](sde, 7, sde.t_max, 0.0)
+    solution = sampler.sample(model, sde, x, times, noise, path=True)
+    assert len(kept) > 2 * 6
+    assert all(torch.equal(tensor, copy) for tensor, copy in kept)
+    again = run(sampler, Watched(sde), 7, path=True)
+    assert solution.path is not None
+    assert again.path is not None
+    assert torch.equal(solution.path, again.path)
+
+
+@pytest.mark.parametrize("name", [name for name, sampler in FIXED.items() if not sampler.stochastic])
+def test_gradients_flow_through_the_solve(name: str) -> None:
+    """The derivative by the start, against differences: in-place sums take nothing from autograd."""
+    model = MIXTURE.model(PROCESSES["vp"])
+    times = GRIDS[FIXED[name].grid](model.sde, 6, 1.0, 0.01)
+    noise = NoiseSource(0, (2, 2), dtype=torch.float64)
+    x = model.sde.prior_sample((2, 2), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: FIXED[name].sample(model, model.sde, x, times, noise).x, (x,))
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers read out of float32 tensors, each of which would wait for an accelerator; levels are float64."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.float32:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_the_host_does_not_wait_for_the_state(name: str) -> None:
+    """Between the first forward and the last nothing is read out of the state; torchdiffeq and torchsde do read."""
+    seen: list[int] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(reads.count)
+        return 0.5 * x
+
+    with Reads() as reads:
+        run(FIXED[name], ScoreModel(network, PROCESSES["ve"]), 6, dtype=torch.float32)
+    assert (seen[-1] > seen[0]) == isinstance(FIXED[name], FixedODE | ReverseSDE)
 
 
 def test_solves_that_blow_up_say_so() -> None:

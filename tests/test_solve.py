@@ -23,7 +23,10 @@ def start(n=8, **options):
     [
         ({"solver": "nope"}, "unknown solver 'nope'; choose one of: ode, sde"),
         ({"steps": 10, "rtol": 1e-3}, "either steps .* or rtol/atol"),
-        ({"solver": "heun", "rtol": 1e-3}, "takes steps, not rtol/atol; adaptive ones are: ode, dopri5"),
+        (
+            {"solver": "heun", "rtol": 1e-3},
+            "takes steps, not rtol/atol; adaptive ones are: ode, sde, adaptive, ",
+        ),
         ({"solver": "dopri5", "steps": 10}, "is adaptive: give rtol/atol, not steps"),
         ({"rtol": -1.0}, "rtol and atol must be positive"),
         ({"steps": 0}, "steps must be at least 1, not 0"),

@@ -51,7 +51,7 @@ def test_encoding_a_gaussian_is_its_affine_map(sde):
     assert torch.allclose(sdediff.encode(model, state(near), rtol=1e-9), state(far), rtol=1e-7, atol=1e-7)
     assert torch.allclose(sdediff.decode(model, state(far), rtol=1e-9), state(near), rtol=1e-7, atol=1e-7)
     # negative control: ten times the tolerance above separates this map from the flow of another process
-    assert not torch.allclose(sdediff.encode(model, state(near), steps=3), state(far), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(sdediff.encode(model, state(near), "ddim", steps=3), state(far), rtol=1e-6, atol=1e-6)
 
 
 def test_round_trip_on_a_64_d_mixture():

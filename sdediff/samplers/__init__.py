@@ -3,22 +3,31 @@
 The command line's choices, the README's table and the law tests are generated from it.
 """
 
+from sdediff.samplers.adaptive import Adaptive
+from sdediff.samplers.adaptive_sde import AdaptiveSDE
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.base import Sampler, StepSampler
+from sdediff.samplers.churn import EDM_HEUN, Churn
 from sdediff.samplers.ddim import DDIM
 from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.euler_maruyama import EulerMaruyama
 from sdediff.samplers.heun import Heun
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
+from sdediff.samplers.relative import Relative
+from sdediff.samplers.reversible import Reversible
+from sdediff.samplers.singlestep import Singlestep
 
 SAMPLERS: dict[str, Sampler] = {
-    "ode": Multistep("velocity", "asinh", 4, correct_from=12),
-    "sde": Multistep("sample", "asinh", 2, eta=0.5),
+    "ode": Relative(),
+    "sde": Relative(4, None, eta=0.5),
     "ancestral": Ancestral(),
     "ancestral-marginal": Ancestral("marginal"),
     "ddim": DDIM(),
     "sde-dpm++2m": Multistep("sample", "logsnr", 2, "middle", eta=1.0),
+    "sde-dpm++3m": Multistep("sample", "logsnr", 3, "half", eta=1.0),
+    "exponential-em": Multistep("epsilon", "logsnr", 1, eta=1.0),
+    "edm-churn": Churn(),
     "euler-maruyama": EulerMaruyama(),
     "pc": PredictorCorrector(),
     "heun": Heun(),
@@ -28,10 +37,18 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm3": Multistep("epsilon", "logsnr", 3, "halved"),
     "dpm++2m": Multistep("sample", "logsnr", 2, "middle"),
     "dpm++3m": Multistep("sample", "logsnr", 3, "halved"),
+    "dpm2s": Singlestep("epsilon", "logsnr", (1 / 2,), "middle"),
+    "dpm3s": Singlestep("epsilon", "logsnr", (1 / 3, 2 / 3)),
+    "dpm++2s": Singlestep("sample", "logsnr", (1 / 2,), "middle"),
+    "dpm++3s": Singlestep("sample", "logsnr", (1 / 3, 2 / 3)),
+    "edm": EDM_HEUN,
     "deis2": Multistep("epsilon", "logsnr", 2),
     "deis3": Multistep("epsilon", "logsnr", 3),
     "unipc2": Multistep("sample", "logsnr", 2, "middle", correct_from=1),
     "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
+    "reversible": Reversible(),
+    "adaptive": Adaptive(),
+    "adaptive-sde": AdaptiveSDE(),
     "dopri5": AdaptiveODE("dopri5"),
     "rk4": FixedODE("rk4"),
     "torchsde-euler": ReverseSDE("euler"),
@@ -39,7 +56,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 """Every solver by name; ``"ode"``, ``"sde"`` and ``"ancestral"`` are the defaults of their kinds."""
 
-ADAPTIVE: dict[str, str] = {"ode": "dopri5"}
+ADAPTIVE: dict[str, str] = {"ode": "adaptive", "sde": "adaptive-sde"}
 """The adaptive solver that stands in where a tolerance is given instead of a number of steps."""
 
 __all__ = ["ADAPTIVE", "SAMPLERS", "Sampler", "StepSampler"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from sdediff.denoiser import Denoise
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.noise import NoiseSource
+from sdediff.numerics import all_finite
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution, Split
 
@@ -90,8 +91,8 @@ class StepSampler(Sampler):
 
     lands: ClassVar[bool] = True
 
-    def begin(self, levels: list[Level[float]]) -> Any:
-        """What the steps carry from one to the next: coefficients of this grid, history; ``None`` by default."""
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Any:
+        """What the steps carry from one to the next, before the first, at ``y``: coefficients of the grid, history."""
         return None
 
     @abstractmethod
@@ -117,7 +118,8 @@ class StepSampler(Sampler):
         if not self.lands and math.isinf(levels[0].half_log_snr):
             raise ValueError(f"{type(self).__name__} cannot start at t = {levels[0].t:g}, where lambda is infinite")
         frame = Frame(denoise, sde)
-        y, carry = to_y(x, levels[0]), self.begin(levels)
+        y = to_y(x, levels[0])
+        carry = self.begin(frame, y, levels)
         states = [x] if path else []
         for i, (here, there) in enumerate(pairwise(levels)):
             if there.sigma == 0.0 and not self.lands:
@@ -133,7 +135,7 @@ class StepSampler(Sampler):
 
 def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:
     """Check a result and put it in a :class:`~sdediff.types.Solution`."""
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise FloatingPointError("the solve did not stay finite; try more steps, or check the model's output")
     return Solution(x, frame.nfe, times, torch.stack(states) if states else None)
 
@@ -154,5 +156,5 @@ def recombine(split: Split, there: Level[float], std: float, draw: Draw, *, mean
         mean_std: the noise that the mean makes room for, where it is not ``std``.
     """
     room = std if mean_std is None else mean_std
-    y = there.cos * split.x0 + math.sqrt(max((there.sin - room) * (there.sin + room), 0.0)) * split.eps
-    return y if std == 0.0 else y + std * draw(0)
+    mean = split.mix(there.cos, math.sqrt(max((there.sin - room) * (there.sin + room), 0.0)))
+    return mean if std == 0.0 else mean.add(draw(0), alpha=std)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sdediff.samplers.held import Array, Held
+from sdediff.samplers.held import NODES, WEIGHTS, Array, Held
 from sdediff.types import Level
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _BEND = 0.3
 
 CLOCKS: dict[str, Callable[[Array], Array]] = {
@@ -37,12 +36,17 @@ def middle(averages: Array) -> Array:
     return np.array([1.0, 0.5]) if len(averages) == 2 else averages
 
 
+def half(averages: Array) -> Array:
+    """Through three values, half the quadratic term (the third-order stochastic update of k-diffusion's code)."""
+    return averages * np.array([1.0, 1.0, 0.5]) if len(averages) == 3 else averages
+
+
 def halved(averages: Array) -> Array:
-    """As ``middle``; through three values, half the quadratic term (the third-order update of Lu et al.'s code)."""
-    return averages * np.array([1.0, 1.0, 0.5]) if len(averages) == 3 else middle(averages)
+    """As ``half``; through two values, as ``middle`` (the third-order update of Lu et al.'s code)."""
+    return half(averages) if len(averages) == 3 else middle(averages)
 
 
-RULES: dict[str, Callable[[Array], Array]] = {"exact": exact, "middle": middle, "halved": halved}
+RULES: dict[str, Callable[[Array], Array]] = {"exact": exact, "middle": middle, "half": half, "halved": halved}
 """What becomes of the averages ``<s^k>`` of a step."""
 
 
@@ -57,7 +61,8 @@ def weights(
     """Factors of the held values at ``known`` in the step from ``here`` to ``there``.
 
     Where the clock is infinite at an end of the step, or only the value at the end counts (the clean sample on the
-    clean level), the first of ``known`` stands for all: a step of order 1, as usual for the last one.
+    clean level; any, where noise is added before), the first of ``known`` stands for all: a step of order 1, as usual
+    for the last one.
 
     Args:
         held: what is interpolated.
@@ -70,7 +75,8 @@ def weights(
     mass, read = held.mass(here, there), CLOCKS[clock]
     with np.errstate(divide="ignore"):
         start, end, *at = read(np.array([here.angle, there.angle, *(level.angle for level in known)]))
-    if not (np.isfinite(start) and np.isfinite(end)) or held.keep(here, there) == 0.0:
+    lands = held.keep(here, there) == 0.0 or (held.eta > 0.0 and there.sin == 0.0)
+    if not (np.isfinite(start) and np.isfinite(end)) or lands:
         return [mass] + [0.0] * (len(known) - 1)
     angle, share = _quadrature(here, there)
     share = share * held.kernel(angle)
@@ -84,8 +90,8 @@ def _quadrature(here: Level[float], there: Level[float]) -> tuple[Array, Array]:
     """Nodes (angles) and weights over a step: in lambda, where the kernels are entire, else in the angle."""
     if math.isinf(there.half_log_snr) or math.isinf(here.half_log_snr):
         centre, half = 0.5 * (here.angle + there.angle), 0.5 * (there.angle - here.angle)
-        return centre + half * _NODES, half * _WEIGHTS
+        return centre + half * NODES, half * WEIGHTS
     centre = 0.5 * (here.half_log_snr + there.half_log_snr)
     half = 0.5 * (there.half_log_snr - here.half_log_snr)
-    angle = np.arctan(np.exp(-(centre + half * _NODES)))
-    return angle, half * _WEIGHTS * np.sin(angle) * np.cos(angle)
+    angle = np.arctan(np.exp(-(centre + half * NODES)))
+    return angle, half * WEIGHTS * np.sin(angle) * np.cos(angle)

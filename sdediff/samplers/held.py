@@ -2,27 +2,32 @@ r"""What a multistep solver holds, and the exact form of the reverse process tha
 
 From the level (cos, sin) to (cos', sin'), a step h in lambda, with ``eta = 0`` for the probability-flow ODE:
 
-    velocity   y' = y                              + int v d theta                                      (eta = 0 only)
+    velocity   y' = (cos/cos')^(eta^2) y           + (1 + eta^2) int (cos_s/cos')^(eta^2) v d theta     + std z
     epsilon    y' = (cos'/cos) y                   + (1 + eta^2) cos' int eps d tan                     + std z
     sample     y' = (sin'/sin) exp(-eta^2 h) y     + (1 + eta^2) sin' int exp(-eta^2 h_s) x0 d cot      + std z
 
-with ``std = eta cos' sqrt(tan^2 - tan'^2)`` and ``std = sin' sqrt(1 - exp(-2 eta^2 h))``; ``h_s`` is the rest of the
-step. All are exact (Lu et al. 2022a, eq. 3.4; Lu et al. 2022b, eq. 8 and 18); they differ in what is approximated.
+with ``std = sqrt(1 - (cos/cos')^(2 eta^2))``, ``eta cos' sqrt(tan^2 - tan'^2)`` and ``sin' sqrt(1 - exp(-2 eta^2 h))``;
+``h_s`` is the rest of the step and ``cos_s`` runs over it. All are exact (Lu et al. 2022a, eq. 3.4; Lu et al. 2022b,
+eq. 8 and 18; the first from the drift of :mod:`sdediff.dynamics` by ``eps = sin y + cos v``); they differ in what is
+approximated. For standard normal data v is zero, and the first exact in one step of any length.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.dynamics import velocity
 from sdediff.types import Level, Split
 
 Array = NDArray[np.float64]
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
+"""Gauss-Legendre quadrature on [-1, 1]."""
 
 
 def _step(here: Level[float], there: Level[float]) -> float:
@@ -36,8 +41,13 @@ class Held(ABC):
         self.eta = eta
 
     @abstractmethod
+    def parts(self, here: Level[float]) -> tuple[float, float]:
+        """The factors of the clean and of the noise half in the held quantity."""
+
+    @final
     def value(self, split: Split, here: Level[float]) -> Tensor:
         """The held quantity, shape of the state."""
+        return split.mix(*self.parts(here))
 
     @abstractmethod
     def keep(self, here: Level[float], there: Level[float]) -> float:
@@ -57,46 +67,61 @@ class Held(ABC):
 
 
 class Velocity(Held):
-    """``v = cos eps - sin x0``: no linear term, nothing divided by sigma."""
+    """``v = cos eps - sin x0``: nothing divided by sigma, and no linear term in the ODE."""
 
-    def __init__(self, eta: float = 0.0) -> None:
-        if eta != 0.0:
-            raise ValueError(f"the velocity is held in the ODE only (eta = 0), not with eta = {eta}")
-        super().__init__(eta)
-
-    def value(self, split: Split, here: Level[float]) -> Tensor:
-        return velocity(split, here)
+    def parts(self, here: Level[float]) -> tuple[float, float]:
+        return -here.sin, here.cos
 
     def keep(self, here: Level[float], there: Level[float]) -> float:
-        return 1.0
+        if self.eta > 0.0 and there.sin == 0.0:  # the last step denoises: x0 = cos y - sin v
+            return here.cos
+        return math.exp(-0.5 * self._forgotten(here, there))
 
     def mass(self, here: Level[float], there: Level[float]) -> float:
-        return there.angle - here.angle
+        power = self.eta**2
+        if power == 0.0:
+            return there.angle - here.angle
+        if there.sin == 0.0:
+            return -here.sin
+        # in w = u^(1 + power), u = pi/2 - theta, what is integrated is smooth even from pure noise, where cos is 0
+        start, end = (math.atan2(level.cos, level.sin) for level in (here, there))
+        low, high = math.pow(start, 1.0 + power), math.pow(end, 1.0 + power)
+        u = (0.5 * (high + low) + 0.5 * (high - low) * NODES) ** (1.0 / (1.0 + power))
+        return 0.5 * (low - high) * float(WEIGHTS @ (np.sin(u) / u) ** power) / math.pow(there.cos, power)
 
     def kernel(self, angle: Array) -> Array:
-        return np.ones_like(angle)
+        kernel: Array = np.cos(angle) ** self.eta**2
+        return kernel
 
     def std(self, here: Level[float], there: Level[float]) -> float:
-        return 0.0
+        return math.sqrt(-math.expm1(-self._forgotten(here, there)))
+
+    def _forgotten(self, here: Level[float], there: Level[float]) -> float:
+        """``2 eta^2 log(cos' / cos)``; nothing on the way to the data."""
+        if self.eta == 0.0 or there.sin == 0.0:
+            return 0.0
+        fall = -math.exp(-2.0 * here.half_log_snr) * math.expm1(-2.0 * _step(here, there))  # tan^2 - tan'^2
+        return self.eta**2 * math.log1p(fall * there.cos**2)
 
 
 class Epsilon(Held):
     """The noise."""
 
-    def value(self, split: Split, here: Level[float]) -> Tensor:
-        return split.eps
+    def parts(self, here: Level[float]) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def keep(self, here: Level[float], there: Level[float]) -> float:
         return there.cos / here.cos
 
     def mass(self, here: Level[float], there: Level[float]) -> float:
-        return (1.0 + self.eta**2) * math.sin(there.angle - here.angle) / here.cos
+        share = 1.0 + self.eta**2 if there.sin > 0.0 else 1.0  # the last step denoises: no noise to make room for
+        return share * math.sin(there.angle - here.angle) / here.cos
 
     def kernel(self, angle: Array) -> Array:
         return np.cos(angle) ** -2
 
     def std(self, here: Level[float], there: Level[float]) -> float:
-        if self.eta == 0.0:
+        if self.eta == 0.0 or there.sin == 0.0:
             return 0.0
         return self.eta * there.cos * here.sin / here.cos * math.sqrt(-math.expm1(-2.0 * _step(here, there)))
 
@@ -104,8 +129,8 @@ class Epsilon(Held):
 class Sample(Held):
     """The clean sample."""
 
-    def value(self, split: Split, here: Level[float]) -> Tensor:
-        return split.x0
+    def parts(self, here: Level[float]) -> tuple[float, float]:
+        return 1.0, 0.0
 
     def keep(self, here: Level[float], there: Level[float]) -> float:
         decay = math.exp(-(self.eta**2) * _step(here, there)) if self.eta > 0.0 else 1.0

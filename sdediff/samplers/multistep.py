@@ -9,43 +9,50 @@ the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2, whate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.numerics import choose
+from sdediff.numerics import choose, combine
 from sdediff.samplers.base import Draw, StepSampler
 from sdediff.samplers.coefficients import CLOCKS, RULES, weights
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.held import HELD, Held
+from sdediff.samplers.held import HELD, Array
 from sdediff.types import Level
+
+
+class Term(NamedTuple):
+    """A remembered value, ``factor * tensor``: the factor joins the weight, which saves a pass over the tensor."""
+
+    tensor: Tensor
+    factor: float = 1.0
 
 
 class Update(NamedTuple):
     """``keep * state + sum of weights * values + std * noise``, newest value first."""
 
     keep: float
-    weights: list[float]
+    weights: Sequence[float]
     std: float = 0.0
 
-    def __call__(self, y: Tensor, values: Sequence[Tensor], noise: Draw) -> Tensor:
+    def __call__(self, y: Tensor, values: Sequence[Term], noise: Draw) -> Tensor:
         """Apply it."""
-        y = y if self.keep == 1.0 else self.keep * y
-        for weight, value in zip(self.weights, values, strict=True):
-            y = y.add(value, alpha=weight)
-        return y.add(noise(0), alpha=self.std) if self.std > 0.0 else y
+        terms = [(self.keep, y)]
+        terms += [(weight * term.factor, term.tensor) for weight, term in zip(self.weights, values, strict=True)]
+        return combine([*terms, (self.std, noise(0))] if self.std > 0.0 else terms)
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the updates to come, the values seen, the state before the last step."""
+    """What a step hands to the next: the updates to come, and the values seen."""
 
-    plan: Iterator[tuple[Update, Update | None]]
-    values: list[Tensor]
-    before: Tensor | None
+    plan: Iterator[Update]
+    values: list[Term]
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Multistep(StepSampler):
         eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
 
     Raises:
-        ValueError: for unknown names, or a corrector or a held velocity together with noise.
+        ValueError: for unknown names, or a corrector together with noise.
     """
 
     order: ClassVar[int] = 4
@@ -82,7 +89,7 @@ class Multistep(StepSampler):
         if not 1 <= self.memory <= 6:
             raise ValueError(f"memory must be 1 to 6, not {self.memory}")
         check_eta(self.eta)
-        self._held()
+        HELD[self.held](self.eta)  # refuses an eta that it has no form for
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
         predictor = min(self.memory, 2) if self.rule == "halved" else self.memory
@@ -90,33 +97,65 @@ class Multistep(StepSampler):
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "stochastic", self.eta > 0.0)
 
-    def begin(self, levels: list[Level[float]]) -> Memory:
-        """The updates of every step of the grid, computed once."""
-        correct = self.correct_from is not None and len(levels) > self.correct_from
-        plan: list[tuple[Update, Update | None]] = []
-        for i, (here, there) in enumerate(pairwise(levels)):
-            known = levels[max(0, i + 1 - self.memory) : i + 1][::-1]
-            redo = None
-            if correct and i > 0:
-                redo = self._update([here, *levels[max(0, i - self.memory) : i][::-1]], levels[i - 1], here)
-            plan.append((self._update(known, here, there), redo))
-        return Memory(iter(plan), [], None)
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
+        """The updates of every step of the grid."""
+        return Memory(iter(_plan(self, tuple(levels))), [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        predict, correct = next(carry.plan)
-        value = self._held().value(denoise(y, here), here)
-        if correct is not None and carry.before is not None:
-            y = correct(carry.before, [value, *carry.values], noise)
-        values = [value, *carry.values[: self.memory - 1]]
-        return predict(y, values, noise), Memory(carry.plan, values, None if self.correct_from is None else y)
+        update = next(carry.plan)
+        value = Term(*denoise(y, here).direction(*HELD[self.held](self.eta).parts(here)))
+        values = [value, *carry.values][: len(update.weights)]
+        return update(y, values, noise), Memory(carry.plan, values)
 
-    def _held(self) -> Held:
-        return HELD[self.held](self.eta)
 
-    def _update(self, known: list[Level[float]], here: Level[float], there: Level[float]) -> Update:
-        held = self._held()
-        factors = weights(held, self.clock, self.rule, known, here, there)
-        return Update(held.keep(here, there), factors, held.std(here, there))
+@lru_cache(maxsize=64)
+def _plan(method: Multistep, levels: tuple[Level[float], ...]) -> tuple[Update, ...]:
+    """The updates of every step of a grid, computed once for all solves on it."""
+    held = HELD[method.held](method.eta)
+    correct = method.correct_from is not None and len(levels) > method.correct_from
+
+    def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
+        return np.array(weights(held, method.clock, method.rule, known, here, there))
+
+    factors = adams(levels, method.memory, correct, weigh, held.keep)
+    return tuple(
+        Update(held.keep(here, there), row.tolist(), held.std(here, there))
+        for row, (here, there) in zip(factors, pairwise(levels), strict=True)
+    )
+
+
+def adams(
+    levels: Sequence[Level[float]],
+    memory: int,
+    correct: bool,
+    weigh: Callable[[Sequence[Level[float]], Level[float], Level[float]], Array],
+    keep: Callable[[Level[float], Level[float]], float | Array],
+) -> list[Array]:
+    """The factors of the last values in every step of a grid, newest first.
+
+    A corrector makes ``y_c = keep y + c . v`` of what was predicted as ``y_p = keep y + p . v``, so it starts the next
+    predictor from ``y_c = y_p + (c - p) . v``. That is an update from the predicted state with one more value: no
+    corrected state is ever made, nor the one before kept.
+
+    Args:
+        levels: of the grid.
+        memory: number of values a predictor uses; a corrector uses one more.
+        correct: whether there is a corrector.
+        weigh: ``(levels of the values, here, there) -> factors`` of a step, their number first.
+        keep: ``(here, there) ->`` the factor of the state.
+    """
+    plan: list[Array] = []
+    before = np.empty(0)
+    for i, (here, there) in enumerate(pairwise(levels)):
+        factors = predict = weigh(levels[max(0, i + 1 - memory) : i + 1][::-1], here, there)
+        if correct and i > 0:
+            change = weigh([here, *levels[max(0, i - memory) : i][::-1]], levels[i - 1], here)
+            change[1:] -= before
+            factors = keep(here, there) * change
+            factors[: len(predict)] += predict
+        plan.append(factors)
+        before = predict
+    return plan

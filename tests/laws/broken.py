@@ -31,11 +31,11 @@ class HeunWithoutCorrector(StepSampler):
 class EqualStepWeights(Multistep):
     """Adams-Bashforth with the textbook weights of equal steps on a grid whose steps are not."""
 
-    def begin(self, levels: list[Level[float]]) -> Memory:
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         table = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
         widths = [there.angle - here.angle for here, there in pairwise(levels)]
         plan = [Update(1.0, [h * w for w in table[min(i, self.memory - 1)]]) for i, h in enumerate(widths)]
-        return Memory(iter((update, None) for update in plan), [], None)
+        return Memory(iter(plan), [])
 
 
 @dataclass(frozen=True)

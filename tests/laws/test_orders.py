@@ -19,6 +19,7 @@ import pytest
 import torch
 from broken import AncestralWithTooMuchNoise, CorrectorWithoutProviso, EqualStepWeights, HeunWithoutCorrector
 from convergence import (
+    Times,
     graded_angle,
     moments_at,
     pathwise_error,
@@ -33,28 +34,40 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from catalogue import GAUSSIAN, MIXTURE, PROCESSES
-from sdediff import SAMPLERS, SDE, NoiseSource
+from sdediff import GRIDS, SAMPLERS, SDE, NoiseSource, ScoreModel
 from sdediff.analytic import Gaussian
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.samplers import Sampler
 from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
+from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
+from sdediff.samplers.relative import Relative
 
 TOLERANCE = 0.2
 T_TO = 1e-3
 LAW_PROCESSES = ("vp", "cosine", "ve", "flow", "ddpm")
 DETERMINISTIC = {name: s for name, s in SAMPLERS.items() if not s.stochastic and not s.adaptive}
-ASYMPTOTIC = {"dpm++3m": (512, 1024)}
-"""Later pairs of forwards: what its update leaves of the quadratic term and the cubic error cancel on long steps, so
-that its slope comes up to 2 from below (1.43, 1.76, 1.90, 1.96 on the rectified flow from 128 forwards on)."""
+ASYMPTOTIC = {"dpm++3m": (512, 1024), "reversible": (512, 1024), "ode": (512, 1024)}
+"""Later pairs of forwards. What dpm++3m's update leaves of the quadratic term and the cubic error cancel on long
+steps, so that its slope comes up to 2 from below (1.43, 1.76, 1.90, 1.96 on the rectified flow from 128 forwards on).
+What the low-order start of the reversible method excites dies out over the grid, not over a step (4.32 there from 256
+to 512, then 4.01; within 0.01 of 4 on every process). The default's kernel becomes a polynomial step by step, where
+steps are short enough: on the way there its slope wanders between 4.2 and 6, then it is 4.99 on every process."""
+LATER = {"edm-churn": (256, 512), "sde": (512, 1024)}
+"""Later pairs too: up to 96 steps the published churn is cut off at as much new noise as there is in every step; the
+default's errors of second order, all of them of the noise, are so small that up to 128 those of higher order show."""
+UNEQUAL: dict[str, Times] = {"exponential-em": GRIDS["reference"]}
+"""Steps that differ in lambda: where all are equal its first-order errors on Gaussian data telescope (a slope of 2)."""
 NONLINEAR = ("pc",)
-STOCHASTIC = {name: s for name, s in SAMPLERS.items() if s.stochastic and name not in NONLINEAR}
-ADAPTIVE = {name: s for name, s in SAMPLERS.items() if s.adaptive}
+PATHWISE = ("adaptive-sde",)
+"""Their law is in ``test_adaptive_sde``."""
+STOCHASTIC = {name: s for name, s in SAMPLERS.items() if s.stochastic and name not in NONLINEAR + PATHWISE}
+ADAPTIVE = {name: s for name, s in SAMPLERS.items() if s.adaptive and not s.stochastic}
 LINE = Gaussian((0.5,), 0.5)
 
 
 def test_every_sampler_has_an_order_law() -> None:
-    assert {*DETERMINISTIC, *STOCHASTIC, *NONLINEAR, *ADAPTIVE} == set(SAMPLERS)
+    assert {*DETERMINISTIC, *STOCHASTIC, *NONLINEAR, *PATHWISE, *ADAPTIVE} == set(SAMPLERS)
 
 
 def forwards_per_step(sampler: Sampler) -> int:
@@ -85,10 +98,22 @@ def deterministic_order(sampler: Sampler, process: str, forwards: tuple[int, int
     return slope(steps, [pathwise_error(sampler, model, x, times, truth) for times in grids])
 
 
-def stochastic_order(sampler: Sampler, process: str) -> float:
+def stochastic_order(
+    sampler: Sampler, process: str, forwards: tuple[int, int] = (64, 128), times: Times = uniform_logsnr
+) -> float:
     sde = PROCESSES[process]
-    steps = sizes(sampler, (64, 128))
-    return slope(steps, [weak_error(sampler, GAUSSIAN, sde, uniform_logsnr(sde, n, sde.t_max, T_TO)) for n in steps])
+    steps = sizes(sampler, forwards)
+    data = WithoutMoments(GAUSSIAN.means[0], GAUSSIAN.covariance)
+    return slope(steps, [weak_error(sampler, data, sde, times(sde, n, sde.t_max, T_TO)) for n in steps])
+
+
+class WithoutMoments(Gaussian):
+    """Data whose model does not know their moments: with them the default is exact, and has no order to measure."""
+
+    def model(self, sde: SDE) -> ScoreModel:
+        model = super().model(sde)
+        model.moments = None
+        return model
 
 
 def first_two_powers(x: Array) -> Array:
@@ -128,8 +153,28 @@ def test_deterministic(name: str, process: str) -> None:
 @pytest.mark.parametrize("process", LAW_PROCESSES)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic(name: str, process: str) -> None:
-    sampler = STOCHASTIC[name]
-    assert abs(stochastic_order(sampler, process) - sampler.order) < TOLERANCE
+    sampler, forwards = STOCHASTIC[name], LATER.get(name, (64, 128))
+    order = stochastic_order(sampler, process, forwards, UNEQUAL.get(name, uniform_logsnr))
+    assert abs(order - sampler.order) < TOLERANCE
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize(("held", "memory"), [("velocity", 1), ("velocity", 2), ("epsilon", 2), ("sample", 2)])
+def test_stochastic_family(held: str, memory: int, eta: float) -> None:
+    """What may be held with noise: order 1 with one value remembered, 2 with more."""
+    sampler = Multistep(held, "asinh", memory, eta=eta)
+    assert sampler.order == memory
+    assert abs(stochastic_order(sampler, "vp") - memory) < TOLERANCE
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_one_step_against_the_datas_gaussian_has_its_law(process: str, eta: float) -> None:
+    """With the moments known, on Gaussian data, at any eta; no Monte Carlo. Other forms with noise have an error."""
+    sde = PROCESSES[process]
+    times = torch.tensor([sde.t_max, T_TO], dtype=torch.float64)
+    assert weak_error(Relative(4, None, eta), GAUSSIAN, sde, times) < 1e-12
+    assert weak_error(Multistep("velocity", "asinh", 4, eta=eta), GAUSSIAN, sde, times) > 1e-2
 
 
 @pytest.mark.parametrize("process", LAW_PROCESSES)
@@ -177,7 +222,7 @@ def test_fixed_step_engine(method: str) -> None:
 def test_adaptive_engine(method: str) -> None:
     sampler = AdaptiveODE(method)
     # many steps, for the law is asymptotic, and yet not thousands
-    tolerances = (1e-3, 1e-4, 1e-5) if sampler.order <= 2 else (1e-4, 1e-6, 1e-8)
+    tolerances = (1e-4, 1e-5) if sampler.order <= 2 else (1e-4, 1e-6, 1e-8)
     low = sampler.order / (sampler.order + 1) - TOLERANCE
     assert low < adaptive_order(sampler, "vp", tolerances) < 1 + TOLERANCE
 

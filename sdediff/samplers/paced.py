@@ -1,0 +1,121 @@
+r"""What adaptive samplers share: tolerances, and the way from end to end with every sample at its own pace.
+
+Every sample has its own nodes and step: a call of the network holds all samples that are under way, each at its own
+level, and who has arrived leaves. So a solve costs as many calls as its slowest sample needs, which is no more than in
+lock-step, and a sample's result does not depend on its company.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdediff.denoiser import Denoise
+from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.noise import NoiseSource
+from sdediff.samplers.base import Progress, Sampler, finish
+from sdediff.samplers.newton import Array, clock_of, tan_of
+from sdediff.sde import SDE
+from sdediff.types import Level, Solution
+
+Flags = NDArray[np.bool_]
+_SHORTEST = 1e-10
+
+
+@dataclass(frozen=True)
+class Paced(Sampler):
+    """A method that chooses the steps of each sample.
+
+    If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
+
+    Args:
+        rtol: relative tolerance, of the RMS of a sample.
+        atol: absolute tolerance, in units of the data.
+    """
+
+    adaptive: ClassVar[bool] = True
+    cost: ClassVar[str] = "by tolerance"
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0.0 and self.atol > 0.0):
+            raise ValueError(f"rtol and atol must be positive, not {self.rtol} and {self.atol}")
+
+    @abstractmethod
+    def cross(
+        self,
+        frame: Frame,
+        y: Tensor,
+        start: Level[float],
+        stop: Level[float],
+        noise: NoiseSource,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Take the states ``y`` of the frame from one level to another, both of finite lambda."""
+
+    @final
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
+        frame = Frame(denoise, sde)
+        start, end = sde.levels(grid[[0, -1]])
+        inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
+        y = to_y(x, start)
+        if inner.angle != stop.angle:
+            y = self.cross(frame, y, inner, stop, noise, progress)
+        y = frame(y, stop).x0 if end.sigma == 0.0 else y
+        result = to_x(y, end)
+        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+
+    def permitted(self, size: Array) -> Array:
+        """The error that a sample of a given RMS may have."""
+        return self.atol + self.rtol * size
+
+
+def clock_at(level: Level[float]) -> float:
+    """The clock at a level."""
+    return float(clock_of(np.exp(-level.half_log_snr)))
+
+
+def levels_at(sde: SDE, clocks: Array, last: Flags, stop: Level[float]) -> Level[Tensor]:
+    """The levels at clocks, one a sample; that of the end exactly."""
+    found, there = sde.level_at(torch.from_numpy(-np.log(tan_of(clocks)))), torch.from_numpy(last)
+    return Level(*(torch.where(there, exact, field) for exact, field in zip(stop, found, strict=True)))
+
+
+def rms(values: Tensor) -> Array:
+    """RMS over the last dimension, on the host: the one synchronisation of a step."""
+    found: Array = values.detach().square().mean(dim=-1).sqrt().cpu().double().numpy()
+    return np.nan_to_num(found, nan=1e100, posinf=1e100)
+
+
+def check_lengths(length: Array) -> None:
+    """Refuse steps so short that the velocity cannot be a function, or not a finite one.
+
+    Raises:
+        FloatingPointError: saying so.
+    """
+    if bool((length < _SHORTEST).any()):
+        raise FloatingPointError("the step shrank to nothing; check the model's output, or try looser tolerances")
+
+
+def without_sliver(length: Array, rest: Array) -> Array:
+    """Steps that leave no sliver for the last one: all of the rest, or half of it."""
+    return np.where(1.02 * length >= rest, rest, np.where(2.0 * length > rest, 0.5 * rest, length))

@@ -1,0 +1,212 @@
+r"""Multistep against the data's own Gaussian, with interpolation by a kernel: the default solver of the ODE.
+
+The equation is solved in the coordinates u of :mod:`sdediff.samplers.whitened`, each in units of the standard
+deviation its Gaussian would have and on its own angle phi. Each is a variance-preserving process of its own, whose
+reverse family is
+
+    u' = c u + (1 + eta^2) int (cos phi_s / cos phi')^(eta^2) (du / d phi) d phi + sqrt(1 - c^2) z,
+    c = (cos phi / cos phi')^(eta^2),
+
+the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.held`). For
+Gaussian data the slope is zero and one step of any length exact, where every other form holds something that changes;
+for other data what is left to integrate is what makes them so. Without moments the slope is the plain velocity. The
+weights of the last slopes come from :mod:`sdediff.samplers.kernels`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdediff.dynamics import Frame
+from sdediff.moments import Moments
+from sdediff.numerics import combine, flatten
+from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.ddim import check_eta
+from sdediff.samplers.held import NODES, WEIGHTS, Array
+from sdediff.samplers.kernels import angle_of, cardinals, log_level
+from sdediff.samplers.multistep import adams
+from sdediff.samplers.whitened import Whitened
+from sdediff.types import Level, Split
+
+
+class Update(NamedTuple):
+    """``keep u + sum of weights * slopes + std z``: arrays ``(C,)`` and ``(slopes, C)``, C coordinates or 1 for all."""
+
+    keep: Array
+    weights: Array
+    std: Array
+
+
+class Coordinates(ABC):
+    """Where the equation is solved; ``variances`` ``(1,)`` or ``(D,)`` are those of its Gaussian."""
+
+    variances: Array
+
+    @abstractmethod
+    def enter(self, y: Tensor, level: Level[float]) -> Tensor:
+        """From the variance-preserving frame."""
+
+    @abstractmethod
+    def leave(self, u: Tensor, level: Level[float]) -> Tensor:
+        """Back to it."""
+
+    @abstractmethod
+    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
+        """``du / d phi``."""
+
+    @abstractmethod
+    def advance(self, update: Update, u: Tensor, slopes: Sequence[Tensor], noise: Draw) -> Tensor:
+        """The state after a step."""
+
+
+class Plain(Coordinates):
+    """The frame itself, for a model that does not know its data's moments."""
+
+    variances = np.ones(1)
+
+    def enter(self, y: Tensor, level: Level[float]) -> Tensor:
+        return y
+
+    def leave(self, u: Tensor, level: Level[float]) -> Tensor:
+        return u
+
+    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
+        return split.mix(-level.sin, level.cos)
+
+    def advance(self, update: Update, u: Tensor, slopes: Sequence[Tensor], noise: Draw) -> Tensor:
+        terms = [(float(update.keep[0]), u), *zip(update.weights[:, 0].tolist(), slopes, strict=True)]
+        return combine([*terms, (float(update.std[0]), noise(0))] if update.std.any() else terms)
+
+
+class Own(Coordinates):
+    """The principal axes of the data's Gaussian, each in its own units; states there are ``(B, D)``."""
+
+    def __init__(self, moments: Moments, like: Tensor) -> None:
+        self.white, self.shaped = Whitened(moments), like
+        self.variances = self.white.std.square().numpy()
+
+    def enter(self, y: Tensor, level: Level[float]) -> Tensor:
+        return self.white.into(y, self.white.at(level))
+
+    def leave(self, u: Tensor, level: Level[float]) -> Tensor:
+        return self.white.out(u, self.white.at(level), self.shaped)
+
+    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
+        return self.white.slope(split, u, self.white.at(level))
+
+    def advance(self, update: Update, u: Tensor, slopes: Sequence[Tensor], noise: Draw) -> Tensor:
+        keep, weights, std = (torch.from_numpy(array).to(u) for array in update)
+        total = u * keep
+        for row, slope in zip(weights, slopes, strict=True):
+            total = total.addcmul_(slope, row)
+        return total.addcmul_(self.white.turn(flatten(noise(0))), std) if update.std.any() else total
+
+
+class Memory(NamedTuple):
+    """What a step hands to the next: the updates to come, where the equation is solved, the state there, the slopes."""
+
+    plan: Iterator[Update]
+    coordinates: Coordinates
+    u: Tensor
+    slopes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Relative(StepSampler):
+    """Multistep on the velocity relative to the data's own Gaussian: one forward a step.
+
+    Args:
+        memory: number of values that make a step, 2 to 6; the order, however they are used.
+        correct_from: number of steps from which one of the values corrects the step before, instead of prolonging the
+            memory (Zhao et al. 2023); more accurate where steps are short, too bold where they are long. ``None`` for
+            never.
+        eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
+
+    Raises:
+        ValueError: for another memory, or for noise and a corrector, which would undo it.
+    """
+
+    order: ClassVar[int] = 5
+    stochastic: ClassVar[bool] = False
+
+    memory: int = 5
+    correct_from: int | None = 25
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.memory <= 6:
+            raise ValueError(f"memory must be 2 to 6, not {self.memory}")
+        check_eta(self.eta)
+        if self.eta > 0.0 and self.correct_from is not None:
+            raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
+        object.__setattr__(self, "order", 2 if self.eta > 0.0 else self.memory)
+        object.__setattr__(self, "stochastic", self.eta > 0.0)
+
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
+        """The updates of every step of the grid, and the state in its coordinates."""
+        coordinates = Plain() if frame.moments is None else Own(frame.moments, y)
+        plan = _plan(self, tuple(levels), tuple(coordinates.variances.tolist()))
+        return Memory(iter(plan), coordinates, coordinates.enter(y, levels[0]), [])
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
+    ) -> tuple[Tensor, Memory]:
+        """One forward."""
+        update, coordinates = next(carry.plan), carry.coordinates
+        slopes = [coordinates.slope(denoise(y, here), carry.u, here), *carry.slopes][: len(update.weights)]
+        u = coordinates.advance(update, carry.u, slopes, noise)
+        return coordinates.leave(u, there), carry._replace(u=u, slopes=slopes)
+
+
+@lru_cache(maxsize=64)
+def _plan(method: Relative, levels: tuple[Level[float], ...], variances: tuple[float, ...]) -> list[Update]:
+    """The updates of every step of a grid, computed once for all solves on it."""
+    roots, power = np.sqrt(np.array(variances)), method.eta**2
+    correct = method.correct_from is not None and len(levels) > method.correct_from
+
+    def cos(angle: float | Array) -> Array:
+        """``cos phi`` of each coordinate."""
+        near, far = roots * np.cos(np.atleast_1d(angle))[:, None], np.sin(np.atleast_1d(angle))[:, None]
+        cosines: Array = near / np.hypot(near, far)
+        return cosines
+
+    def keep(here: Level[float], there: Level[float]) -> Array:
+        ratio: Array = cos(here.angle)[0] / cos(there.angle)[0]
+        return ratio if lands(there) else ratio**power
+
+    def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
+        if lands(there):
+            return -np.sqrt(1.0 - cos(here.angle) ** 2)
+        angle, share = _quadrature(here.angle, there.angle)
+        # d phi / d theta = sqrt(l) / (l cos^2 + sin^2) = (cos phi / cos)^2 / sqrt(l)
+        density = (cos(angle) / np.cos(angle)[:, None]) ** 2 / roots * (cos(angle) / cos(there.angle)) ** power
+        weights: Array = cardinals(np.array([level.angle for level in known]), angle) @ (share[:, None] * density)
+        return (1.0 + power) * weights
+
+    def lands(there: Level[float]) -> bool:
+        """Whether a noisy method has arrived at the data: that step denoises, ``u' = cos phi u - sin phi slope``."""
+        return power > 0.0 and there.sin == 0.0
+
+    def std(here: Level[float], there: Level[float]) -> Array:
+        kept = keep(here, there)
+        return np.zeros_like(kept) if power == 0.0 or lands(there) else np.sqrt((1.0 - kept) * (1.0 + kept))
+
+    rows = adams(levels, method.memory - int(correct), correct, weigh, keep)
+    steps = zip(rows, pairwise(levels), strict=True)
+    return [Update(keep(here, there), row, std(here, there)) for row, (here, there) in steps]
+
+
+def _quadrature(start: float, end: float) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes (angles) and weights over a step, even in the logarithm of the noise level."""
+    low, high = log_level(np.array([start, end]))
+    angle, slope = angle_of(0.5 * (high + low) + 0.5 * (high - low) * NODES)
+    return angle, 0.5 * (high - low) * WEIGHTS * slope

@@ -1,0 +1,231 @@
+r"""An algebraically reversible multistep solver of the probability-flow ODE: what it did can be undone to rounding.
+
+The state at node n + 1 follows from the k states before it and from the velocities at all of them but the oldest:
+
+    y_{n+1} = sum_{j=0}^{k-1} a_j ( y_{n-j} + int_{n-j}^{n+1} v d theta ),       sum_j a_j = 1,   a_{k-1} != 0,
+
+with v interpolated through its values at n, ..., n-k+2. The same relation, solved for the oldest state, gives it from
+the k that came after it: no equation to iterate, one forward a node, exact whatever the coefficients or the network
+(bidirectional explicit multistep methods, Wang et al. 2024, who keep two states and have order 2). So k states, not
+one, are what a solve leaves if it is to be undone.
+
+The a_j are those of ``(z - 1) prod_m (z - r e^{i phi_m})(z - r e^{-i phi_m})``. The roots other than 1 are motions that
+the ODE does not have. Forwards they die out as ``r^n``; backwards they amplify rounding, by ``r^-N`` at most, which is
+set to a constant. So r tends to 1 with the number of steps, and to the symmetric methods of Quinlan & Tremaine (1990),
+whose undamped extra motions are what makes leapfrog and reversible Heun (Kidger et al. 2021) lose accuracy on flows
+that contract. The angles phi trade the growth of those motions against the error constant.
+"""
+
+from __future__ import annotations
+
+import cmath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdediff.denoiser import Denoise
+from sdediff.dynamics import Frame, to_x, to_y, velocity
+from sdediff.noise import NoiseSource
+from sdediff.numerics import choose, combine
+from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish
+from sdediff.samplers.coefficients import CLOCKS, weights
+from sdediff.samplers.held import Velocity
+from sdediff.sde import SDE
+from sdediff.types import Level, Solution
+
+
+class Relation(NamedTuple):
+    """``y_{n+1} = sum keep_j y_{n-j} + sum weights_j v_{n-j}``, newest first."""
+
+    keep: list[float]
+    weights: list[float]
+
+    def ahead(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """The newest state."""
+        return combine([*zip(self.keep, states, strict=True), *zip(self.weights, slopes, strict=True)])
+
+    def behind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """The oldest state, from the newest and all between."""
+        *between, oldest = self.keep
+        terms = [(1.0, states[0]), *((-k, y) for k, y in zip(between, states[1:], strict=True))]
+        terms += [(-w, v) for w, v in zip(self.weights, slopes, strict=True)]
+        return combine([(factor / oldest, tensor) for factor, tensor in terms])
+
+
+class Memory(NamedTuple):
+    """What a step hands to the next: the relations to come, the states before the current one, the slopes there."""
+
+    plan: Iterator[Relation]
+    before: list[Tensor]
+    slopes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Reversible(StepSampler):
+    """Reversible multistep method: one forward a step, and one a step to undo it exactly.
+
+    Args:
+        angles: of the roots besides 1, in conjugate pairs, each strictly between 0 and pi; m of them make a method of
+            order 2m with 2m + 1 states.
+        growth: the most by which undoing a solve amplifies rounding, at least 1. More damps the extra motions more.
+        clock: a name of ``CLOCKS``, in which the velocity is a polynomial.
+
+    Raises:
+        ValueError: for an unknown clock, no angle, one outside (0, pi), or a growth below 1.
+    """
+
+    order: ClassVar[int] = 4
+    stochastic: ClassVar[bool] = False
+    lands: ClassVar[bool] = False
+
+    angles: tuple[float, ...] = (0.6, 2.4)
+    growth: float = 100.0
+    clock: str = "logsnr"
+
+    def __post_init__(self) -> None:
+        choose(CLOCKS, self.clock, "clock")
+        if not self.angles or not all(0.0 < angle < cmath.pi for angle in self.angles):
+            raise ValueError(f"a reversible method needs angles between 0 and pi, not {self.angles}")
+        if not self.growth >= 1.0:
+            raise ValueError(f"the growth of rounding is at least 1, not {self.growth}")
+        object.__setattr__(self, "order", 2 * len(self.angles))
+
+    @property
+    def states(self) -> int:
+        """How many states of consecutive nodes make a solve reversible."""
+        return 2 * len(self.angles) + 1
+
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
+        """The relations of every step of the grid, computed once."""
+        return Memory(iter(self.relations(levels)), [], [])
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
+    ) -> tuple[Tensor, Memory]:
+        """One forward."""
+        relation, states = next(carry.plan), [y, *carry.before]
+        slopes = [velocity(denoise(y, here), here), *carry.slopes][: len(relation.weights)]
+        ahead = relation.ahead(states[: len(relation.keep)], slopes)
+        return ahead, Memory(carry.plan, states[: self.states - 1], slopes)
+
+    def relations(self, levels: list[Level[float]]) -> list[Relation]:
+        """What takes a solve to each node but the first.
+
+        The first ones, which nothing has to undo, are Adams-Bashforth steps of rising order.
+        """
+        radius = self.growth ** (-1.0 / (len(levels) - 1))
+        pairs = [cmath.rect(radius, sign * angle) for angle in self.angles for sign in (1.0, -1.0)]
+        factors = [float(-a) for a in np.poly([1.0, *pairs]).real[1:]]
+        made = []
+        for i, there in enumerate(levels[1:]):
+            back = levels[i::-1][: self.states]
+            made.append(self._relation([1.0] if len(back) < self.states else factors, back, there))
+        return made
+
+    def _relation(self, factors: list[float], back: Sequence[Level[float]], there: Level[float]) -> Relation:
+        held, known = Velocity(), back[: self.states - 1]
+        integrals = [weights(held, self.clock, "exact", known, here, there) for here in back[: len(factors)]]
+        return Relation(factors, [float(w) for w in np.array(factors) @ np.array(integrals)])
+
+
+@dataclass(frozen=True)
+class Recorded(Sampler):
+    """A reversible solve that leaves its last k states, ``(B k, *shape)``: sample by sample, newest first."""
+
+    order: ClassVar[int] = 4
+    stochastic: ClassVar[bool] = False
+
+    method: Reversible
+
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to the last k nodes.
+
+        Raises:
+            ValueError: for fewer than k steps.
+        """
+        check_steps(self.method, grid)
+        levels, frame = sde.levels(grid), Frame(denoise, sde)
+        y, nodes = to_y(x, levels[0]), [x]
+        carry = self.method.begin(frame, y, levels)
+        for i, (here, there) in enumerate(pairwise(levels)):
+            y, carry = self.method.step(frame, y, here, there, partial(noise.normal, i), carry)
+            if path:
+                nodes.append(to_x(y, there))
+            if progress is not None:
+                progress(i + 1, len(levels) - 1)
+        last = [to_x(y, level) for y, level in zip([y, *carry.before], reversed(levels), strict=False)]
+        return finish(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes if path else [])
+
+
+@dataclass(frozen=True)
+class Undone(Sampler):
+    """The inverse of :class:`Recorded`: from k states ``(B k, *shape)`` to the one that the solve started from.
+
+    Its grid is the solve's, turned round.
+    """
+
+    order: ClassVar[int] = 4
+    stochastic: ClassVar[bool] = False
+
+    method: Reversible
+
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the states of the first k nodes to the last.
+
+        Raises:
+            ValueError: for fewer than k steps.
+        """
+        check_steps(self.method, grid)
+        count, levels, frame = self.method.states, sde.levels(grid.flip(0)), Frame(denoise, sde)
+        final = len(levels) - 1
+        first = x.reshape(-1, count, *x.shape[1:]).unbind(1)
+        states = [to_y(y, levels[final - j]) for j, y in enumerate(first)]
+        slopes, nodes = list[Tensor](), list(first)
+        relations = self.method.relations(levels)
+        for oldest in range(final - count, -1, -1):  # the node to find; the window of k + 1 nodes ends at oldest + k
+            while len(slopes) < count - 1:
+                node = oldest + count - 1 - len(slopes)
+                slopes.append(velocity(frame(states[1 + len(slopes)], levels[node]), levels[node]))
+            states = [*states[1:], relations[oldest + count - 1].behind(states, slopes)]
+            slopes = slopes[1:]
+            if path:
+                nodes.append(to_x(states[-1], levels[oldest]))
+            if progress is not None:
+                progress(final - oldest, final)
+        return finish(to_x(states[-1], levels[0]), frame, grid, nodes if path else [])
+
+
+def check_steps(method: Reversible, grid: Tensor) -> None:
+    """Refuse a solve so short that the states it leaves would be all it ever saw.
+
+    Raises:
+        ValueError: naming the least number of steps.
+    """
+    if len(grid) - 1 < method.states:
+        raise ValueError(f"a reversible solve needs at least {method.states} steps, not {len(grid) - 1}")

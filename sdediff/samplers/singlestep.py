@@ -1,0 +1,91 @@
+r"""Singlestep solvers of the probability-flow ODE: one family, the forms of :mod:`sdediff.samplers.held`.
+
+A step evaluates the network at its start and at stages inside it, and remembers nothing. The state at stage ``i``, a
+share ``c_i`` of the step in lambda, and at the end come from the exact form of the held quantity with the polynomial
+through its values at the start and at the latest stages, integrated as in the multistep family:
+
+    stages ()          exponential Euler (DDIM)                                                       order 1
+    stages (c,)        DPM-Solver-2 and DPM-Solver++(2S) at c = 1/2; Heun's method at c = 1           order 2
+    stages (c, 2/3)    DPM-Solver-3 and DPM-Solver++(3S) at c = 1/3                                   order 3
+
+(Lu et al. 2022a, algorithms 1 and 2; Lu et al. 2022b, algorithm 1.) Holding epsilon, the trapezoidal rule at ``c = 1``
+is Heun's method in sigma / alpha, the deterministic sampler of Karras et al. (2022, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sdediff.dynamics import Frame
+from sdediff.numerics import choose, combine
+from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.coefficients import CLOCKS, RULES, weights
+from sdediff.samplers.held import HELD
+from sdediff.types import Level
+
+
+@dataclass(frozen=True)
+class Singlestep(StepSampler):
+    """Singlestep method: a forward at the start of a step and one a stage, no memory.
+
+    Args:
+        held: a name of ``HELD``.
+        clock: a name of ``CLOCKS``.
+        stages: places of the stages, increasing shares of the step in lambda, in (0, 1].
+        rule: a name of ``RULES``: ``"exact"`` integrals, or those of a published formula.
+        values: values that a polynomial goes through: the start's and those of the latest stages.
+
+    Raises:
+        ValueError: for unknown names, or stages or values that make no method.
+    """
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    lands: ClassVar[bool] = False
+    cost: ClassVar[str] = "2N - 1"
+
+    held: str = "sample"
+    clock: str = "logsnr"
+    stages: tuple[float, ...] = (0.5,)
+    rule: str = "exact"
+    values: int = 2
+
+    def __post_init__(self) -> None:
+        choose(HELD, self.held, "held quantity")
+        choose(CLOCKS, self.clock, "clock")
+        choose(RULES, self.rule, "rule")
+        places = (0.0, *self.stages)
+        if len(places) > 3 or places[-1] > 1.0 or not all(a < b for a, b in pairwise(places)):
+            raise ValueError(f"stages must be at most two, increasing, in (0, 1], not {self.stages}")
+        if not 2 <= self.values <= 3:
+            raise ValueError(f"values must be 2 or 3, not {self.values}")
+        third = len(places) == 3 and math.isclose(places[-1], 2.0 / 3.0) and self.rule == "exact"
+        object.__setattr__(self, "order", 3 if third else min(len(places), 2))
+        object.__setattr__(self, "cost", "N" if len(places) == 1 else f"{len(places)}N - {len(places) - 1}")
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """One forward, and one a stage."""
+        held = HELD[self.held]()
+        width = there.half_log_snr - here.half_log_snr
+        levels, values = [here], [held.value(denoise(y, here), here)]
+
+        def move(to: Level[float]) -> Tensor:
+            """The state at ``to``, from the start's value and the latest ones."""
+            used = [0, *range(max(1, len(levels) + 1 - self.values), len(levels))]
+            factors = weights(held, self.clock, self.rule, [levels[k] for k in used], here, to)
+            terms = [(factor, values[k]) for factor, k in zip(factors, used, strict=True)]
+            return combine([(held.keep(here, to), y), *terms])
+
+        for share in self.stages:
+            level = there if share == 1.0 else denoise.at_half_log_snr(here.half_log_snr + share * width)
+            state = move(level)
+            values.append(held.value(denoise(state, level), level))
+            levels.append(level)
+        return move(there), carry
