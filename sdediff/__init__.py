@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdediff import analytic
     from sdediff.checkpoint import load, save
+    from sdediff.comparison import Comparison, compare
     from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
     from sdediff.grids import GRIDS
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
+    "comparison": ("Comparison", "compare"),
     "denoiser": ("Clip", "Denoiser", "ScoreModel", "Threshold"),
     "grids": ("GRIDS",),
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
@@ -52,6 +54,7 @@ __all__ = [
     "BitsPerDim",
     "BrownianPath",
     "Clip",
+    "Comparison",
     "CosineVPSDE",
     "DataInfo",
     "Denoiser",
@@ -68,6 +71,7 @@ __all__ = [
     "Threshold",
     "analytic",
     "bits_per_dim",
+    "compare",
     "decode",
     "elbo",
     "encode",

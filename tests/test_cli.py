@@ -214,7 +214,9 @@ def test_sample_is_the_library_s_with_every_forward_counted(digits: Path, tmp_pa
     model = load(digits)
     x = sdediff.sample(model, (4, 1, 8, 8), solver, seed=5, **options)
     start = model.sde.prior_sample((4, 1, 8, 8), moments=model.moments, seed=5)
-    assert figures["nfe"] == sdediff.solve(model, start, solver, t_to=0.0, seed=5, **options).nfe
+    nfe = sdediff.solve(model, start, solver, t_to=0.0, seed=5, **options).nfe
+    # the figure is a sample's own; of an adaptive method, whose samples leave the batch as they arrive, the average
+    assert 0.5 * nfe < figures["nfe"] <= nfe if SAMPLERS[solver].adaptive else figures["nfe"] == nfe
     assert figures["steps"] == options.get("steps")
     with np.load(tmp_path / "x.npz") as arrays:
         np.testing.assert_allclose(arrays["samples"], x.numpy(), atol=ROUNDING)
@@ -316,6 +318,18 @@ def test_decode_undoes_encode(digits: Path, tmp_path: Path) -> None:
     again = done("decode", tmp_path / "z.npz", "--run", digits, "--out", tmp_path)
     # in a folder every file gets a new name: z.npz are the latents themselves
     assert [Path(one["numbers"]).name for one in (figures, again)] == ["z-2.npz", "z-3.npz"]
+
+
+def test_reversible_latents_give_the_very_items_back(digits: Path, tmp_path: Path) -> None:
+    exactly = ("--solver", "reversible", "--steps", 6)
+    encoded = done("encode", "--run", digits, "-n", 4, "--batch-size", 3, *exactly, "--out", tmp_path / "z.npz")
+    figures = done("decode", tmp_path / "z.npz", "--run", digits, *exactly, "--out", tmp_path / "x")
+    assert (encoded["nfe"], figures["nfe"]) == (6, 5)
+    with np.load(figures["numbers"]) as arrays, np.load(tmp_path / "z.npz") as z:
+        values = load_dataset("digits").held_out[:4].numpy() / 8.0 - 1.0
+        assert np.sqrt(np.mean((arrays["samples"] - values) ** 2) / np.mean(values**2)) < 1e-4
+        assert z["latents"].shape == (4, 5, 1, 8, 8)
+    assert "need its solver and steps" in refused("decode", tmp_path / "z.npz", "--run", digits, "--steps", 6)
 
 
 def test_own_samples_can_be_encoded(digits: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,35 @@ def test_curves_go_where_the_values_go(tmp_path: Path) -> None:
         mask = ink(tmp_path / f"{name}.png")
         y, x = np.nonzero(mask[:, 2 * mask.shape[1] // 5 : 3 * mask.shape[1] // 5])  # between the corners of the legend
         assert np.corrcoef(x, -y)[0, 1] * sign > 0.95
+
+
+def test_trade_offs_are_logarithmic_and_named_at_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name has its line's colour, stands no nearer to another than a line of text, and inside the axes' height;
+    values that may be nothing are hollow."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    names = [f"solver {k}" for k in range(9)]
+    series = {name: ([5.0, 50.0], [0.1, 1e-4 * (1.0 + 0.01 * k)], [True, False]) for k, name in enumerate(names)}
+    plots.trade_off(
+        [plots.Panel("a", series, 2e-4), plots.Panel("b", {"solver 3": series["solver 3"]})], "x", xlabel="n"
+    )
+    first, second = figures[0].axes
+    assert {first.get_xscale(), first.get_yscale(), second.get_yscale()} == {"log"}
+    assert (first.get_title("left"), first.get_xlabel(), second.get_title("left")) == ("a", "n", "b")
+    lines = {tuple(line.get_ydata()): line for line in first.lines if line.get_linestyle() in ("-", "--")}
+    labels = {text.get_text(): text for text in first.texts}
+    for name in names:
+        line = lines[tuple(series[name][1])]
+        assert line.get_color() == labels[name].get_color()
+        assert line.get_markerfacecolor() == "none"
+    assert second.lines[0].get_color() == lines[tuple(series["solver 3"][1])].get_color()
+    filled = [line for line in first.lines if line.get_linestyle() == "None"]
+    assert [list(line.get_xdata()) for line in filled] == [[5.0]] * 9
+    heights = sorted(labels[name].get_position()[1] for name in names)
+    assert min(b - a for a, b in pairwise(heights)) > 0.04
+    assert heights[-1] <= 1.0
+    assert "grey: the reference's own error" in labels
+    assert len({line.get_marker() for line in filled}) == 9
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The README's examples run, and its table of samplers is the library's."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,13 +12,21 @@ README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
 
+def written(sampler: sdediff.samplers.Sampler) -> str:
+    """The call that makes it, without the defaults."""
+    given = [f for f in dataclasses.fields(sampler) if getattr(sampler, f.name) != f.default]
+    return f"{type(sampler).__name__}({', '.join(f'{f.name}={getattr(sampler, f.name)!r}' for f in given)})"
+
+
 def sampler_table() -> str:
     rows = ["| name | kind | order | forwards | grid | method |", "|---|---|---|---|---|---|"]
     for name, sampler in sdediff.SAMPLERS.items():
         method = type(sampler).__doc__.splitlines()[0].rstrip(".")
         kind = "SDE" if sampler.stochastic else "ODE"
         grid = "none" if sampler.adaptive else sampler.grid
-        rows.append(f"| `{name}` | {kind} | {sampler.order} | {sampler.cost} | {grid} | `{sampler}`: {method} |")
+        rows.append(
+            f"| `{name}` | {kind} | {sampler.order} | {sampler.cost} | {grid} | `{written(sampler)}`: {method} |"
+        )
     return "\n".join(rows)
 
 

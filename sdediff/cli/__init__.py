@@ -13,10 +13,12 @@ from sdediff.cli.group import CommandTable
 COMMANDS = {
     "train": "Train a score network on data.",
     "sample": "Draw samples from a trained run.",
+    "tune": "Learn a solver for a run: fewer steps for the same accuracy.",
     "likelihood": "Log-likelihood of data: nats, or bits/dim for integer data.",
     "encode": "Data to latents, along the probability-flow ODE.",
     "decode": "Latents to data: the inverse of encode.",
     "interpolate": "Paths between data through the latent space.",
+    "compare": "Error against forwards, for several solvers on a run.",
     "info": "What a run holds; without a run, what there is to choose from.",
 }
 

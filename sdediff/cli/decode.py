@@ -25,11 +25,13 @@ from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, counting, open_run
 from sdediff.cli.transport import DETERMINISTIC, transport_options
 from sdediff.data.files import load_items
-from sdediff.transport import decode
+from sdediff.samplers import SAMPLERS
+from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
   sdediff decode runs/digits/latents/latents.npz
-  sdediff decode z.npz --out back.png --solver heun --steps 50"""
+  sdediff decode z.npz --out back.png --solver heun --steps 50
+  sdediff decode z.npz --solver reversible --steps 10   # exactly what was encoded so"""
 
 
 @click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
@@ -64,12 +66,14 @@ def command(
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
     opened = open_run(run, device, console)
-    z = _read(latents, opened)[:number]
+    z = _read(latents, opened, states_of(SAMPLERS[solver]))[:number]
     files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
     start = time.perf_counter()
     with console.bar("decoding", unit="item") as report, counting(opened.model) as count:
         x = in_batches(z, batch_size, lambda part: decode(opened.model, part, solver, **options), report)
     seconds, nfe = time.perf_counter() - start, count.items / len(z)
+    if tuple(x.shape[1:]) != opened.info.shape:  # a reversible solve from plain latents leaves several states
+        x = x[:, 0]
     names = write_samples(x, opened, files, solver=solver)
     console.say(
         f"{len(x)} items of {latents}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n"
@@ -87,13 +91,15 @@ def command(
     )
 
 
-def _read(file: Path, run: Run) -> Tensor:
-    """Latents ``(n, *shape)`` on the run's device.
+def _read(file: Path, run: Run, states: int) -> Tensor:
+    """Latents ``(n, *shape)``, or ``(n, states, *shape)``, on the run's device.
 
     Raises:
         ValueError: if the file holds none, or none of the run's shape.
     """
     z = load_items(file, ("latents",))
-    if not z.is_floating_point() or tuple(z.shape[1:]) != run.info.shape:
-        raise ValueError(f"{file}: the run's latents are floats {run.info.shape}, these {z.dtype} {tuple(z.shape[1:])}")
+    shape, came = run.info.shape, tuple(z.shape[1:])
+    if not z.is_floating_point() or came not in (shape, (states, *shape)):
+        hint = f"; {came[0]} states of a reversible solve need its solver and steps" if came[1:] == shape else ""
+        raise ValueError(f"{file}: the run's latents are floats {shape}, these {z.dtype} {came}{hint}")
     return z.to(run.device)

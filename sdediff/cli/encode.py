@@ -29,7 +29,8 @@ from sdediff.transport import encode
 EXAMPLES = """\
   sdediff encode                             # what the run held out
   sdediff encode photos.npz --out z.npz
-  sdediff encode -n 100 --solver heun --steps 50"""
+  sdediff encode -n 100 --solver heun --steps 50
+  sdediff encode --solver reversible --steps 10   # decode gives the very items back"""
 
 
 @click.command("encode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
@@ -60,7 +61,9 @@ def command(
     """Latents of DATA: where the probability-flow ODE takes it.
 
     DATA is a data set's name, a file or a folder; by default what the run's training left out. `sdediff decode`, with
-    the same solver, is the inverse. The default is adaptive, at a tolerance of 1e-6.
+    the same solver, is the inverse. The default is adaptive, at a tolerance of 1e-6. With --solver reversible the
+    inverse is exact, for any number of steps; its latents are the last few states of the way, the first of them the
+    latent itself: (n, 5, *shape).
     """
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
@@ -75,5 +78,6 @@ def command(
     seconds, nfe = time.perf_counter() - start, count.items / len(items)
     write_npz(file, {"latents": z.numpy(), "solver": solver})
     console.say(f"{len(z)} latents of {words}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n  numbers  {file}")
-    console.say(f"  next     sdediff decode {file} --run {opened.folder}")
+    again = "".join(f" --{name} {value}" for name, value in {"solver": solver, **options}.items())
+    console.say(f"  next     sdediff decode {file} --run {opened.folder}{again}")
     console.result(run=opened.folder, data=words, solver=solver, items=len(z), nfe=nfe, seconds=seconds, numbers=file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sdediff import tuning
 from sdediff.cli import tables
 from sdediff.cli.console import Console
 from sdediff.cli.items import write_samples
@@ -30,12 +31,15 @@ EXAMPLES = """\
   sdediff sample                                 # 64, from the most recent run
   sdediff sample --solver ode --steps 10 -n 100
   sdediff sample --solver dopri5 --rtol 1e-6 --seed 7 --out seven.png
-  sdediff sample --solver sde --steps 200 --json"""
+  sdediff sample --solver sde --steps 200 --json
+  sdediff sample --solver tuned --steps 10       # after sdediff tune"""
+
+TUNED = "tuned"
 
 
 @click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
-@solver_options(SAMPLERS)
+@solver_options({**SAMPLERS, TUNED: None})
 @click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="How many.")
 @seed_option
 @batch_size_option(256)
@@ -64,8 +68,13 @@ def command(
     `samples` in the model's values and, for integer data, `levels`.
     """
     console = Console(as_json)
-    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
+    default = "ode" if solver == TUNED else solver
+    sampler = resolve(default, steps=steps, rtol=rtol, atol=atol, grid=grid)
+    if solver == TUNED and (sampler.adaptive or grid is not None):
+        raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
     opened = open_run(run, device, console)
+    if solver == TUNED:
+        sampler, solver = _tuned(opened, steps, sampler, console)
     intervals = _intervals(sampler, opened, steps, grid)
     files = plan(out, opened.folder / "samples", f"{solver}-seed{seed}", (".png", ".npz"), force=force)
     start = time.perf_counter()
@@ -100,6 +109,15 @@ def command(
         picture=files[".png"],
         numbers=files[".npz"],
     )
+
+
+def _tuned(run: Run, steps: int | None, default: Sampler, console: Console) -> tuple[Sampler, str]:
+    """The run's tuned solver, or the default one and a remark why; with its name."""
+    try:
+        return tuning.load(run.folder, run.model, steps), TUNED
+    except (FileNotFoundError, ValueError) as error:
+        console.note(f"sampling with 'ode' instead of 'tuned': {error}; `sdediff tune` makes one")
+        return default, "ode"
 
 
 def _intervals(sampler: Sampler, run: Run, steps: int | None, grid: str | None) -> int | None:

@@ -1,0 +1,195 @@
+r"""Learning a draft's numbers from pilot trajectories, by gradients through the model.
+
+The objective mixes the log of the RMS error and the mean of the samples' log errors: the first looks at the few bad
+trajectories, the second at the many good ones. Learning by gradients through the whole
+solve is that of the bespoke solvers (Shaul et al. 2024) and S4S (Frankel et al. 2025), on nodes and weights together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sdediff.denoiser import Denoiser
+from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.numerics import sum_features
+from sdediff.samplers.tuned import Method, advance, ask, clock_at
+from sdediff.samplers.whitened import Whitened
+from sdediff.tuning.draft import Draft, Shape, Start
+from sdediff.tuning.trajectories import Pilot
+from sdediff.types import Level, Split
+
+STARTS = tuple(
+    Start(power, Method(memory, correct)) for power, memory, correct in product((2.0, 2.5), (2, 3, 4), (False, True))
+)
+"""Methods tried as the first guess."""
+RATE = 3e-2
+"""Of Adam, up to 10 steps; more steps have smaller errors, and want smaller changes."""
+CLIP = 10.0
+RMS = 0.75
+"""Share of log RMS in the objective."""
+_LEAST = 1e-14
+_TRIED, _JUDGED, _CHECKS = 128, 512, 10
+_MEMORY = 2 << 30
+"""Bytes of activations of one batch's solve, beyond which forwards are done again instead of kept."""
+
+
+def objective(errors: Tensor, weights: Tensor | None = None) -> Tensor:
+    """From mean squared errors ``(B,)``: log RMS and mean log error, mixed; ``weights`` are what samples count for."""
+    weights = torch.ones_like(errors) if weights is None else weights
+    share = weights / weights.sum()
+    rms, typical = (share * errors).sum().log(), (share * (errors + _LEAST).log()).sum()
+    return 0.5 * (RMS * rms + (1.0 - RMS) * typical)
+
+
+def errors(model: Denoiser, shape: Shape, pilot: Pilot, *, lean: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean squared errors ``(B,)`` at ``t_to`` and at the data, with gradients."""
+    found = rollout(model, shape, pilot.start, lean=lean)
+    size = math.prod(pilot.start.shape[1:])
+    end, clean = (
+        sum_features((x - exact).square()) / size for x, exact in zip(found, (pilot.end, pilot.clean), strict=True)
+    )
+    return end, clean
+
+
+def rollout(model: Denoiser, shape: Shape, x: Tensor, *, lean: bool = False) -> tuple[Tensor, Tensor]:
+    """The states at ``t_to`` and at the data, as :class:`~sdediff.samplers.tuned.Tuned` would find them."""
+    sde, white = model.sde, Whitened(model.moments)
+    frame = Frame(model, sde)
+    levels: list[Level] = [sde.level_at(node) for node in shape.half_log_snr]
+    clean = sde.level(0.0)
+    asked = [levels[0], *(sde.level_at(node) for node in shape.asked[1:])]
+    spots = [white.at(level) for level in levels]
+    clock = clock_at((-shape.half_log_snr).exp())
+    y, history = to_y(x, levels[0]), list[Tensor]()
+
+    def halves(state: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        x0, eps = ask(frame, state, levels[i], asked[i])
+        return x0, eps
+
+    for i, own in enumerate(shape.rows):
+        split = Split(*(checkpoint(halves, y, i, use_reentrant=False) if lean else halves(y, i)))
+        around = spots[max(0, i - 1)], spots[i]
+        if i == len(shape.rows) - 1:
+            row = shape.method.row(i, clock, torch.zeros_like(clock[0]), white.std, shape.clean)
+            data, _ = advance(white, y, split, history, (*around, white.at(clean)), row)
+        row = shape.method.row(i, clock, clock[i + 1], white.std, own)
+        y, history = advance(white, y, split, history, (*around, spots[i + 1]), row)
+    return to_x(y, levels[-1]), to_x(data, clean)
+
+
+def best_start(model: Denoiser, steps: int, t_to: float, pilot: Pilot) -> Draft:
+    """The first guess that does best on some of the trajectories."""
+    some = pilot.select(slice(_TRIED))
+    able = [start for start in STARTS if start.method.memory <= max(steps, STARTS[0].method.memory)]
+    return min((Draft.of(model, steps, t_to, start) for start in able), key=lambda draft: score(model, draft, some))
+
+
+def learn(
+    model: Denoiser,
+    draft: Draft,
+    pilot: Pilot,
+    *,
+    iterations: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Draft:
+    """Adam on batches of the trajectories, with a cosine schedule.
+
+    Raises:
+        ValueError: if no gradient comes through the model.
+    """
+    learned = replace(draft, **{name: getattr(draft, name).clone().requires_grad_() for name in _LEARNED})
+    optimizer = torch.optim.Adam(learned.parameters(), lr=RATE / max(1.0, len(draft.shares) / 10.0), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    generator = torch.Generator().manual_seed(seed)
+    best, chance = (score(model, draft, pilot), draft), _chances(model, draft, pilot)
+    with _frozen(model), torch.enable_grad():
+        lean = _kept(model, draft, pilot.select(slice(batch_size))) > _MEMORY
+        for i in range(iterations):
+            index = torch.multinomial(chance, batch_size, replacement=True, generator=generator)
+            weights = (1.0 / chance[index]).to(pilot.start.device)
+            found = errors(model, learned.shape(), pilot.select(index.to(pilot.start.device)), lean=lean)
+            optimizer.zero_grad()
+            torch.autograd.backward([objective(each, weights) for each in found])
+            size = torch.nn.utils.clip_grad_norm_(learned.parameters(), CLIP)
+            if bool(torch.isfinite(size)):  # a batch that left the model's domain teaches nothing
+                optimizer.step()
+            schedule.step()
+            if (i + 1) % max(1, iterations // _CHECKS) == 0 or i + 1 == iterations:
+                now = replace(draft, **{name: getattr(learned, name).detach().clone() for name in _LEARNED})
+                best = min(best, (score(model, now, pilot), now), key=lambda pair: pair[0])
+            progress(i + 1, iterations)
+    return best[1]
+
+
+def _chances(model: Denoiser, draft: Draft, pilot: Pilot) -> Tensor:
+    """How likely each trajectory is drawn, ``(n,)``: half evenly, half by the first guess's error.
+
+    A few trajectories, between two modes, make most of the RMS. Drawn more often and weighted less, they are in every
+    batch, and the gradient means the same with less noise.
+    """
+    shape = draft.shape()
+    with torch.no_grad():
+        parts = [
+            errors(model, shape, Pilot(*part))[0] for part in zip(*(torch.split(t, _TRIED) for t in pilot), strict=True)
+        ]
+    size = torch.cat(parts).cpu().double().sqrt().nan_to_num(posinf=0.0)
+    even = torch.full_like(size, 1.0 / len(size))
+    return 0.5 * even + 0.5 * (size + _LEAST) / (size + _LEAST).sum()
+
+
+def score(model: Denoiser, draft: Draft, pilot: Pilot) -> float:
+    """The objective on the first of the trajectories; infinite where the solver does not stay finite."""
+    with torch.no_grad():
+        found = errors(model, draft.shape(), pilot.select(slice(_JUDGED)))
+        value = float(sum(objective(each) for each in found))
+    return value if math.isfinite(value) else math.inf
+
+
+_LEARNED = ("shares", "step", "back", "asked")
+
+
+def _kept(model: Denoiser, draft: Draft, pilot: Pilot) -> int:
+    """Bytes that the gradient of one solve keeps, from one forward.
+
+    Raises:
+        ValueError: if no gradient comes through the model.
+    """
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    x = pilot.start.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        x0 = model.split(x, model.sde.t_max).x0
+    slope = torch.autograd.grad(x0.sum(), x, allow_unused=True)[0] if x0.requires_grad else None
+    if slope is None or not bool(slope.any()):
+        raise ValueError(
+            "no gradient comes through the model: a solver is tuned by gradients with respect to the state"
+        )
+    return kept * len(draft.shares)
+
+
+@contextmanager
+def _frozen(model: Denoiser) -> Iterator[None]:
+    """Keep gradients from the model's own parameters while entered."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,152 @@
+"""``tune``: a solver learned for one model and one number of steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sdediff.denoiser import Denoiser
+from sdediff.samplers.base import Sampler
+from sdediff.samplers.tuned import Tuned
+from sdediff.sampling import solve
+from sdediff.tuning.learn import best_start, learn
+from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
+
+Progress = Callable[[int, int], None]
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning found.
+
+    Attributes:
+        solver: the tuned sampler.
+        before: errors of the default ``"ode"`` at the data, on the held-out trajectories.
+        after: those of the tuned sampler.
+        seconds: that it took, without the pilot.
+    """
+
+    solver: Tuned
+    before: Errors
+    after: Errors
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        """Geometric mean of both errors' ratios, after over before: below 1 is better."""
+        return math.sqrt(self.after.rms / self.before.rms * self.after.median / self.before.median)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Pilot trajectories of one model, to learn from and held out; shared by several numbers of steps.
+
+    Attributes:
+        learned: the ones to learn from.
+        held_out: the ones to judge by.
+        t_to: the end beside the data themselves.
+    """
+
+    learned: Pilot
+    held_out: Pilot
+    t_to: float
+
+
+def pilot(
+    model: Denoiser,
+    *,
+    trajectories: int = 1024,
+    held_out: int = 256,
+    t_to: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trajectories:
+    """Solve accurately from random starts.
+
+    Half of the starts come from the Gaussian with the data's moments, as in sampling, half from the standard normal.
+
+    Args:
+        model: a denoiser with its process and ``data``.
+        trajectories: to learn from.
+        held_out: to judge by; others.
+        t_to: an end to serve beside the data themselves; by default 1e-3, or ``t_min`` if that is more.
+        seed: of the starts.
+        progress: called as ``progress(done, total)``.
+
+    Raises:
+        ValueError: for counts below 1, or a model that does not say what its data are.
+    """
+    if trajectories < 1 or held_out < 1:
+        raise ValueError(f"tuning needs trajectories to learn from and to judge by, not {trajectories} and {held_out}")
+    t_to = max(1e-3, model.sde.t_min) if t_to is None else t_to
+    solved = follow(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
+    return Trajectories(solved.select(slice(trajectories)), solved.select(slice(trajectories, None)), t_to)
+
+
+def tune(
+    model: Denoiser,
+    steps: int,
+    *,
+    trajectories: int | Trajectories = 1024,
+    held_out: int = 256,
+    iterations: int = 400,
+    batch_size: int = 128,
+    t_to: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Learn nodes and weights of a multistep solver for one model and one number of steps.
+
+    Args:
+        model: a denoiser with its process and ``data``, through which gradients flow to the state.
+        steps: forwards of the network that a solve may cost.
+        trajectories: how many to learn from, or those of :func:`pilot`.
+        held_out: how many to judge by.
+        iterations: of the optimiser; each costs about three solves of a batch.
+        batch_size: trajectories an iteration.
+        t_to: see :func:`pilot`; solves with the result may end anywhere from there to 0.
+        seed: of starts and batches.
+        progress: called as ``progress(done, total)`` over the iterations.
+
+    Returns:
+        The sampler, to be given as ``solver=``, and its errors on held-out trajectories beside those of ``"ode"``.
+
+    Raises:
+        ValueError: for steps or iterations below 1, or a model that cannot be tuned.
+    """
+    for name, value in (("steps", steps), ("iterations", iterations), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if isinstance(trajectories, int):
+        trajectories = pilot(model, trajectories=trajectories, held_out=held_out, t_to=t_to, seed=seed)
+    begin = time.perf_counter()
+    draft = best_start(model, steps, trajectories.t_to, trajectories.learned)
+    learned = learn(
+        model,
+        draft,
+        trajectories.learned,
+        iterations=iterations,
+        batch_size=min(batch_size, len(trajectories.learned.start)),
+        seed=seed,
+        progress=progress or _silent,
+    )
+    solver = learned.shape().numbers(model)
+    seconds = time.perf_counter() - begin
+    before, after = (judge(model, each, trajectories.held_out, steps) for each in ("ode", solver))
+    return Tuning(solver, before, after, seconds)
+
+
+def judge(model: Denoiser, solver: str | Sampler, held_out: Pilot, steps: int) -> Errors:
+    """Errors of a solver at the data, ``t = 0``."""
+    with torch.no_grad():
+        parts = [solve(model, x, solver, t_to=0.0, steps=steps).x for x in torch.split(held_out.start, _BATCH)]
+    return Errors.of(torch.cat(parts), held_out.clean)
+
+
+def _silent(done: int, total: int) -> None:
+    """Say nothing."""
