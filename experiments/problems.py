@@ -2,6 +2,7 @@
 
 ``digits-mixture``: a ten-component mixture fitted to the 8x8 digits (64-D), covariances shrunk to 0.9 S + 0.1 v I.
 ``smoothed-digits``: 500 digits, each with std 0.05 (nearly singular). ``ring``: 8 Gaussians of std 0.1 on a circle.
+``power-law-images``: 8 components on 12x12 pixels whose correlations are those of photographs, a spectrum 1/k^2.
 """
 
 from __future__ import annotations
@@ -41,4 +42,22 @@ def ring(std: float = 0.1) -> Exact:
     return Exact(torch.stack([angle.cos(), angle.sin()], dim=1), std**2)
 
 
-PROBLEMS = {"digits-mixture": digits_mixture, "smoothed-digits": smoothed_digits, "ring": ring}
+@cache
+def power_law_images(size: int = 12, components: int = 8) -> Exact:
+    k = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size))
+    k[0, 0] = 1.0 / size
+    spectrum = 0.25 * k**-2.0 / np.mean(k**-2.0)
+    waves = np.fft.fft2(np.eye(size**2).reshape(-1, size, size)).reshape(size**2, -1) / size
+    covariance = (waves.conj().T * spectrum.ravel() @ waves).real
+    normals = np.random.default_rng(0).standard_normal((components, size**2))
+    means = normals @ np.linalg.cholesky(covariance).T
+    within = 0.25 * covariance + 1e-4 * np.eye(size**2)
+    return Exact(torch.from_numpy(means), torch.from_numpy(within).expand(components, -1, -1).clone())
+
+
+PROBLEMS = {
+    "digits-mixture": digits_mixture,
+    "smoothed-digits": smoothed_digits,
+    "ring": ring,
+    "power-law-images": power_law_images,
+}
