@@ -323,13 +323,14 @@ def test_decode_undoes_encode(digits: Path, tmp_path: Path) -> None:
 def test_reversible_latents_give_the_very_items_back(digits: Path, tmp_path: Path) -> None:
     exactly = ("--solver", "reversible", "--steps", 6)
     encoded = done("encode", "--run", digits, "-n", 4, "--batch-size", 3, *exactly, "--out", tmp_path / "z.npz")
-    figures = done("decode", tmp_path / "z.npz", "--run", digits, *exactly, "--out", tmp_path / "x")
+    figures = done("decode", tmp_path / "z.npz", "--run", digits, "--out", tmp_path / "x")
     assert (encoded["nfe"], figures["nfe"]) == (6, 5)
     with np.load(figures["numbers"]) as arrays, np.load(tmp_path / "z.npz") as z:
         values = load_dataset("digits").held_out[:4].numpy() / 8.0 - 1.0
         assert np.sqrt(np.mean((arrays["samples"] - values) ** 2) / np.mean(values**2)) < 1e-4
         assert z["latents"].shape == (4, 5, 1, 8, 8)
-    assert "need its solver and steps" in refused("decode", tmp_path / "z.npz", "--run", digits, "--steps", 6)
+    for other in (("--steps", 7), ("--solver", "ode"), ("--grid", "time")):
+        assert "decoded as they came" in refused("decode", tmp_path / "z.npz", "--run", digits, *other)
 
 
 def test_own_samples_can_be_encoded(digits: Path, tmp_path: Path) -> None:

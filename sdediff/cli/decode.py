@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 from torch import Tensor
 
 from sdediff.cli import tables
@@ -30,15 +33,14 @@ from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
   sdediff decode runs/digits/latents/latents.npz
-  sdediff decode z.npz --out back.png --solver heun --steps 50
-  sdediff decode z.npz --solver reversible --steps 10   # exactly what was encoded so"""
+  sdediff decode z.npz --out back.png --solver heun --steps 50   # by another solver than encoded them"""
 
 
 @click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
 @click.argument("latents", type=PATH)
 @run_option
 @number_option
-@solver_options(DETERMINISTIC)
+@solver_options(DETERMINISTIC, None, "  [default: the one that encoded them, as it did]")
 @batch_size_option(256)
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: decoded/ in the run]")
@@ -48,7 +50,7 @@ def command(
     latents: Path,
     run: Path | None,
     number: int | None,
-    solver: str,
+    solver: str | None,
     steps: int | None,
     rtol: float | None,
     atol: float | None,
@@ -61,12 +63,18 @@ def command(
 ) -> None:
     """Data of LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
 
-    With encode's solver it is encode's inverse. The default is adaptive, at a tolerance of 1e-6.
+    It undoes encode by the solver that the file names. Latents of any other origin are decoded by an adaptive solve,
+    at a tolerance of 1e-6.
     """
     console = Console(as_json)
-    options = transport_options(solver, steps, rtol, atol, grid)
+    z, named, own = _read(latents)
+    if all(option is None for option in (solver, steps, rtol, atol, grid)):
+        solver, options = named, own
+    else:
+        solver = named if solver is None else solver
+        options = transport_options(solver, steps, rtol, atol, grid)
     opened = open_run(run, device, console)
-    z = _read(latents, opened, states_of(SAMPLERS[solver]))[:number]
+    z = _fitting(z[:number], latents, opened, states_of(SAMPLERS[solver]), (solver, options) == (named, own))
     files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
     start = time.perf_counter()
     with console.bar("decoding", unit="item") as report, counting(opened.model) as count:
@@ -91,15 +99,28 @@ def command(
     )
 
 
-def _read(file: Path, run: Run, states: int) -> Tensor:
-    """Latents ``(n, *shape)``, or ``(n, states, *shape)``, on the run's device.
+def _read(file: Path) -> tuple[Tensor, str, dict[str, Any]]:
+    """The latents of a file, and the solver and its options that the file names, if it does."""
+    z = load_items(file, ("latents",))
+    named: dict[str, str] = {}
+    if file.suffix == ".npz":
+        with np.load(file) as arrays:
+            named = {name: str(arrays[name]) for name in ("solver", "options") if name in arrays}
+    solver = named.get("solver", "ode")
+    return z, solver if solver in DETERMINISTIC else "ode", json.loads(named.get("options", "{}"))
+
+
+def _fitting(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:
+    """Latents ``(n, *shape)``, or ``(n, states, *shape)`` if they are decoded as they came, on the run's device.
 
     Raises:
-        ValueError: if the file holds none, or none of the run's shape.
+        ValueError: if they are not of the run's shape, or are states that another solve has left.
     """
-    z = load_items(file, ("latents",))
     shape, came = run.info.shape, tuple(z.shape[1:])
+    if came[1:] == shape and not same:
+        raise ValueError(
+            f"{file}: {came[0]} states of a reversible solve are decoded as they came: give no solver options"
+        )
     if not z.is_floating_point() or came not in (shape, (states, *shape)):
-        hint = f"; {came[0]} states of a reversible solve need its solver and steps" if came[1:] == shape else ""
-        raise ValueError(f"{file}: the run's latents are floats {shape}, these {z.dtype} {came}{hint}")
+        raise ValueError(f"{file}: the run's latents are floats {shape}, these {z.dtype} {came}")
     return z.to(run.device)

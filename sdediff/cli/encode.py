@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -60,9 +61,9 @@ def command(
 ) -> None:
     """Latents of DATA: where the probability-flow ODE takes it.
 
-    DATA is a data set's name, a file or a folder; by default what the run's training left out. `sdediff decode`, with
-    the same solver, is the inverse. The default is adaptive, at a tolerance of 1e-6. With --solver reversible the
-    inverse is exact, for any number of steps; its latents are the last few states of the way, the first of them the
+    DATA is a data set's name, a file or a folder; by default what the run's training left out. `sdediff decode` is the
+    inverse: it finds the solver in the file. The default is adaptive, at a tolerance of 1e-6. With --solver reversible
+    the inverse is exact, for any number of steps; its latents are the last few states of the way, the first of them the
     latent itself: (n, 5, *shape).
     """
     console = Console(as_json)
@@ -76,8 +77,7 @@ def command(
             as_values(items, opened), batch_size, lambda x: encode(opened.model, x, solver, **options), report
         )
     seconds, nfe = time.perf_counter() - start, count.items / len(items)
-    write_npz(file, {"latents": z.numpy(), "solver": solver})
+    write_npz(file, {"latents": z.numpy(), "solver": solver, "options": json.dumps(options)})
     console.say(f"{len(z)} latents of {words}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n  numbers  {file}")
-    again = "".join(f" --{name} {value}" for name, value in {"solver": solver, **options}.items())
-    console.say(f"  next     sdediff decode {file} --run {opened.folder}{again}")
+    console.say(f"  next     sdediff decode {file} --run {opened.folder}")
     console.result(run=opened.folder, data=words, solver=solver, items=len(z), nfe=nfe, seconds=seconds, numbers=file)

@@ -57,8 +57,8 @@ def together(*options: Decorator[Any]) -> Decorator[Any]:
     return apply
 
 
-def solver_options(table: Mapping[str, Any], default: str = "ode") -> Decorator[Any]:
-    """``--solver --steps --rtol --atol --grid`` for the solvers in ``table``."""
+def solver_options(table: Mapping[str, Any], default: str | None = "ode", otherwise: str = "") -> Decorator[Any]:
+    """``--solver --steps --rtol --atol --grid`` for the solvers in ``table``; ``otherwise``: what no default means."""
     from sdediff.grids import GRIDS
 
     return together(
@@ -66,8 +66,8 @@ def solver_options(table: Mapping[str, Any], default: str = "ode") -> Decorator[
             "--solver",
             type=TableName(table, "solver"),
             default=default,
-            show_default=True,
-            help="One of the solvers below.",
+            show_default=default is not None,
+            help="One of the solvers below." + otherwise,
         ),
         click.option("--steps", type=COUNT, help="Steps of a fixed grid.  [default: the solver's own]"),
         click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
