@@ -13,7 +13,7 @@ forward and at the last.
     OMP_NUM_THREADS=1 python -m experiments.arithmetic --memory
 
 Expected ratios (best) on one core of an EPYC with 1 MB of L2 cache, yardstick 71 us: ddim 1.0, deis2 1.2, ab2 1.4,
-deis3 1.5, dpm++2m 1.7, dpm++3m 2.0, ab4 2.0, "ode" 2.4 (with ``--prediction v_prediction`` ab4 1.55, "ode" 1.85);
+deis3 1.5, dpm++2m 1.7, dpm++3m 2.0, ab4 2.0, "ode" 2.9 (with ``--prediction v_prediction`` ab4 1.55);
 k-diffusion dpmpp_2m 5.9; azula 6 to 14; diffusers DDIM 3.1, DPM-Solver++ 6 and 12, UniPC 20 and 38. A step of ab4 reads
 five tensors and writes two; the same as one compiled kernel takes 1.75. Stochastic: sde-dpm++2m 12.4, of which 8.9 are
 its normals (torch's own take 9.4); peers 19 to 37. The number of tensors held does not grow, but for torchsde's. Cost:

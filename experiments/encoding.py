@@ -18,15 +18,15 @@ their latents of four grids; sdediff's own solvers the grid they have by default
 Expected, digits mixture (latent error; round trip float64, float32), at 20, 50 and 100 forwards:
 
     ddim                         1.7e-1   7.2e-2   3.7e-2    1e-1
-    ode                          2.7e-2   4.8e-3   1.8e-4    2e-1 to 2e-2
-    adaptive (34, 52, 88)        3.0e-2   1.4e-2   1.6e-3    4e-1 to 2e-2
+    ode                          2.0e-2   3.3e-3   7.0e-4    2e-1 to 3e-2
+    adaptive (38, 58, 88)        1.5e-1   5.6e-4   3.0e-5    4e-2 to 1e-4
     implicit ddim, 4             7.6e-1   8.3e-2   3.1e-2    5e-1 to 6e-2: long steps do not contract
     sweeps, 1                    9.9e-2   4.1e-2   2.1e-2    3e-2
     edict                        3.3      1.7      7.4e-1    1e-9; lost in float32: its copies part
     belm                         3.8e-1   1.1e-1   3.2e-2    1e-15, 1e-7; unstable on growing steps
     reversible heun              5.2e-2   7.4e-3   1.8e-3    1e-15, 1e-7
     coupled euler                1.3e-1   6.6e-2   3.7e-2    1e-15, 3e-7
-    reversible                   2.8e-2   1.9e-3   1.6e-4    5e-14, 1e-5
+    reversible                   2.3e-2   2.8e-3   1.7e-4    5e-14, 1e-5
 
 Cost: 3 minutes on 1 core.
 

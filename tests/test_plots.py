@@ -128,7 +128,7 @@ def test_trade_offs_are_logarithmic_and_named_at_their_ends(tmp_path: Path, monk
     """Each name has its line's colour, stands no nearer to another than a line of text, and inside the axes' height;
     values that may be nothing are hollow."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("sdediff.plots.costs.save", lambda figure, path: figures.append(figure))
     names = [f"solver {k}" for k in range(9)]
     series = {name: ([5.0, 50.0], [0.1, 1e-4 * (1.0 + 0.01 * k)], [True, False]) for k, name in enumerate(names)}
     plots.trade_off(

@@ -1,0 +1,122 @@
+"""Values against cost, for several methods at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sdediff.plots.canvas import COLOURS, PAPER, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKERS = "osD^vPX*<>"
+
+
+class Panel(NamedTuple):
+    """One pair of logarithmic axes.
+
+    Attributes:
+        title: what is shown.
+        series: name to ``(x, y, told)``: places, values, and whether each value is told apart from nothing (a hollow
+            marker stands where it is not).
+        floor: values below are uncertain and lie in a grey band; ``None`` for no band.
+        bottom: the least value shown; ``None`` for all.
+    """
+
+    title: str
+    series: Mapping[str, tuple[list[float], list[float], list[bool]]]
+    floor: float | None = None
+    bottom: float | None = None
+
+
+def trade_off(panels: Sequence[Panel], path: str | Path, *, xlabel: str) -> None:
+    """Values against cost, side by side, each line named at its end.
+
+    Args:
+        panels: one or more; a name has one colour in all.
+        path: of the PNG.
+        xlabel: what the cost is.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for panel in panels for name in panel.series))
+    figure = Figure(figsize=(6.4 * len(panels), 5.0), layout="constrained", facecolor=PAPER)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, (x, y, told) in panel.series.items():
+            i = names.index(name)
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5.0}
+            line = "-" if i < len(COLOURS) else "--"
+            axes.plot(x, y, linestyle=line, linewidth=1.4, markerfacecolor="none", **style)
+            seen = [(a, b) for a, b, known in zip(x, y, told, strict=True) if known]
+            axes.plot(*zip(*seen, strict=True), linestyle="none", **style) if seen else None
+        _log_axes(axes, panel, xlabel)
+        _name_ends(axes, panel, names)
+    save(figure, path)
+
+
+def _log_axes(axes: Axes, panel: Panel, xlabel: str) -> None:
+    """Scales, plain numbers for the costs, a faint grid, and the band of what is uncertain."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    if not panel.series:  # a logarithmic axis needs something to show
+        axes.set(xlim=(1.0, 100.0), ylim=(0.1, 1.0))
+    axes.set(xscale="log", yscale="log", xlabel=xlabel)
+    axes.set_title(panel.title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    low, high = (float(limit) for limit in axes.get_xlim())
+    ticks = [digit * 10**power for power in range(7) for digit in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(which="major", color="#e6e8ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    bottom, top = axes.get_ylim()
+    bottom = bottom if panel.bottom is None else max(bottom, panel.bottom)
+    if panel.floor is not None and panel.floor > bottom:
+        axes.axhspan(bottom, panel.floor, color="#f0f0f0", zorder=0, linewidth=0)
+        axes.text(
+            0.01,
+            panel.floor,
+            "grey: the reference's own error",
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            fontsize=8,
+            color="#707070",
+        )
+    axes.set(xlim=(low, high), ylim=(bottom, top))
+
+
+def _name_ends(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    """Names in a column right of the axes, each on the height of its line's end or, if that is taken, near it."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = {name: to_axes.transform((x[-1], y[-1])) for name, (x, y, _) in panel.series.items() if x}
+    ends = sorted((max(float(place[1]), 0.0), float(place[0]), name) for name, place in places.items())
+    heights = _apart([end for end, _, _ in ends], 0.048)
+    for (end, last, name), height in zip(ends, heights, strict=True):
+        colour = COLOURS[names.index(name) % len(COLOURS)]
+        axes.plot(
+            (last, 1.03),
+            (end, height),
+            transform=axes.transAxes,
+            color=colour,
+            linewidth=0.6,
+            alpha=0.6,
+            clip_on=False,
+            zorder=1,
+        )
+        axes.text(1.035, height, name, transform=axes.transAxes, color=colour, va="center", fontsize=10)
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights, moved so that neighbours are a gap apart and, if there is room, none is above 1."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    ceiling = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], ceiling)
+        ceiling = moved[i] - gap
+    return moved
