@@ -18,6 +18,7 @@ from torch import Tensor
 from sdediff.denoiser import Denoise
 from sdediff.moments import Moments
 from sdediff.numerics import expand, scaled
+from sdediff.predictions import PREDICTIONS, Prediction
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
@@ -37,6 +38,12 @@ class Frame:
         """Split the state ``y`` of the frame at ``level``."""
         self.nfe += 1
         return self.denoise(to_x(y, level), level)
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the denoiser's network predicts; the velocity where there is no telling."""
+        found: Prediction = getattr(self.denoise, "prediction", PREDICTIONS["v_prediction"])
+        return found
 
     def at_angle(self, angle: float) -> Level[float]:
         """The process's level at an angle strictly between 0 and pi/2."""

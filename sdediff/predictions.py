@@ -11,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from typing import final
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.numerics import expand
@@ -28,6 +30,15 @@ class Prediction(ABC):
     def target(self, clean: Split, level: Level) -> Tensor:
         """The output a perfect network would give for a known pair ``(x0, eps)``."""
 
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By how much a relative error of the output is magnified in the velocity, at angles of the noise."""
+        return np.ones_like(angle)
+
+    @property
+    def steady(self) -> bool:
+        """Whether it is nowhere magnified."""
+        return bool((self.gain(np.linspace(0.0, 0.5 * np.pi, 5)) <= 1.0).all())
+
 
 class Linear(Prediction):
     """An output that is linear in the two halves, so that they are linear in it and in ``y = x / scale``."""
@@ -41,6 +52,10 @@ class Linear(Prediction):
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
+_LEAST = 1e-3
+"""A sine or cosine below counts as this: a gain is to stay a number."""
+
+
 def _inverse(value: Scalar) -> Scalar:
     """``1 / value``, infinite at 0 for floats as it is for tensors: one half of the split has no value there."""
     return math.inf if isinstance(value, float) and value == 0.0 else 1.0 / value
@@ -52,6 +67,9 @@ class Epsilon(Linear):
     def halves(self, level: Level) -> tuple[Pair, Pair]:
         return (_inverse(level.cos), -level.sin * _inverse(level.cos)), (0.0, 1.0)
 
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / np.maximum(np.cos(angle), _LEAST)
+
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.eps
 
@@ -61,6 +79,9 @@ class Sample(Linear):
 
     def halves(self, level: Level) -> tuple[Pair, Pair]:
         return (0.0, 1.0), (_inverse(level.sin), -level.cos * _inverse(level.sin))
+
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / np.maximum(np.sin(angle), _LEAST)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.x0
@@ -82,6 +103,9 @@ class Score(Linear):
     def halves(self, level: Level) -> tuple[Pair, Pair]:
         return (_inverse(level.cos), level.sin * level.sigma * _inverse(level.cos)), (0.0, -level.sigma)
 
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / np.maximum(np.cos(angle), _LEAST)
+
     def target(self, clean: Split, level: Level) -> Tensor:
         return -clean.eps / expand(level.sigma, clean.eps)
 
@@ -92,6 +116,9 @@ class Flow(Linear):
     def halves(self, level: Level) -> tuple[Pair, Pair]:
         share = 1.0 / (level.cos + level.sin)
         return (share, -level.sin * share), (share, level.cos * share)
+
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / (np.cos(angle) + np.sin(angle))
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.mix(-1.0, 1.0)

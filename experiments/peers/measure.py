@@ -65,7 +65,7 @@ def _chunked(solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def load(name: str, samples: int, cache: Path) -> Problem:
     """An exact problem by its name in ``problems.PROBLEMS``; the reference is kept in ``cache``."""
-    return _problem(name, PROBLEMS[name]().model(sdediff.VPSDE()), samples, cache, 1e-10)
+    return problem(name, PROBLEMS[name]().model(sdediff.VPSDE()), samples, cache, 1e-10)
 
 
 def trained(run: Path, samples: int, cache: Path) -> Problem:
@@ -80,10 +80,10 @@ def trained(run: Path, samples: int, cache: Path) -> Problem:
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
-    return _problem(f"{run.resolve().name}-{weights.hexdigest()[:8]}", model, samples, cache, 1e-6)
+    return problem(f"{run.resolve().name}-{weights.hexdigest()[:8]}", model, samples, cache, 1e-6)
 
 
-def _problem(name: str, model: Denoiser, samples: int, cache: Path, tolerance: float) -> Problem:
+def problem(name: str, model: Denoiser, samples: int, cache: Path, tolerance: float) -> Problem:
     sde, path = model.sde, cache / f"reference-{name}-{samples}.npy"
     t_to = max(1e-3, sde.t_min)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((samples, *model.data.shape)))

@@ -10,7 +10,8 @@ reverse family is
 the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.held`). For
 Gaussian data the slope is zero and one step of any length exact, where every other form holds something that changes;
 for other data what is left to integrate is what makes them so. Without moments the slope is the plain velocity. The
-weights of the last slopes come from :mod:`sdediff.samplers.kernels`.
+weights of the last slopes come from :mod:`sdediff.samplers.kernels`. Networks whose errors are magnified in the
+velocity (those that predict epsilon, the score or the sample) are solved for with the plain velocity, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 from sdediff.dynamics import Frame
 from sdediff.moments import Moments
 from sdediff.numerics import combine, flatten
+from sdediff.predictions import Prediction
 from sdediff.samplers.base import Draw, StepSampler
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.held import NODES, WEIGHTS, Array
@@ -153,8 +155,10 @@ class Relative(StepSampler):
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid, and the state in its coordinates."""
-        coordinates = Plain() if frame.moments is None else Own(frame.moments, y)
-        plan = _plan(self, tuple(levels), tuple(coordinates.variances.tolist()))
+        # what a prediction magnifies, the units of the coordinates of small variance would magnify again
+        moments = frame.moments if frame.prediction.steady else None
+        coordinates = Plain() if moments is None else Own(moments, y)
+        plan = _plan(self, tuple(levels), tuple(coordinates.variances.tolist()), frame.prediction)
         return Memory(iter(plan), coordinates, coordinates.enter(y, levels[0]), [])
 
     def step(
@@ -168,7 +172,9 @@ class Relative(StepSampler):
 
 
 @lru_cache(maxsize=64)
-def _plan(method: Relative, levels: tuple[Level[float], ...], variances: tuple[float, ...]) -> list[Update]:
+def _plan(
+    method: Relative, levels: tuple[Level[float], ...], variances: tuple[float, ...], prediction: Prediction
+) -> list[Update]:
     """The updates of every step of a grid, computed once for all solves on it."""
     roots, power = np.sqrt(np.array(variances)), method.eta**2
     correct = method.correct_from is not None and len(levels) > method.correct_from
@@ -189,7 +195,8 @@ def _plan(method: Relative, levels: tuple[Level[float], ...], variances: tuple[f
         angle, share = _quadrature(here.angle, there.angle)
         # d phi / d theta = sqrt(l) / (l cos^2 + sin^2) = (cos phi / cos)^2 / sqrt(l)
         density = (cos(angle) / np.cos(angle)[:, None]) ** 2 / roots * (cos(angle) / cos(there.angle)) ** power
-        weights: Array = cardinals(np.array([level.angle for level in known]), angle) @ (share[:, None] * density)
+        functions = cardinals(np.array([level.angle for level in known]), angle, prediction.gain)
+        weights: Array = functions @ (share[:, None] * density)
         return (1.0 + power) * weights
 
     def lands(there: Level[float]) -> bool:
