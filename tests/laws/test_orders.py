@@ -47,12 +47,11 @@ TOLERANCE = 0.2
 T_TO = 1e-3
 LAW_PROCESSES = ("vp", "cosine", "ve", "flow", "ddpm")
 DETERMINISTIC = {name: s for name, s in SAMPLERS.items() if not s.stochastic and not s.adaptive}
-ASYMPTOTIC = {"dpm++3m": (512, 1024), "reversible": (512, 1024), "ode": (512, 1024)}
+ASYMPTOTIC = {"dpm++3m": (512, 1024), "reversible": (512, 1024)}
 """Later pairs of forwards. What dpm++3m's update leaves of the quadratic term and the cubic error cancel on long
 steps, so that its slope comes up to 2 from below (1.43, 1.76, 1.90, 1.96 on the rectified flow from 128 forwards on).
 What the low-order start of the reversible method excites dies out over the grid, not over a step (4.32 there from 256
-to 512, then 4.01; within 0.01 of 4 on every process). The default's kernel becomes a polynomial step by step, where
-steps are short enough: on the way there its slope wanders between 4.2 and 6, then it is 4.99 on every process."""
+to 512, then 4.01; within 0.01 of 4 on every process)."""
 LATER = {"edm-churn": (256, 512), "sde": (512, 1024)}
 """Later pairs too: up to 96 steps the published churn is cut off at as much new noise as there is in every step; the
 default's errors of second order, all of them of the noise, are so small that up to 128 those of higher order show."""
