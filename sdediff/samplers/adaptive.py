@@ -21,7 +21,7 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
 from sdediff.samplers.newton import Array, Counts, clock_of, integrals, reach
-from sdediff.samplers.paced import Flags, Paced, check_lengths, clock_at, levels_at, rms, without_sliver
+from sdediff.samplers.paced import Flags, Paced, check_lengths, clock_at, levels_at, rms, those, without_sliver
 from sdediff.types import Level
 
 _LIMIT, _AIM = 3.0, 0.1
@@ -49,11 +49,6 @@ class Flight(NamedTuple):
     known: Counts
     order: Counts
     length: Array
-
-    def take(self, which: Flags) -> Flight:
-        """Those samples alone."""
-        mask, kept = torch.from_numpy(which).to(self.y.device), self._asdict()
-        return Flight(**{name: part[mask if isinstance(part, Tensor) else which] for name, part in kept.items()})
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Adaptive(Paced):
             arrived = flight.nodes[:, 0] == target
             if arrived.any():
                 parts.append((flight.rows[arrived], flight.y[torch.from_numpy(arrived).to(y.device)]))
-                flight = flight.take(~arrived)
+                flight = those(flight, ~arrived)
         back = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return torch.cat([part for _, part in parts])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
 

@@ -27,7 +27,7 @@ from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.newton import Array, Counts, clock_of, cosine, integrals, tan_of
-from sdediff.samplers.paced import Flags, Paced, check_lengths, clock_at, levels_at, rms
+from sdediff.samplers.paced import Paced, check_lengths, clock_at, levels_at, rms, those
 from sdediff.types import Level
 
 _AIM = 0.5
@@ -71,11 +71,6 @@ class Walk(NamedTuple):
     value: Tensor
     here: Array
     length: Array
-
-    def take(self, which: Flags) -> Walk:
-        """Those samples alone."""
-        mask, kept = torch.from_numpy(which).to(self.y.device), self._asdict()
-        return Walk(**{name: part[mask if isinstance(part, Tensor) else which] for name, part in kept.items()})
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class AdaptiveSDE(Paced):
             walk = self._advance(frame, walk, paths, y.shape[1:], stop, target)
             arrived = walk.here == target
             if arrived.any():
-                done, walk = walk.take(arrived), walk.take(~arrived)
+                done, walk = those(walk, arrived), those(walk, ~arrived)
                 parts.append((done.rows, done.y))
         back = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return torch.cat([part for _, part in parts])[torch.from_numpy(back).to(y.device)].reshape(y.shape)

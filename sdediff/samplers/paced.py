@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sdediff.sde import SDE
 from sdediff.types import Level, Solution
 
 Flags = NDArray[np.bool_]
+F = TypeVar("F", bound=tuple[Any, ...])
 _SHORTEST = 1e-10
 
 
@@ -87,6 +88,13 @@ class Paced(Sampler):
     def permitted(self, size: Array) -> Array:
         """The error that a sample of a given RMS may have."""
         return self.atol + self.rtol * size
+
+
+def those(flight: F, which: Flags) -> F:
+    """Some of the samples under way, of a named tuple of tensors and arrays with one row a sample."""
+    return type(flight)(
+        *(part[torch.from_numpy(which).to(part.device)] if isinstance(part, Tensor) else part[which] for part in flight)
+    )
 
 
 def clock_at(level: Level[float]) -> float:
