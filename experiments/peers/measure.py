@@ -63,9 +63,9 @@ def _chunked(solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([solve(part) for part in x.split(CHUNK)])
 
 
-def load(name: str, samples: int, cache: Path) -> Problem:
+def load(name: str, samples: int, cache: Path, seed: int = 1) -> Problem:
     """An exact problem by its name in ``problems.PROBLEMS``; the reference is kept in ``cache``."""
-    return problem(name, PROBLEMS[name]().model(sdediff.VPSDE()), samples, cache, 1e-10)
+    return problem(name, PROBLEMS[name]().model(sdediff.VPSDE()), samples, cache, 1e-10, seed)
 
 
 def trained(run: Path, samples: int, cache: Path) -> Problem:
@@ -83,10 +83,11 @@ def trained(run: Path, samples: int, cache: Path) -> Problem:
     return problem(f"{run.resolve().name}-{weights.hexdigest()[:8]}", model, samples, cache, 1e-6)
 
 
-def problem(name: str, model: Denoiser, samples: int, cache: Path, tolerance: float) -> Problem:
+def problem(name: str, model: Denoiser, samples: int, cache: Path, tolerance: float, seed: int = 1) -> Problem:
+    name = name if seed == 1 else f"{name}-seed{seed}"
     sde, path = model.sde, cache / f"reference-{name}-{samples}.npy"
     t_to = max(1e-3, sde.t_min)
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((samples, *model.data.shape)))
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((samples, *model.data.shape)))
     x = x * float(sde.level(sde.t_max).scale)
     if path.exists():
         return Problem(name, model, t_to, x, torch.from_numpy(np.load(path)))

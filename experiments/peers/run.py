@@ -34,6 +34,7 @@ from . import contest, measure, report
 @click.command()
 @click.option("--quick", is_flag=True, help="256 starts.")
 @click.option("--starts", default=2048, show_default=True)
+@click.option("--seed", default=1, show_default=True, help="Of the starts; the default solver was chosen on 1.")
 @click.option("--problem", "names", multiple=True, type=click.Choice(list(PROBLEMS)), default=list(PROBLEMS)[:3])
 @click.option(
     "--run", "trained", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A trained run instead."
@@ -46,6 +47,7 @@ from . import contest, measure, report
 def main(
     quick: bool,
     starts: int,
+    seed: int,
     names: tuple[str, ...],
     trained: Path | None,
     ours: bool,
@@ -58,7 +60,7 @@ def main(
     outcomes, chosen = [], dict.fromkeys(("ode", *(solvers or contest.solvers())))
     starts = 256 if quick else starts
     for name in names if trained is None else [None]:
-        problem = measure.trained(trained, starts, cache) if name is None else measure.load(name, starts, cache)
+        problem = measure.trained(trained, starts, cache) if name is None else measure.load(name, starts, cache, seed)
         screened, peers = contest.of_peers(problem, cache, compute=not ours)
         if not peers:
             raise click.ClickException(f"the cache {cache} has no peers for {problem.name}; run once without --ours")
