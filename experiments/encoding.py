@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -151,7 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=list(PROBLEMS), default="digits-mixture")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/sdediff-peers"), help="of references")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "sdediff-peers", help="of references"
+    )
     parser.add_argument("--out", type=Path, default=Path("encoding.png"))
     options = parser.parse_args()
     draw(measure(load(options.problem, options.samples, options.cache)), options.out)

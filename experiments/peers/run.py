@@ -13,8 +13,9 @@ the 100 best of a field by either metric on 256, the 12 best then on all.
     python -m experiments.peers.run --ours --quick --solver ode   # the same in seconds: 256 starts, the default alone
     python -m experiments.peers.run --run runs/digits --quick   # a trained network; reference at 1e-6
 
-Prints the table and writes ``peers.json`` and ``peers.png``. Cost: about 40 minutes on one
-core, 5 with ``--quick``; with ``--ours`` a minute or two.
+Prints the table and writes ``peers.json`` and ``peers.png``. Expected, our error over the best peer's, geometric means
+(largest): own grids 0.60 (1.18) by RMS, 0.39 (1.17) by median; with ``--seed 2 --starts 512`` 0.51 (1.09) and 0.39
+(1.19); any grid 1.6 and 1.1. Cost: about 15 minutes on one core; with ``--ours`` half a minute.
 """
 
 from __future__ import annotations
