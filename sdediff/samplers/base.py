@@ -114,23 +114,94 @@ class StepSampler(Sampler):
         progress: Progress | None = None,
     ) -> Solution:
         """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
-        levels = sde.levels(grid)
-        if not self.lands and math.isinf(levels[0].half_log_snr):
-            raise ValueError(f"{type(self).__name__} cannot start at t = {levels[0].t:g}, where lambda is infinite")
-        frame = Frame(denoise, sde)
-        y = to_y(x, levels[0])
-        carry = self.begin(frame, y, levels)
-        states = [x] if path else []
-        for i, (here, there) in enumerate(pairwise(levels)):
-            if there.sigma == 0.0 and not self.lands:
-                y = frame(y, here).x0
-            else:
-                y, carry = self.step(frame, y, here, there, partial(noise.normal, i), carry)
-            if path:
-                states.append(to_x(y, there))
-            if progress is not None:
-                progress(i + 1, len(levels) - 1)
+        levels, frame = sde.levels(grid), Frame(denoise, sde)
+        y, _, states = walk(self, frame, x, levels, noise, path, progress)
         return finish(to_x(y, levels[-1]), frame, grid, states)
+
+
+def walk(
+    method: StepSampler,
+    frame: Frame,
+    x: Tensor,
+    levels: list[Level[float]],
+    noise: NoiseSource,
+    path: bool,
+    progress: Progress | None,
+) -> tuple[Tensor, Any, list[Tensor]]:
+    """The loop: from the state ``x`` at the first level to the last.
+
+    Returns:
+        The state of the frame there, what the last step handed on, and the states at all nodes if asked for.
+
+    Raises:
+        ValueError: if the method cannot start where the levels do.
+    """
+    if not method.lands and math.isinf(levels[0].half_log_snr):
+        raise ValueError(f"{type(method).__name__} cannot start at t = {levels[0].t:g}, where lambda is infinite")
+    y = to_y(x, levels[0])
+    carry = method.begin(frame, y, levels)
+    states = [x] if path else []
+    for i, (here, there) in enumerate(pairwise(levels)):
+        if there.sigma == 0.0 and not method.lands:
+            y = frame(y, here).x0
+        else:
+            y, carry = method.step(frame, y, here, there, partial(noise.normal, i), carry)
+        if path:
+            states.append(to_x(y, there))
+        if progress is not None:
+            progress(i + 1, len(levels) - 1)
+    return y, carry, states
+
+
+class Crossing(Sampler):
+    """A method that chooses its own steps between two levels of finite lambda.
+
+    If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
+    """
+
+    adaptive: ClassVar[bool] = True
+    cost: ClassVar[str] = "by tolerance"
+
+    @abstractmethod
+    def cross(
+        self,
+        frame: Frame,
+        y: Tensor,
+        start: Level[float],
+        stop: Level[float],
+        noise: NoiseSource,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Take the states ``y`` of the frame from one level to another, both of finite lambda."""
+
+    @final
+    def sample(
+        self,
+        denoise: Denoise,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
+        frame = Frame(denoise, sde)
+        start, end = sde.levels(grid[[0, -1]])
+        inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
+        y = to_y(x, start)
+        if inner.angle != stop.angle:
+            y = self.cross(frame, y, inner, stop, noise, progress)
+        y = frame(y, stop).x0 if end.sigma == 0.0 else y
+        result = to_x(y, end)
+        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Refuse tolerances that are not positive."""
+    if not (rtol > 0.0 and atol > 0.0):
+        raise ValueError(f"rtol and atol must be positive, not {rtol} and {atol}")
 
 
 def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:

@@ -12,15 +12,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sdediff.denoiser import Denoise
-from sdediff.dynamics import Frame, diffusion, drift, to_x, to_y, velocity
+from sdediff.dynamics import Frame, diffusion, drift, velocity
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish
+from sdediff.samplers.base import Crossing, Draw, Progress, StepSampler, check_tolerances
 from sdediff.samplers.ddim import check_eta
-from sdediff.sde import SDE
-from sdediff.types import Level, Solution
+from sdediff.types import Level
 
 
 def _cost(forwards: int) -> str:
@@ -41,7 +39,7 @@ def _field(frame: Frame, progress: Progress | None = None) -> torchdiffeq.Field:
 
 
 @dataclass(frozen=True)
-class AdaptiveODE(Sampler):
+class AdaptiveODE(Crossing):
     """Adaptive Runge-Kutta on the angle, by torchdiffeq.
 
     The step is one for the batch, by the error of its worst sample. If the solve ends on the data it runs to
@@ -55,45 +53,28 @@ class AdaptiveODE(Sampler):
 
     order: ClassVar[int] = 5
     stochastic: ClassVar[bool] = False
-    adaptive: ClassVar[bool] = True
-    cost: ClassVar[str] = "by tolerance"
 
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0.0 and self.atol > 0.0):
-            raise ValueError(f"rtol and atol must be positive, not {self.rtol} and {self.atol}")
+        check_tolerances(self.rtol, self.atol)
         object.__setattr__(self, "order", choose(torchdiffeq.ADAPTIVE_METHODS, self.method, "adaptive method"))
 
-    def sample(
+    def cross(
         self,
-        denoise: Denoise,
-        sde: SDE,
-        x: Tensor,
-        grid: Tensor,
+        frame: Frame,
+        y: Tensor,
+        start: Level[float],
+        stop: Level[float],
         noise: NoiseSource,
-        *,
-        path: bool = False,
-        progress: Progress | None = None,
-    ) -> Solution:
-        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
-        frame = Frame(denoise, sde)
-        start, end = sde.levels(grid[[0, -1]])
-        inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
-        (y,) = torchdiffeq.integrate(
-            _field(frame, progress),
-            (to_y(x, start),),
-            inner.angle,
-            stop.angle,
-            method=self.method,
-            rtol=self.rtol,
-            atol=self.atol,
-        )
-        y = frame(y, stop).x0 if end.sigma == 0.0 else y
-        result = to_x(y, end)
-        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+        progress: Progress | None,
+    ) -> Tensor:
+        """Take the states ``y`` of the frame from one level to another."""
+        field, ends = _field(frame, progress), (start.angle, stop.angle)
+        (end,) = torchdiffeq.integrate(field, (y,), *ends, method=self.method, rtol=self.rtol, atol=self.atol)
+        return end
 
 
 @dataclass(frozen=True)

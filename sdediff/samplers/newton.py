@@ -19,12 +19,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from sdediff.samplers.held import NODES, WEIGHTS, Array
+
 Counts = NDArray[np.int64]
 
 NEAR, FAR = 0.15, 3.0
 """sigma / alpha at which the clock turns from linear to logarithmic, and back (measured on three kinds of data)."""
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
 def clock_of(tan: Array) -> Array:
@@ -54,9 +54,9 @@ def integrals(start: Array, end: Array, nodes: Array, count: int, power: float =
         power: of the cosine of the angle, by which all are multiplied.
     """
     half = 0.5 * (end - start)[:, None]
-    w = 0.5 * (end + start)[:, None] + half * _NODES
+    w = 0.5 * (end + start)[:, None] + half * NODES
     tan = tan_of(w)
-    product = half * _WEIGHTS * (NEAR + tan) * (FAR + tan) / (FAR - NEAR) * cosine(tan) ** (2.0 + power)
+    product = half * WEIGHTS * (NEAR + tan) * (FAR + tan) / (FAR - NEAR) * cosine(tan) ** (2.0 + power)
     found = [product.sum(axis=1)]
     for p in range(count - 1):
         product = product * (w - nodes[:, p, None])

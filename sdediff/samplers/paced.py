@@ -7,22 +7,19 @@ lock-step, and a sample's result does not depend on its company.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.denoiser import Denoise
-from sdediff.dynamics import Frame, to_x, to_y
-from sdediff.noise import NoiseSource
-from sdediff.samplers.base import Progress, Sampler, finish
-from sdediff.samplers.newton import Array, clock_of, tan_of
+from sdediff.samplers.base import Crossing, check_tolerances
+from sdediff.samplers.held import Array
+from sdediff.samplers.newton import clock_of, tan_of
 from sdediff.sde import SDE
-from sdediff.types import Level, Solution
+from sdediff.types import Level
 
 Flags = NDArray[np.bool_]
 F = TypeVar("F", bound=tuple[Any, ...])
@@ -30,7 +27,7 @@ _SHORTEST = 1e-10
 
 
 @dataclass(frozen=True)
-class Paced(Sampler):
+class Paced(Crossing):
     """A method that chooses the steps of each sample.
 
     If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
@@ -40,50 +37,11 @@ class Paced(Sampler):
         atol: absolute tolerance, in units of the data.
     """
 
-    adaptive: ClassVar[bool] = True
-    cost: ClassVar[str] = "by tolerance"
-
     rtol: float = 1e-5
     atol: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0.0 and self.atol > 0.0):
-            raise ValueError(f"rtol and atol must be positive, not {self.rtol} and {self.atol}")
-
-    @abstractmethod
-    def cross(
-        self,
-        frame: Frame,
-        y: Tensor,
-        start: Level[float],
-        stop: Level[float],
-        noise: NoiseSource,
-        progress: Progress | None,
-    ) -> Tensor:
-        """Take the states ``y`` of the frame from one level to another, both of finite lambda."""
-
-    @final
-    def sample(
-        self,
-        denoise: Denoise,
-        sde: SDE,
-        x: Tensor,
-        grid: Tensor,
-        noise: NoiseSource,
-        *,
-        path: bool = False,
-        progress: Progress | None = None,
-    ) -> Solution:
-        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
-        frame = Frame(denoise, sde)
-        start, end = sde.levels(grid[[0, -1]])
-        inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
-        y = to_y(x, start)
-        if inner.angle != stop.angle:
-            y = self.cross(frame, y, inner, stop, noise, progress)
-        y = frame(y, stop).x0 if end.sigma == 0.0 else y
-        result = to_x(y, end)
-        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+        check_tolerances(self.rtol, self.atol)
 
     def permitted(self, size: Array) -> Array:
         """The error that a sample of a given RMS may have."""

@@ -21,8 +21,6 @@ from __future__ import annotations
 import cmath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -33,7 +31,7 @@ from sdediff.denoiser import Denoise
 from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish
+from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish, walk
 from sdediff.samplers.coefficients import CLOCKS, weights
 from sdediff.samplers.held import Velocity
 from sdediff.sde import SDE
@@ -161,16 +159,9 @@ class Recorded(Sampler):
         """
         check_steps(self.method, grid)
         levels, frame = sde.levels(grid), Frame(denoise, sde)
-        y, nodes = to_y(x, levels[0]), [x]
-        carry = self.method.begin(frame, y, levels)
-        for i, (here, there) in enumerate(pairwise(levels)):
-            y, carry = self.method.step(frame, y, here, there, partial(noise.normal, i), carry)
-            if path:
-                nodes.append(to_x(y, there))
-            if progress is not None:
-                progress(i + 1, len(levels) - 1)
+        y, carry, nodes = walk(self.method, frame, x, levels, noise, path, progress)
         last = [to_x(y, level) for y, level in zip([y, *carry.before], reversed(levels), strict=False)]
-        return finish(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes if path else [])
+        return finish(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes)
 
 
 @dataclass(frozen=True)
