@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdediff.denoiser import ScoreModel
+from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
-from sdediff.networks import NETWORKS
+from sdediff.networks import NETWORKS as OWN
 from sdediff.numerics import choose
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import SDE, SDES
@@ -31,6 +32,8 @@ from sdediff.types import DataInfo
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**OWN, "diffusers": DiffusersNetwork}
+"""Networks that a description can name."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
 T = TypeVar("T")
@@ -40,7 +43,8 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     """Write a model into the folder ``path``.
 
     Args:
-        model: its network must come from ``NETWORKS``; other callables cannot be built again from a description.
+        model: its network must come from ``NETWORKS`` or be a :class:`~sdediff.interop.DiffusersNetwork`; other
+            callables cannot be built again from a description.
         path: the folder, made if need be.
         force: replace the model that is there.
 
@@ -61,12 +65,24 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     write(path / DESCRIPTION, text.encode())
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> ScoreModel:
-    """Read a model, in evaluation mode.
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    data: DataInfo | None = None,
+    conditioning: str | None = None,
+) -> ScoreModel:
+    """Read a model, in evaluation mode: one of :func:`save`, or a folder of diffusers.
+
+    A folder of diffusers (``unet/`` and ``scheduler/``, or a network and its ``scheduler_config.json``) gives the
+    network on its exact chain, without clipping; see :func:`sdediff.interop.load_folder`. It needs the extra
+    ``sdediff[diffusers]``.
 
     Args:
-        path: a folder written by :func:`save`.
+        path: the folder.
         device: where its weights go.
+        data: what the data are, where the folder does not say or says otherwise.
+        conditioning: how a network of diffusers is asked; see there.
 
     Raises:
         FileNotFoundError: if there is no model.
@@ -78,16 +94,25 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> ScoreModel:
             f"{path} is not a model: one is a folder with {DESCRIPTION} and {TENSORS}; pickles are refused"
         )
     folder = path.parent if path.is_file() else path
+    if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
+        return load_folder(folder, data=data, conditioning=conditioning).to(device).eval()
+    if conditioning is not None:
+        raise ValueError(f"the model in {folder} knows how it was trained: conditioning is for folders of diffusers")
+    model = _load_own(folder)
+    model.data = model.data if data is None else data
+    return model.to(device).eval()
+
+
+def _load_own(folder: Path) -> ScoreModel:
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no model in {folder}: {name} is missing")
     tensors, _ = read_tensors(folder / TENSORS)
     try:
-        model = _rebuild(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), tensors)
+        return _rebuild(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), tensors)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the model in {folder} is damaged: {type(error).__name__}: {reason}") from None
-    return model.to(device).eval()
 
 
 def latest_run(root: str | Path = "runs") -> Path:
@@ -117,6 +142,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},  # type: ignore[dict-item]
         "prediction": _name_of(predictions, type(model.prediction), "prediction"),
         "conditioning": model.conditioning,
+        **({"learned_variance": True} if model.learned_variance else {}),  # files without it are older
         "data": None if model.data is None else model.data._asdict(),
     }
 
@@ -153,6 +179,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> ScoreMo
         conditioning=description["conditioning"],
         moments=Moments(**moments) if moments else None,
         data=None if data is None else DataInfo(**{**data, "shape": tuple(data["shape"])}),
+        learned_variance=description.get("learned_variance", False),
     )
 
 

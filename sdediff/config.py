@@ -17,7 +17,8 @@ from typing import Annotated, Any, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from sdediff.denoiser import CONDITIONINGS, ScoreModel
+from sdediff.conditioning import CONDITIONINGS
+from sdediff.denoiser import ScoreModel
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS, default_network, initialise
 from sdediff.numerics import choose

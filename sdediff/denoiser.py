@@ -7,18 +7,19 @@ A :class:`Denoiser` knows its process (``sde``) and, where known, the data's ``m
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from sdediff.conditioning import CONDITIONINGS, chain_steps
 from sdediff.moments import Moments
-from sdediff.numerics import choose, expand, flatten, scaled
+from sdediff.numerics import choose, expand, flatten
 from sdediff.predictions import PREDICTIONS, Prediction
 from sdediff.sde import SDE
-from sdediff.types import DataInfo, Level, Scalar, Split, Time
+from sdediff.types import DataInfo, Level, Split, Time
 
 
 class Denoise(Protocol):
@@ -27,33 +28,6 @@ class Denoise(Protocol):
     def __call__(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``."""
         ...
-
-
-def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B,)`` from a scalar for the batch or one a sample."""
-    if isinstance(value, float):  # made where it is needed: nothing to copy to the device
-        return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
-    tensor = torch.as_tensor(value, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
-    return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0])
-
-
-def _by_time(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return x.to(dtype), _per_sample(level.t, x, dtype)
-
-
-def _by_log_snr(x: Tensor, level: Level, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return scaled(x, 1.0 / level.scale).to(dtype), _per_sample(level.half_log_snr, x, dtype)
-
-
-def _by_level(x: Tensor, level: Level, _dtype: torch.dtype) -> tuple[Tensor, Level]:
-    return x, level
-
-
-CONDITIONINGS: dict[str, Callable[[Tensor, Level, torch.dtype], tuple[Tensor, Tensor | Level]]] = {
-    "time": _by_time,  # (x, t), t in [0, 1]: the process's own time
-    "logsnr": _by_log_snr,  # (x / scale, lambda): the variance-preserving frame, no schedule in it
-    "level": _by_level,  # (x, Level): exact denoisers, which want float64 scalars
-}
 
 
 class Denoiser(nn.Module):
@@ -71,7 +45,15 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, level: Level) -> Split:
-        """Split the state ``x`` ``(B, *shape)`` at ``level``; one forward of the network."""
+        """Split the state ``x`` ``(B, *shape)`` at ``level``."""
+
+    def forwards(self, level: Level) -> int:
+        """Forwards of the network that a split at ``level`` takes."""
+        return 1
+
+    def settle(self, times: Tensor) -> Tensor:
+        """Nodes ``(N + 1,)`` of a grid, moved to where the network is best asked; the ends stay."""
+        return times
 
     def split(self, x: Tensor, t: Time) -> Split:
         """Split the state ``x`` at time ``t``, a float or ``(B,)``."""
@@ -107,12 +89,18 @@ class ScoreModel(Denoiser):
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
             :class:`~sdediff.predictions.Prediction`.
         conditioning: what the network is asked with: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
-            ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule.
+            ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
+            the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number
+            ``t N - 1``, or, where they know integers alone, ``"interpolated"`` (two forwards between instants, see
+            :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them).
         moments: mean and covariance of the data, for the moment-matched prior.
         data: shape, levels and range of the data, for sampling without a shape and for bits/dim.
+        learned_variance: the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1] that
+            says where the reverse step's log-variance lies, ``Split.fraction = (v + 1) / 2``.
 
     Raises:
-        ValueError: for an unknown prediction or conditioning; in use, if the output's shape is not the state's.
+        ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output's shape
+            is not the state's (with twice the channels for a learned variance).
     """
 
     def __init__(
@@ -124,6 +112,7 @@ class ScoreModel(Denoiser):
         conditioning: str = "time",
         moments: Moments | None = None,
         data: DataInfo | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -131,17 +120,40 @@ class ScoreModel(Denoiser):
         self.prediction = choose(PREDICTIONS, prediction, "prediction") if isinstance(prediction, str) else prediction
         self.conditioning = conditioning
         self._inputs = choose(CONDITIONINGS, conditioning, "conditioning")
+        if self._inputs.labels:
+            chain_steps(sde)
         self.moments = moments
         self.data = data
+        self.learned_variance = learned_variance
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
+        return self._inputs.between(self._ask, self.sde, x, level)
+
+    def forwards(self, level: Level) -> int:
+        """Forwards of the network that a split at ``level`` takes: 2 where it is interpolated, else 1."""
+        return self._inputs.forwards(self.sde, level)
+
+    def settle(self, times: Tensor) -> Tensor:
+        """Nodes of a grid, on the nearest instants for networks that know these alone."""
+        return self._inputs.settle(self.sde, times)
+
+    def _ask(self, x: Tensor, level: Level) -> Split:
+        """One forward of the network."""
         parameter = next(self.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
-        output = self.network(*self._inputs(x, level, dtype))
-        if output.shape != x.shape:
-            raise ValueError(f"the network returned {tuple(output.shape)} for a state {tuple(x.shape)}")
-        return self.prediction.split(output.to(x.dtype), x, level)
+        output = self.network(*self._inputs.inputs(x, level, dtype, self.sde))
+        wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
+        if output.shape != wanted:
+            twice = " and its learned variance" if self.learned_variance else ""
+            raise ValueError(f"the network returned {tuple(output.shape)} for a state {tuple(x.shape)}{twice}")
+        output = output.to(x.dtype)
+        if not self.learned_variance:
+            return self.prediction.split(output, x, level)
+        output, variance = output.chunk(2, dim=1)
+        split = self.prediction.split(output, x, level)
+        split.fraction = 0.5 * (variance + 1.0)
+        return split
 
 
 class Wrapper(Denoiser):
@@ -152,13 +164,24 @@ class Wrapper(Denoiser):
         self.inner = inner
         self.sde, self.moments, self.data = inner.sde, inner.moments, inner.data
 
+    def forwards(self, level: Level) -> int:
+        """Those of the denoiser inside."""
+        return self.inner.forwards(level)
+
+    def settle(self, times: Tensor) -> Tensor:
+        """As the denoiser inside."""
+        return self.inner.settle(times)
+
     @abstractmethod
     def change(self, x0: Tensor) -> Tensor:
         """The new clean half."""
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state, with the clean half changed."""
-        return PREDICTIONS["sample"].split(self.change(self.inner(x, level).x0), x, level)
+        inner = self.inner(x, level)
+        split = PREDICTIONS["sample"].split(self.change(inner.x0), x, level)
+        split.fraction = inner.fraction
+        return split
 
 
 class Clip(Wrapper):
@@ -176,15 +199,23 @@ class Clip(Wrapper):
 
 
 class Threshold(Wrapper):
-    """Dynamic thresholding (Saharia et al. 2022): clamp to a quantile of each sample and rescale to [-1, 1]."""
+    """Dynamic thresholding (Saharia et al. 2022): clamp to a quantile of each sample and rescale to [-1, 1].
 
-    def __init__(self, inner: Denoiser, quantile: float = 0.995) -> None:
+    Args:
+        inner: the denoiser.
+        quantile: of the magnitudes of a sample's entries.
+        most: the largest divisor; 1 is plain clamping.
+    """
+
+    def __init__(self, inner: Denoiser, quantile: float = 0.995, most: float = math.inf) -> None:
         super().__init__(inner)
         if not 0.0 < quantile <= 1.0:
             raise ValueError(f"the quantile must lie in (0, 1], not {quantile}")
-        self.quantile = quantile
+        if not most >= 1.0:
+            raise ValueError(f"no sample is divided by less than 1, so that its most cannot be {most}")
+        self.quantile, self.most = quantile, most
 
     def change(self, x0: Tensor) -> Tensor:
-        """Clamp each sample to its own quantile, at least 1, and divide by it."""
+        """Clamp each sample to its own quantile, at least 1 and at most ``most``, and divide by it."""
         quantile = flatten(x0).abs().quantile(self.quantile, dim=1)
-        return (x0 / expand(quantile.clamp(min=1.0), x0)).clamp(-1.0, 1.0)
+        return (x0 / expand(quantile.clamp(1.0, self.most), x0)).clamp(-1.0, 1.0)

@@ -36,8 +36,13 @@ class Frame:
 
     def __call__(self, y: Tensor, level: Level) -> Split:
         """Split the state ``y`` of the frame at ``level``."""
-        self.nfe += 1
+        self.count(level)
         return self.denoise(to_x(y, level), level)
+
+    def count(self, level: Level) -> None:
+        """Count what a split at ``level`` costs: one forward, but for networks asked on either side of it."""
+        forwards = getattr(self.denoise, "forwards", None)
+        self.nfe += 1 if forwards is None else forwards(level)
 
     @property
     def prediction(self) -> Prediction:

@@ -81,7 +81,8 @@ def place(
         return torch.tensor(ends, dtype=torch.float64)
     chosen = sampler.grid if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
-    return rule(model.sde, rule.default_steps(model.sde, sampler.steps) if steps is None else steps, *ends)
+    count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
+    return model.settle(rule(model.sde, count, *ends))
 
 
 def _is_times(grid: GridLike | None) -> TypeIs[Sequence[float] | Tensor]:

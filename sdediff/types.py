@@ -65,7 +65,13 @@ class Split:
     Unpacks like a pair, ``x0, eps = split``. Both halves are linear in two tensors (themselves, or a state and what a
     network said about it), and every combination of them is made from those two when it is asked for: what nobody asks
     for is never made, and nothing is recovered from a half that was itself recovered.
+
+    Attributes:
+        fraction: where the network puts the reverse step's log-variance, entry by entry, between the posterior's (0)
+            and the marginal's (1) (Nichol & Dhariwal 2021, eq. 15), shape of the state; ``None`` where it does not say.
     """
+
+    fraction: Tensor | None = None
 
     def __init__(self, x0: Tensor, eps: Tensor) -> None:
         self._basis: tuple[Tensor, Tensor] = (x0, eps)

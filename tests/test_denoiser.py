@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import sdediff
 from catalogue import MIXTURE, PROCESSES
-from sdediff import PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
+from sdediff import DDPM, GRIDS, PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
 from sdediff.denoiser import Wrapper
+from sdediff.samplers.ancestral import Ancestral
 
 TIMES = (1e-5, 0.01, 0.4, 0.95)
 
@@ -202,3 +203,150 @@ def test_impossible_wrappers_are_refused() -> None:
 def test_the_score_without_noise_is_refused(t: float | Tensor) -> None:
     with pytest.raises(ValueError, match="no value at t = 0; ask from t_min = 1e-05 up"):
         MIXTURE.model(VPSDE()).score(known_pair((2, 2)).x0, t)
+
+
+def integers_alone(
+    steps: int, conditioning: str = "interpolated", **options: Any
+) -> tuple[ScoreModel, ScoreModel, list[Tensor]]:
+    """The exact denoiser of a chain, one that knows integer timesteps alone, and the labels that it was asked for."""
+    exact, asked = MIXTURE.model(DDPM.linear(steps)), []
+
+    def network(x: Tensor, label: Tensor) -> Tensor:
+        assert label.dtype == torch.int64
+        asked.append(label)
+        return exact.epsilon(x, (label + 1).double() / steps)
+
+    return exact, ScoreModel(network, exact.sde, conditioning=conditioning, **options), asked
+
+
+def between(steps: int, conditioning: str = "interpolated") -> float:
+    """The largest error of the noise half in the middle of the steps of a chain, from a fifth of it to its end."""
+    exact, model, _ = integers_alone(steps, conditioning)
+    middles = (torch.arange(steps // 5, steps, dtype=torch.float64) + 0.5) / steps
+    x, times = known_pair((6, 2)).x0.repeat(len(middles), 1), middles.repeat_interleave(6)
+    return float((model.epsilon(x, times) - exact.epsilon(x, times)).abs().max())
+
+
+def test_integers_are_exact_at_instants_and_of_second_order_between() -> None:
+    exact, model, asked = integers_alone(20)
+    x = known_pair((6, 2)).x0
+    for i in (1, 7, 20):
+        split, truth = model.split(x, i / 20), exact.split(x, i / 20)
+        torch.testing.assert_close(split.eps, truth.eps, rtol=0.0, atol=1e-13)
+        assert asked[-1].unique().tolist() == [i - 1]
+    errors = [between(steps) for steps in (80, 160)]
+    assert 3.5 < errors[0] / errors[1] < 4.5
+    assert errors[0] < 1e-2
+
+
+def test_between_instants_the_field_is_continuous() -> None:
+    """Across every instant, and below the first, where the noise half is held; the state is split exactly."""
+    exact, model, _ = integers_alone(10)
+    sde, x = exact.sde, known_pair((6, 2)).x0
+    for i in range(1, 10):
+        low, here, high = (model.epsilon(x, i / 10 + shift) for shift in (-1e-8, 0.0, 1e-8))
+        torch.testing.assert_close(low, here, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(high, here, rtol=0.0, atol=1e-5)
+    for t in (0.03, 0.34, 0.77):
+        level, split = sde.levels([t])[0], model.split(x, t)
+        torch.testing.assert_close(level.alpha * split.x0 + level.sigma * split.eps, x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.epsilon(x, 0.03), exact.epsilon(x, 0.1), rtol=1e-12, atol=1e-12)
+
+
+def test_forwards_of_integers_are_counted() -> None:
+    """One at an instant or below the first, two between; a time for each sample gives what each alone gives."""
+    _, model, asked = integers_alone(10)
+    x = known_pair((4, 2)).x0
+    times = torch.tensor([0.03, 0.3, 0.34, 0.77], dtype=torch.float64)
+    for t, forwards in ((0.3, 1), (0.03, 1), (0.34, 2), (times[:2], 2), (times[1:2], 1)):
+        level, before = model.sde.level(t), len(asked)
+        model(x[: len(torch.as_tensor(t).reshape(-1))], level)
+        assert model.forwards(level) == len(asked) - before == forwards
+    alone = torch.cat([model.epsilon(x[i : i + 1], float(t)) for i, t in enumerate(times)])
+    torch.testing.assert_close(model.epsilon(x, times), alone, rtol=1e-13, atol=1e-13)
+    solution = sdediff.solve(model, x, "ddim", grid=[1.0, 0.75, 0.5, 0.05, 0.0])
+    assert solution.nfe == 1 + 2 + 1 + 1
+    assert sdediff.solve(Clip(model), x, "ddim", grid=[1.0, 0.75, 0.5, 0.05, 0.0]).nfe == 5
+
+
+def test_networks_of_instants_alone_say_so() -> None:
+    exact, model, _ = integers_alone(10, "instants")
+    x = known_pair((4, 2)).x0
+    torch.testing.assert_close(model.epsilon(x, 0.3), exact.epsilon(x, 0.3), rtol=1e-13, atol=1e-13)
+    with pytest.raises(ValueError, match=r"knows the 10 instants of its chain alone, not t = 0\.34"):
+        model.epsilon(x, 0.34)
+    with pytest.raises(ValueError, match="labels count the steps of a chain: they need a DDPM, not VPSDE"):
+        ScoreModel(lambda x, t: x, VPSDE(), conditioning="label")
+
+
+def test_grids_go_to_the_instants_of_such_networks() -> None:
+    """One forward a node, and still in order where nodes are closer than instants; the ends are where they were."""
+    _, model, _ = integers_alone(1000)
+    x = known_pair((4, 2)).x0
+    for denoiser in (model, Clip(model)):
+        solution = sdediff.solve(denoiser, x, "ode", steps=20, t_to=0.0)
+        assert solution.nfe == 20
+        places = solution.times * 1000
+        inside = places[places > 1.0]
+        torch.testing.assert_close(inside, inside.round(), rtol=0.0, atol=1e-9)
+        assert len(inside) >= 18
+        free = GRIDS["reference"](model.sde, 20, 1.0, 0.0)
+        assert float((solution.times - free).abs().max()) <= 0.5 / 1000 + 1e-12
+    dense = model.settle(torch.linspace(1.0, 1e-5, 1501, dtype=torch.float64))
+    assert bool((dense.diff() < 0.0).all())
+    assert (float(dense[0]), float(dense[-1])) == (1.0, 1e-5)
+    _, strict, _ = integers_alone(1000, "instants")  # which would refuse any other time
+    assert torch.equal(sdediff.solve(Clip(strict), x, "ode", steps=20, t_to=0.0).x, solution.x)
+
+
+@pytest.mark.parametrize("t", [0.3, torch.tensor([0.1, 0.34, 1.0], dtype=torch.float64)])
+def test_labels_are_real_numbers(t: float | Tensor) -> None:
+    """``t N - 1``, whole at instants to the last bit, although 3 / 1000 * 1000 is not 3."""
+    asked: list[Tensor] = []
+
+    def network(x: Tensor, label: Tensor) -> Tensor:
+        asked.append(label)
+        return x
+
+    for steps in (10, 1000):
+        ScoreModel(network, DDPM.linear(steps), conditioning="label").epsilon(known_pair((3, 2)).x0, t)
+        truth = (torch.as_tensor(t, dtype=torch.float64) * steps - 1.0).expand(3)
+        torch.testing.assert_close(asked[-1], truth, rtol=1e-14, atol=1e-12)
+    below = torch.tensor([0.0, 0.05, 0.1], dtype=torch.float64)  # nothing below label 0 was trained: its noise is held
+    x = known_pair((3, 2)).x0
+    held = ScoreModel(network, DDPM.linear(10), conditioning="label").epsilon(x, below)
+    assert torch.equal(asked[-1], torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(held, x)
+    instants = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    ScoreModel(network, DDPM.linear(1000), conditioning="label").epsilon(known_pair((1000, 2)).x0, instants)
+    assert torch.equal(asked[-1], torch.arange(1000, dtype=torch.float64))
+
+
+def test_learned_variance_is_the_second_half_of_the_channels() -> None:
+    """From the network to the sampler: the log of a step's noise between its own bounds, however long the step."""
+    shape, v = (3, 2, 2), torch.tensor([-1.0, 0.4]).reshape(2, 1)
+
+    def network(x: Tensor, _t: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), v.to(x).expand_as(x)], dim=1)
+
+    sde = DDPM.linear(100)
+    model = ScoreModel(network, sde, learned_variance=True)
+    x = known_pair(shape).x0
+    fraction = model.split(x, 0.5).fraction
+    assert fraction is not None
+    torch.testing.assert_close(fraction, ((v.double() + 1.0) / 2.0).expand_as(x))
+    assert torch.equal(Clip(model).split(x, 0.5).fraction, fraction)  # type: ignore[arg-type]
+    ends = [
+        sdediff.solve(model, x, Ancestral(variance), grid=[0.8, 0.3]).x
+        for variance in ("posterior", "learned", "marginal")
+    ]
+    mean = sdediff.solve(model, x, "ddim", grid=[0.8, 0.3]).x  # eps = 0: the mean does not see the variance
+    low, own, high = ((end - mean).abs().log() for end in ends)
+    torch.testing.assert_close(own, low + ((v.double() + 1.0) / 2.0) * (high - low), rtol=1e-9, atol=1e-9)
+    assert float((high - low).abs().min()) > 0.1
+    with pytest.raises(ValueError, match=r"returned \(3, 2, 2\) for a state \(3, 2, 2\) and its learned variance"):
+        ScoreModel(lambda x, t: x, sde, learned_variance=True).epsilon(x, 0.5)
+    plain = ScoreModel(lambda x, t: x, sde)
+    assert plain.split(x, 0.5).fraction is None
+    with pytest.raises(ValueError, match="the model has no learned variance; choose one of: posterior, marginal"):
+        sdediff.solve(plain, x, Ancestral("learned"), steps=2)

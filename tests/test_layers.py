@@ -15,15 +15,16 @@ ROOT = Path(sdediff.__file__).parent
 LAYERS = {
     "types": 0, "numerics": 0, "noise": 0, "moments": 0,
     "sde": 1, "networks": 1, "data": 1, "distances": 1,
-    "grids": 2, "predictions": 2, "denoiser": 2,
+    "grids": 2, "predictions": 2, "conditioning": 2, "denoiser": 2,
     "analytic": 3, "dynamics": 3, "integrators": 3,
     "samplers": 4,
     "sampling": 5,
     "tuning": 6, "tuning.store": 9,
     "transport": 6, "likelihood": 6, "comparison": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
     "config": 7,
+    "interop": 7,
     "checkpoint": 8, "plots": 8,
-    "training": 9,
+    "training": 9, "scoring": 9,
     "__init__": 10,
     "cli": 11,
     "__main__": 12,
@@ -36,6 +37,7 @@ OWNERS = {
     "torchsde": ("integrators",),
     "matplotlib": ("plots",),
     "click": ("cli",),
+    "diffusers": ("interop",),
 }
 """Packages that only these may import."""
 

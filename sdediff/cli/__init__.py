@@ -19,6 +19,7 @@ COMMANDS = {
     "decode": "Latents to data: the inverse of encode.",
     "interpolate": "Paths between data through the latent space.",
     "compare": "Error against forwards, for several solvers on a run.",
+    "export": "A model as another library reads it.",
     "info": "What a run holds; without a run, what there is to choose from.",
 }
 

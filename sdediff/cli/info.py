@@ -112,7 +112,8 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
 
 def _entry(section: dict[str, Any]) -> str:
     """Name and parameters; a chain's thousand betas as their number."""
-    given = {name: value for name, value in section.items() if name not in ("name", "shape") and value is not None}
+    hidden = ("name", "shape", "settings", "scheduler")  # long ones of foreign networks
+    given = {name: value for name, value in section.items() if name not in hidden and value is not None}
     texts = (
         f"{name}={f'({len(value)} values)' if isinstance(value, list | tuple) and len(value) > 8 else value}"
         for name, value in given.items()

@@ -95,8 +95,9 @@ def counting(model: Denoiser) -> Iterator[Count]:
     count = Count()
 
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        count.calls += 1
-        count.items += len(inputs[0])
+        forwards = model.forwards(inputs[1])
+        count.calls += forwards
+        count.items += forwards * len(inputs[0])
 
     handle = model.register_forward_pre_hook(add)
     try:

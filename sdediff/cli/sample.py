@@ -25,6 +25,7 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, counting, open_run
 from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers.ancestral import Ancestral
 from sdediff.sampling import place, resolve, sample
 
 EXAMPLES = """\
@@ -32,14 +33,17 @@ EXAMPLES = """\
   sdediff sample --solver ode --steps 10 -n 100
   sdediff sample --solver dopri5 --rtol 1e-6 --seed 7 --out seven.png
   sdediff sample --solver sde --steps 200 --json
-  sdediff sample --solver tuned --steps 10       # after sdediff tune"""
+  sdediff sample --solver tuned --steps 10       # after sdediff tune
+  sdediff sample --solver ancestral-learned      # a checkpoint with a learned variance"""
 
 TUNED = "tuned"
+SPECIAL: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
+"""Solvers for some models alone: those that have learned the variance of their steps."""
 
 
 @click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
-@solver_options({**SAMPLERS, TUNED: None})
+@solver_options({**SAMPLERS, **SPECIAL, TUNED: None})
 @click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="How many.")
 @seed_option
 @batch_size_option(256)
@@ -68,7 +72,7 @@ def command(
     `samples` in the model's values and, for integer data, `levels`.
     """
     console = Console(as_json)
-    default = "ode" if solver == TUNED else solver
+    default = "ode" if solver == TUNED else SPECIAL.get(solver, solver)
     sampler = resolve(default, steps=steps, rtol=rtol, atol=atol, grid=grid)
     if solver == TUNED and (sampler.adaptive or grid is not None):
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")

@@ -1,12 +1,12 @@
 r"""Ancestral sampling of a DDPM chain (Ho et al. 2020, algorithm 2): the bridge with x0 frozen over a step.
 
 The bridge is exact for any two levels, so strided chains come free. Two choices of variance are usual: the
-posterior's, right when x0 is known, and the marginal one of the forward step, right when x0 is standard normal.
+posterior's, right when x0 is known, and the marginal one of the forward step, right when x0 is standard normal. A
+network may have learned to choose between them, entry by entry (Nichol & Dhariwal 2021, eq. 15).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,19 +15,10 @@ from torch import Tensor
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose
 from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
-from sdediff.types import Level
+from sdediff.types import Level, Split
 
-
-def _transition_std(here: Level[float], there: Level[float]) -> float:
-    """Standard deviation of the forward step from ``there`` to ``here``; no noise is left to add at the data."""
-    return bridge_std(here, there) / there.sin * here.sin if there.sin > 0.0 else 0.0
-
-
-VARIANCES: dict[str, Callable[[Level[float], Level[float]], float]] = {
-    "posterior": bridge_std,
-    "marginal": _transition_std,
-}
-"""Standard deviation of a step's noise: beta-tilde ("fixed small") and beta ("fixed large")."""
+VARIANCES: dict[str, float | None] = {"posterior": 0.0, "marginal": 1.0, "learned": None}
+"""How far the log-variance lies from beta-tilde ("fixed small") to beta ("fixed large"); ``None``: the model says."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class Ancestral(StepSampler):
     """Ancestral sampling of the DDPM chain, strided where steps are fewer.
 
     Args:
-        variance: ``"posterior"`` or ``"marginal"``.
+        variance: ``"posterior"``, ``"marginal"``, or ``"learned"`` for the network's own, between the two.
     """
 
     order: ClassVar[int] = 1
@@ -51,6 +42,24 @@ class Ancestral(StepSampler):
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
     ) -> tuple[Tensor, Any]:
-        """One forward."""
-        std, bridge = VARIANCES[self.variance](here, there), bridge_std(here, there)
-        return recombine(denoise(y, here), there, std, noise, mean_std=bridge), carry
+        """One forward.
+
+        Raises:
+            ValueError: if the model has no learned variance, where that is asked for.
+        """
+        split, fraction, bridge = denoise(y, here), VARIANCES[self.variance], bridge_std(here, there)
+        mean = recombine(split, there, 0.0, noise, mean_std=bridge)
+        if bridge == 0.0:  # no noise is left to add at the data
+            return mean, carry
+        # The bounds are those of this very step, however many instants of the chain it strides over.
+        ratio = here.sin / there.sin
+        if fraction is None:
+            return mean.addcmul(bridge * ratio ** _learned(split), noise(0)), carry
+        return mean.add(noise(0), alpha=bridge * ratio**fraction), carry
+
+
+def _learned(split: Split) -> Tensor:
+    if split.fraction is None:
+        fixed = [name for name, fraction in VARIANCES.items() if fraction is not None]
+        raise ValueError(f"the model has no learned variance; choose one of: {', '.join(fixed)}")
+    return split.fraction

@@ -1,0 +1,173 @@
+r"""The configuration of a diffusers scheduler as a process, a sampler and a grid.
+
+Its table of ``alpha-bar`` (float32, as the network saw it in training) is the chain: timestep k is the instant
+``t = (k + 1) / N``. Whatever else the configuration says concerns sampling: which timesteps are visited, how the noise
+of a step is chosen, whether the clean half is clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
+from sdediff.interop.network import DiffusersNetwork, diffusers_class
+from sdediff.numerics import choose
+from sdediff.samplers.ancestral import Ancestral
+from sdediff.samplers.base import Sampler
+from sdediff.samplers.ddim import DDIM
+from sdediff.sde import DDPM
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+VARIANCES = {
+    "fixed_small": "posterior",
+    "fixed_small_log": "posterior",
+    "fixed_large": "marginal",
+    "fixed_large_log": "marginal",
+    "learned_range": "learned",
+    "learned": "posterior",
+}
+"""Their variances under our names. "learned" predicts the variance itself, without bounds: it is left out."""
+
+_DARKEST = 1e-14  # alpha-bar where theirs is 0: the process needs a log-SNR, and 1e-7 of signal is below float32
+
+
+def make(config: Mapping[str, Any]) -> Any:
+    """The scheduler itself.
+
+    Raises:
+        ValueError: if diffusers has no such class, does not accept the configuration, or it trains no chain.
+    """
+    name = config.get("_class_name")
+    kind = diffusers_class(str(name), "scheduler")
+    try:
+        # what "_use_default_values" names would be put back to its default, whatever the configuration says
+        scheduler = kind.from_config({key: value for key, value in config.items() if key != "_use_default_values"})
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"diffusers refuses this {name}: {' '.join(str(error).split())}") from None
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
+        raise ValueError(
+            f"{name} has no table of betas; schedulers of DDPM chains have (DDPM, DDIM, PNDM, DPMSolver, ...)"
+        )
+    return scheduler
+
+
+def prediction(config: Mapping[str, Any]) -> str:
+    """What the network predicts.
+
+    Raises:
+        ValueError: if it is none of ours.
+    """
+    found = str(make(config).config.get("prediction_type", "epsilon"))
+    return choose({name: name for name in PREDICTIONS}, found, "prediction_type")
+
+
+def chain(config: Mapping[str, Any]) -> DDPM:
+    """The chain on which the network was trained.
+
+    Raises:
+        ValueError: if no signal at all is left at its end and the network predicts the noise, of which nothing follows
+            there; or if alpha-bar does not fall throughout.
+    """
+    bar = make(config).alphas_cumprod.double()
+    if float(bar[-1]) == 0.0:
+        if prediction(config) == "epsilon":
+            raise ValueError(
+                "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
+                "says nothing about the data; it needs v_prediction or sample"
+            )
+        bar[-1] = min(_DARKEST, 1e-2 * float(bar[-2]))
+    log_bar = bar.log()
+    return DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
+
+
+class Scheduled(NamedTuple):
+    """What a scheduler would do with a model, for :func:`~sdediff.solve`.
+
+    Attributes:
+        model: the denoiser with the scheduler's clipping or thresholding. Its eps follows from the clipped x0, as in
+            DDPM, and in DDIM with ``use_clipped_model_output``. Likelihood and encoding want the bare model.
+        solver: DDIM or ancestral with its variance.
+        times: the timesteps it visits, as times of the chain, and where it ends.
+    """
+
+    model: Denoiser
+    solver: Sampler
+    times: Tensor
+
+
+def scheduled(model: ScoreModel, steps: int, config: Mapping[str, Any] | None = None) -> Scheduled:
+    """What the scheduler of a model that was read from diffusers does in a number of steps.
+
+    Args:
+        model: a model whose network is one of diffusers.
+        steps: ``num_inference_steps``.
+        config: of another scheduler over the same chain; the model's own by default.
+
+    Raises:
+        ValueError: if there is no scheduler; if it is neither DDPM nor DDIM; or if its steps end elsewhere than where
+            the next begins (DDIM strides ``N // steps`` timesteps whatever the spacing of those it visits).
+    """
+    own = model.network.config["scheduler"] if isinstance(model.network, DiffusersNetwork) else None
+    config = own if config is None else config  # type: ignore[assignment]
+    if config is None:
+        raise ValueError("the model has no scheduler of diffusers: give config")
+    scheduler = make(config)
+    method = choose(METHODS, str(config["_class_name"]), "scheduler")
+    scheduler.set_timesteps(steps)
+    timesteps = [int(k) for k in scheduler.timesteps]
+    starts, ends = [k + 1 for k in timesteps], method.ends(scheduler, timesteps, steps)
+    for i, (start, end) in enumerate(zip(starts[1:], ends[:-1], strict=True), start=1):
+        if start != end:
+            raise ValueError(
+                f"{config['_class_name']} with timestep_spacing {scheduler.config.timestep_spacing!r} in {steps} steps "
+                f"ends step {i} at timestep {end - 1} and asks the network at {start - 1}: no grid does that"
+            )
+    nodes = starts + ends[-1:] * (ends[-1] != starts[-1])  # a step that goes nowhere is left out
+    if len(nodes) < 2:
+        raise ValueError(f"{steps} steps of {config['_class_name']} go nowhere")
+    times = torch.tensor(nodes, dtype=torch.float64) / scheduler.config.num_train_timesteps
+    return Scheduled(_clipped(model, scheduler.config), method.solver(scheduler.config), times)
+
+
+def _clipped(model: ScoreModel, config: Mapping[str, Any]) -> Denoiser:
+    if config.get("thresholding"):
+        return Threshold(model, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+    if config.get("clip_sample"):
+        return Clip(model, -config["clip_sample_range"], config["clip_sample_range"])
+    return model
+
+
+class Method(NamedTuple):
+    """A scheduler that is one of our samplers on some grid.
+
+    Attributes:
+        solver: the sampler, from the configuration.
+        ends: the instants, counted from 0 for the data, at which its steps end.
+    """
+
+    solver: Callable[[Mapping[str, Any]], Sampler]
+    ends: Callable[[Any, list[int], int], list[int]]
+
+
+def _ancestral(config: Mapping[str, Any]) -> Sampler:
+    return Ancestral(choose(VARIANCES, config["variance_type"], "variance_type"))
+
+
+def _next_timestep(_scheduler: Any, timesteps: list[int], _steps: int) -> list[int]:
+    return [k + 1 for k in timesteps[1:]] + [0]
+
+
+def _fixed_stride(scheduler: Any, timesteps: list[int], steps: int) -> list[int]:
+    stride = scheduler.config.num_train_timesteps // steps
+    last = 0 if scheduler.config.set_alpha_to_one else 1
+    return [k - stride + 1 if k >= stride else last for k in timesteps]
+
+
+METHODS = {
+    "DDPMScheduler": Method(_ancestral, _next_timestep),
+    "DDIMScheduler": Method(lambda _config: DDIM(), _fixed_stride),
+}
