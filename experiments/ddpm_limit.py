@@ -30,8 +30,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import sdediff
-from sdediff.likelihood.decoder import log_gaussian
-from sdediff.likelihood.elbo import chain_terms, prior_cost
+from sdediff.likelihood.chain import VARIANCES, Items, Steps, chain_terms
+from sdediff.likelihood.control import GaussianErrors
+from sdediff.likelihood.elbo import prior_cost
+from sdediff.likelihood.reconstruction import density
 
 GAUSSIAN = sdediff.analytic.Gaussian((0.7, -0.4), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64))
 LINE = sdediff.analytic.GaussianMixture(((-1.0,), (0.8,)), (0.09, 0.16), (0.4, 0.6))
@@ -168,15 +170,8 @@ def bound_curve() -> Curve:
     for n in sizes:
         chain = sdediff.DDPM.linear(n)
         levels = chain.levels(chain.instants[1:])
-        diffusion, reconstruction = chain_terms(
-            GAUSSIAN.model(chain),
-            x0,
-            levels,
-            GivenNoise([signs[:, 2:]] * n),
-            0,
-            "marginal",
-            lambda mean, std: log_gaussian(x0, mean, std),
-        )
+        items = Items(x0, GivenNoise([signs[:, 2:]] * n), density(x0), GaussianErrors.none(x0))
+        diffusion, reconstruction = chain_terms(GAUSSIAN.model(chain), items, Steps(levels, VARIANCES["marginal"]), 0)
         total = prior_cost(x0, levels[-1], GAUSSIAN.moments) + diffusion.sum(dim=0) + reconstruction
         errors.append(float(total.mean()) - entropy)
     return Curve("bound $-$ truth, nats", sizes, errors)

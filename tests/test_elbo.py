@@ -12,8 +12,9 @@ from catalogue import GAUSSIAN, MIXTURE
 from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel
 from sdediff.analytic import Gaussian
 from sdediff.likelihood import elbo
+from sdediff.likelihood.chain import STAGE
 from sdediff.likelihood.decoder import log_bin_mass
-from sdediff.likelihood.elbo import STAGE, prior_cost
+from sdediff.likelihood.elbo import prior_cost
 
 
 def info(levels: int, low: float = -1.0, high: float = 1.0) -> DataInfo:
@@ -77,7 +78,7 @@ def test_steps_match_the_divergence_between_bridges(sde):
     """Each row is the KL between the bridge with the real x0 and that with the denoiser's."""
     model, x0, n = MIXTURE.model(sde), MIXTURE.sample(6, seed=2), 5
     times = torch.linspace(0.1, 0.9, n, dtype=torch.float64)
-    got = elbo(model, x0, times=times, seed=4)
+    got = elbo(model, x0, times=times, control="none", seed=4)
     noise = NoiseSource(4, x0.shape, dtype=torch.float64)
     for i in range(1, n):
         eps, s, t = noise.normal(i, stage=STAGE), times[i - 1], times[i]
@@ -92,7 +93,7 @@ def test_marginal_variance_is_the_divergence_of_unequal_gaussians():
     """On a chain: ``KL(N(mu, beta-tilde) || N(mu_hat, beta))``."""
     chain = DDPM.linear(20)
     model, x0 = MIXTURE.model(chain), MIXTURE.sample(6, seed=2)
-    posterior, marginal = (elbo(model, x0, variance=v, seed=1) for v in ("posterior", "marginal"))
+    posterior, marginal = (elbo(model, x0, variance=v, control="none", seed=1) for v in ("posterior", "marginal"))
     betas = torch.tensor(chain.betas, dtype=torch.float64)
     alpha_bar = torch.cumprod(1.0 - betas, 0)
     tilde = betas[1:] * (1.0 - alpha_bar[:-1]) / (1.0 - alpha_bar[1:])
@@ -152,7 +153,7 @@ def test_standard_error_covers_the_exact_expectation():
     chain = DDPM.linear(10)
     law = Gaussian([0.2], 0.5)
     x0 = law.sample(16, seed=6)
-    result = elbo(law.model(chain), x0, samples=64, seed=3)
+    result = elbo(law.model(chain), x0, samples=64, control="none", seed=3)
     exact = torch.zeros(16, dtype=torch.float64)
     for i, level in enumerate(chain.levels(chain.instants[1:])):
         # x0_hat - x0 = -(1 - k)(x0 - m) + k (sigma / alpha) eps, k = alpha^2 c / (alpha^2 c + sigma^2)

@@ -1,15 +1,10 @@
-r"""The variational bound of a discrete chain, all terms (Ho et al. 2020, eq. 5).
+r"""The variational bound, all terms: of a discrete chain (Ho et al. 2020, eq. 5) and of its continuous-time limit.
 
     -log p(x0)  <=  KL(q(x_T | x0) || prior)  +  sum_i E KL(q(x_s | x_t, x0) || p(x_s | x_t))  -  E log p(x0 | x_1)
 
 over the instants ``t_1 < ... < t_N`` with ``s = t_{i-1}``, ``t = t_i``, ``i = 2 .. N``. The reverse step p is the
-bridge with the denoiser's x0 in place of the real one and a variance of choice. With rho the bridge's variance over the
-step's and ``lambda`` the half log-SNR, a step costs
-
-    D/2 (rho - 1 - log rho) + rho/2 expm1(2 (lambda_s - lambda_t)) |eps - eps_hat|^2
-
-(Kingma et al. 2021, eq. 13-14, for rho = 1), which holds for any process at any instants: a chain at its own, others
-at those of their discretisation.
+bridge with the denoiser's x0 in place of the real one and a variance of choice. Without end the sum is an integral over
+the noise levels (Kingma et al. 2021, eq. 17-19). The sum is taken exactly or, like the integral, from sampled terms.
 
 How far the bound stays from the likelihood as N grows hangs on the first instants, whose log-SNR never comes close.
 On continuous data with ``beta(0) > 0`` the "marginal" variance reaches the likelihood at order 1 in ``1/N``; the
@@ -20,27 +15,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
-from sdediff.data.levels import to_values
+from sdediff.data.levels import bin_width, to_values
 from sdediff.denoiser import Denoiser
-from sdediff.grids import GRIDS
-from sdediff.likelihood.decoder import log_discretised_gaussian, log_gaussian
+from sdediff.likelihood.chain import Items, Terms
+from sdediff.likelihood.control import GaussianErrors, unit_moments
 from sdediff.likelihood.dequantize import check_items, integer_data, network_dtype
+from sdediff.likelihood.plan import Choices, make_plan
+from sdediff.likelihood.reconstruction import make_decoder
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, flatten, sum_features
-from sdediff.samplers.ancestral import VARIANCES
-from sdediff.samplers.base import bridge_std
-from sdediff.sde import SDE
+from sdediff.numerics import choose, flatten
 from sdediff.types import DataInfo, Level
 
-STAGE = 4
-"""Stage of the noise source under which the first draw's noise comes; the next draws use the next stages."""
+CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
+    "moments": GaussianErrors,
+    "none": lambda x0, _: GaussianErrors.none(x0),
+}
+"""What is set off against the denoiser's errors."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +46,56 @@ class Elbo:
 
     Attributes:
         prior: L_T, ``(B,)``, exact.
-        diffusion: L_{t-1}, ``(N - 1, B)``; row ``i`` is the step from instant ``i + 2`` to ``i + 1``.
+        diffusion: L_{t-1}, ``(rows, B)``: row i is the part between ``times[i]`` and ``times[i + 1]``, one step of a
+            chain or one stratum of the continuous bound. Where steps were sampled each is an unbiased estimate, and
+            ``diffusion.mean(dim=1)`` one of the mean over the items.
         reconstruction: L_0, ``(B,)``.
-        standard_error: of the sum, from the spread of the noise draws, ``(B,)``; NaN for a single draw.
+        standard_error: of the sum over the draws of noise and places, ``(B,)``; NaN where there was a single draw.
+        degrees: degrees of freedom of the standard error, ``(B,)``.
         nfe: forwards of the network.
         dim: entries of an item.
         discrete: whether the data were integers.
+        times: ``(rows + 1,)``, from ``t_1`` up.
     """
 
     prior: Tensor
     diffusion: Tensor
     reconstruction: Tensor
     standard_error: Tensor
+    degrees: Tensor
     nfe: int
     dim: int
     discrete: bool
+    times: Tensor
 
     @property
     def total(self) -> Tensor:
         """The bound on ``-log p``, nats ``(B,)``."""
         return self.prior + self.diffusion.sum(dim=0) + self.reconstruction
+
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Where the exact sum lies with that confidence, by Student's law, nats, each ``(B,)``.
+
+        Raises:
+            ValueError: if the confidence does not lie between 0 and 1.
+        """
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"the confidence must lie between 0 and 1, not {confidence}")
+        reach = torch.from_numpy(stdtrit(self.degrees.cpu().numpy(), 0.5 * (1.0 + confidence))).to(self.total)
+        return self.total - reach * self.standard_error, self.total + reach * self.standard_error
+
+    @property
+    def mean(self) -> float:
+        """The mean of ``total`` over the items, nats."""
+        return float(self.total.mean())
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Of ``mean`` as an estimate for the data's population; NaN for a single item.
+
+        It comes from the spread of the items, which holds that of the draws: those of two items are independent.
+        """
+        return float(self.total.std()) / math.sqrt(len(self.total)) if len(self.total) > 1 else math.nan
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -86,115 +113,105 @@ def elbo(
     model: Denoiser,
     x: Tensor,
     *,
-    steps: int | None = None,
+    steps: float | None = None,
     times: Sequence[float] | Tensor | None = None,
     variance: str = "posterior",
+    decoder: str | None = None,
     prior: str = "moments",
-    samples: int = 1,
+    draws: int | None = None,
+    samples: int | None = None,
+    law: str = "moments",
+    control: str = "moments",
     data: DataInfo | None = None,
     seed: int = 0,
     first: int = 0,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Elbo:
-    """The variational bound of the chain, term by term.
+    """The variational bound, term by term.
 
     Args:
         model: a denoiser with its process.
-        x: ``(B, *shape)``; integers are levels and have the discretised decoder, floats are continuous data and have
-            the Gaussian density. The decoder's standard deviation is that of the first step, ``sqrt(beta_1)``.
+        x: ``(B, *shape)``; integers are levels, floats are continuous data and have a Gaussian density at the end.
         steps: length of the chain; by default a chain's own. Fewer stride it; processes that are no chain need it.
-        times: the instants ``t_1 < ... < t_N`` themselves, instead.
-        variance: of the reverse steps, ``"posterior"`` or ``"marginal"``.
+            ``math.inf`` is the continuous-time bound, which every process has.
+        times: the instants ``t_1 < ... < t_N`` themselves, instead; with ``steps=math.inf`` the two ends, by default
+            ``t_min`` (a chain's first instant) and ``t_max``; with integers the first noise is 0.4 bins wide at least,
+            for networks trained on dequantised values know nothing within a bin. One that does has a sharper bound from
+            ``t_min``.
+        variance: of the reverse steps, ``"posterior"``, ``"marginal"``, or ``"learned"`` by the network, between the
+            two; no matter in continuous time. The decoder about the denoiser's x0 has that of the first step,
+            ``sin^2`` (beta_1 of a chain); the learned one lies between it and the second step's posterior variance.
+        decoder: of integers, ``"discretised"`` about the denoiser's x0 (the default), or ``"levels"``, by the noisy
+            state alone.
         prior: ``"moments"`` for the Gaussian with the data's mean and covariance where the model knows them (else the
             standard one), ``"standard"`` for ``N(0, sigma^2)``.
-        samples: draws of the noise at every instant.
+        draws: estimate the sum from that many of its steps, an even number, for each item its own; by default every
+            step is taken. The continuous bound is always sampled, 64 times by default.
+        samples: draws of the noise at every instant, by default 1; where steps are sampled, of the reconstruction term
+            alone, by default 2.
+        law: how the sampled steps are spread, ``"moments"`` or ``"logsnr"`` (see ``placing.LAWS``), unbiased both.
+        control: ``"moments"`` sets off the error of the Gaussian denoiser with the data's moments (of mean 0 and
+            variance 1 where the model knows none), whose mean is known: less noise, the same expectation; ``"none"``
+            leaves the terms as drawn.
         data: levels and range of integer data; the model's own by default.
-        seed: the noise of item k at instant i is a function of ``(seed, first + k, i, draw)`` alone.
+        seed: places and noise of item k are a function of ``(seed, first + k)`` alone.
         first: index of the first item.
         batch_size: items taken at a time; all by default.
         progress: called as ``progress(done, total)`` after every batch, in items.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
-            model's shape; for integers outside the levels, or whose levels are unknown.
+            model's shape; for integers outside the levels, or whose levels are unknown; for a variance that the model
+            has not learned.
         FloatingPointError: if a term is not finite.
     """
     check_items(x, model.data)
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
-    levels = model.sde.levels(_instants(model.sde, steps, times))
-    choose(VARIANCES, variance, "variance")
-    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    make_decoder(decoder, x, info)
+    known = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    usual = unit_moments(model.moments, tuple(x.shape[1:]))
+    make_control = choose(CONTROLS, control, "control")
     size = len(x) if batch_size is None else batch_size
-    if size < 1 or samples < 1:
+    if size < 1 or not (samples is None or samples >= 1):
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
+    width = 0.0 if info is None else bin_width(info)
+    plan = make_plan(model, Choices(steps, times, variance, law, draws, samples, width), usual)
     parts = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         x0 = batch if info is None else to_values(batch, info, dtype=network_dtype(model))
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
-        decoder = _decoder(batch, info)
-        draws = [chain_terms(model, x0, levels, noise, draw, variance, decoder) for draw in range(samples)]
-        parts.append(_average(prior_cost(x0, levels[-1], moments), draws))
+        items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
+        terms = plan.run(items)
+        cost = prior_cost(x0, plan.last, known)
+        parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
         if progress is not None:
             progress(begin + len(batch), len(x))
-    return _join(parts, len(levels) * samples * len(parts), x[0].numel(), info is not None)
+    return _join(parts)
 
 
-Decoder = Callable[[Tensor, float], Tensor]
-"""From the denoiser's x0 ``(B, *shape)`` and a standard deviation to the data's log-probability, nats ``(B,)``."""
-
-
-def _decoder(x: Tensor, info: DataInfo | None) -> Decoder:
-    if info is None:
-        return lambda mean, std: log_gaussian(x, mean, std)
-    return lambda mean, std: log_discretised_gaussian(x, mean, std, info)
-
-
-def _instants(sde: SDE, steps: int | None, times: Sequence[float] | Tensor | None) -> Tensor:
-    """``t_1 < ... < t_N``."""
-    if times is not None:
-        if steps is not None:
-            raise ValueError("give either steps or times, not both")
-        given = torch.as_tensor(times, dtype=torch.float64)
-        if given.ndim != 1 or given.numel() == 0 or not bool((given > 0.0).all() and (given.diff() > 0.0).all()):
-            raise ValueError("times must be instants t_1 < ... < t_N above 0, in a row")
-        return given
-    if steps is None:
-        if sde.instants is None:
-            raise ValueError(f"{type(sde).__name__} is not a chain: give the number of steps, or model a DDPM")
-        return sde.instants[1:]
-    return GRIDS["chain"](sde, steps, sde.t_max, 0.0).flip(0)[1:]
-
-
-@torch.no_grad()
-def chain_terms(
-    model: Denoiser,
-    x0: Tensor,
-    levels: Sequence[Level[float]],
-    noise: NoiseSource,
-    draw: int,
-    variance: str,
-    decoder: Decoder,
-) -> tuple[Tensor, Tensor]:
-    """L_{t-1} of ``(N - 1, B)`` and L_0 of ``(B,)``, from one draw of the noise at each instant."""
-
-    def denoise(step: int) -> tuple[Tensor, Tensor]:
-        eps = noise.normal(step, stage=STAGE + draw)
-        split = model(levels[step].alpha * x0 + levels[step].sigma * eps, levels[step])
-        return split.x0, sum_features((split.eps - eps).double().square())
-
-    dim = x0[0].numel()
-    costs = []
-    for step, (there, here) in enumerate(pairwise(levels), start=1):
-        ratio = (bridge_std(here, there) / VARIANCES[variance](here, there)) ** 2
-        weight = 0.5 * ratio * math.expm1(2.0 * (there.half_log_snr - here.half_log_snr))
-        costs.append(0.5 * dim * (ratio - 1.0 - math.log(ratio)) + weight * denoise(step)[1])
-    reconstruction = -decoder(denoise(0)[0], levels[0].sin)
-    diffusion = torch.stack(costs) if costs else reconstruction.new_zeros(0, len(x0))
-    if not bool(torch.isfinite(diffusion).all() and torch.isfinite(reconstruction).all()):
+def _of_batch(prior: Tensor, terms: Terms, dim: int, discrete: bool, times: Tensor) -> Elbo:
+    error, degrees = terms.spread.variance.sqrt(), terms.spread.degrees
+    result = Elbo(prior, terms.diffusion, terms.reconstruction, error, degrees, terms.nfe, dim, discrete, times)
+    if not bool(torch.isfinite(result.total).all()):
         raise FloatingPointError("a term of the bound is not finite; check the data and the model's output")
-    return diffusion, reconstruction
+    return result
+
+
+def _join(parts: Sequence[Elbo]) -> Elbo:
+    def columns(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=-1)
+
+    return replace(
+        parts[0],
+        prior=columns("prior"),
+        diffusion=columns("diffusion"),
+        reconstruction=columns("reconstruction"),
+        standard_error=columns("standard_error"),
+        degrees=columns("degrees"),
+        nfe=sum(part.nfe for part in parts),
+    )
 
 
 def prior_cost(x0: Tensor, level: Level[float], moments: Moments | None) -> Tensor:
@@ -206,17 +223,3 @@ def prior_cost(x0: Tensor, level: Level[float], moments: Moments | None) -> Tens
     excess = level.alpha**2 * own.variances / level.sigma**2  # the prior's variance over sigma^2, less 1
     scaled = (shift / level.sigma).square()
     return 0.5 * ((scaled - excess) / (1.0 + excess) + torch.log1p(excess)).sum(dim=1)
-
-
-def _average(prior: Tensor, draws: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-    """Prior, diffusion and reconstruction terms in the mean over draws, and the standard error of their sum."""
-    diffusion = torch.stack([terms[0] for terms in draws])
-    reconstruction = torch.stack([terms[1] for terms in draws])
-    totals = diffusion.sum(dim=1) + reconstruction
-    error = totals.std(dim=0) / math.sqrt(len(draws)) if len(draws) > 1 else torch.full_like(prior, math.nan)
-    return prior, diffusion.mean(dim=0), reconstruction.mean(dim=0), error
-
-
-def _join(parts: Sequence[tuple[Tensor, ...]], nfe: int, dim: int, discrete: bool) -> Elbo:
-    prior, diffusion, reconstruction, error = (torch.cat(terms, dim=-1) for terms in zip(*parts, strict=True))
-    return Elbo(prior, diffusion, reconstruction, error, nfe, dim, discrete)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from catalogue import GAUSSIAN
-from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE
-from sdediff.likelihood.decoder import log_gaussian
-from sdediff.likelihood.elbo import chain_terms, prior_cost
+from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
+from sdediff.likelihood.chain import VARIANCES, Items, Steps, chain_terms
+from sdediff.likelihood.control import GaussianErrors
+from sdediff.likelihood.elbo import prior_cost
+from sdediff.likelihood.reconstruction import density
 
 SIGNS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
 X0 = GAUSSIAN.mean + SIGNS[:, :2] @ torch.linalg.cholesky(GAUSSIAN.covariance).T
@@ -37,9 +39,8 @@ class SignPatterns:
 def expected_terms(sde: SDE, times: Tensor, variance: str) -> tuple[Tensor, Tensor, Tensor]:
     """Exact expectations of L_T (against the data's own Gaussian), each L_{t-1}, and L_0."""
     levels = sde.levels(times)
-    diffusion, reconstruction = chain_terms(
-        GAUSSIAN.model(sde), X0, levels, SignPatterns(), 0, variance, lambda mean, std: log_gaussian(X0, mean, std)
-    )
+    items = Items(X0, SignPatterns(), density(X0), GaussianErrors.none(X0))
+    diffusion, reconstruction = chain_terms(GAUSSIAN.model(sde), items, Steps(levels, VARIANCES[variance]), 0)
     prior = prior_cost(X0, levels[-1], GAUSSIAN.moments)
     return prior.mean(), diffusion.mean(dim=1), reconstruction.mean()
 
@@ -118,3 +119,20 @@ def test_bound_converges_to_continuous_time(sde, variance):
     assert slope(steps, errors) == pytest.approx(1.0, abs=0.1)
     # Negative control: a central rule for the same integral is of order 2 and would be told apart.
     assert slope(steps, central) > 1.8
+
+
+@pytest.mark.parametrize("variance", ["posterior", "marginal"])
+def test_chain_tends_to_the_continuous_bound_item_by_item(variance):
+    """Of Gaussian data neither has noise, for the control variate is their denoiser."""
+    sde, x0, steps = VPSDE(), GAUSSIAN.sample(8, seed=1), [200, 400, 800]
+    model = GAUSSIAN.model(sde)
+    limit = elbo(model, x0, steps=math.inf, times=[1e-3, sde.t_max], draws=2)
+    errors = []
+    for n in steps:
+        chain = elbo(model, x0, times=GRIDS["logsnr"](sde, n, sde.t_max, 1e-3).flip(0), variance=variance)
+        errors.append((chain.diffusion.sum(dim=0) - limit.diffusion.sum(dim=0)).tolist())
+    for own in zip(*errors, strict=True):
+        assert slope(steps, np.abs(own).tolist()) == pytest.approx(1.0, abs=0.1)
+    # Negative control: against the bound between other ends the error stays.
+    other = elbo(model, x0, steps=math.inf, times=[1.1e-3, sde.t_max], draws=2).diffusion.sum(dim=0)
+    assert slope(steps, (torch.tensor(errors) + limit.diffusion.sum(dim=0) - other).abs().mean(dim=1).tolist()) < 0.9

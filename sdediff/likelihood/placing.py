@@ -1,0 +1,128 @@
+r"""Where the noise levels of a sampled bound are drawn, and how sure the estimate is.
+
+A sum over the steps of a chain, or an integral over the half log-SNR lambda, is estimated from M of its terms, each
+divided by the probability of its place. The law of the places is fixed before any draw, so the estimate is unbiased
+whatever the law. Draws are stratified: the unit interval is cut into ``M / 2`` equal strata, each with two independent
+draws, whose difference measures the variance of the stratum without bias (Cochran 1977). One draw a stratum, or a
+rotated lattice (Kingma et al. 2021, appendix I.1), would not tell how far it is off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdediff.moments import Moments
+from sdediff.noise import NoiseSource
+
+Law = Callable[[Tensor, Moments], Tensor]
+"""``(half log-SNR at the edges of G cells, falling; moments)`` to the mass of each cell, ``(G,)``, of any sum."""
+
+CELLS = 512
+"""Cells of the law of a continuous bound."""
+
+
+def uniform_in_log_snr(edges: Tensor, moments: Moments) -> Tensor:  # noqa: ARG001 - the table's signature
+    """In proportion to the cell's width."""
+    return -edges.diff()
+
+
+def resolved(edges: Tensor, moments: Moments) -> Tensor:
+    """Half of the draws uniform in lambda; half where the data are told from the noise.
+
+    Along a direction of variance c the angle of the data, ``atan(e^lambda sqrt(c))``, moves where signal and noise are
+    alike: there a denoiser's error beyond a Gaussian's is made. The other half bounds the cost where the data are not
+    as their moments say: at most twice the variance of the uniform law.
+    """
+    stds = moments.variances.double().sqrt()
+    angles = torch.atan(torch.exp(edges)[:, None] * stds[stds > 0.0].to(edges.device)).mean(dim=1)
+    flat, bent = -edges.diff(), -angles.diff()
+    return flat / flat.sum() + (bent / bent.sum() if float(bent.sum()) > 0.0 else flat / flat.sum())
+
+
+LAWS: dict[str, Law] = {"moments": resolved, "logsnr": uniform_in_log_snr}
+"""How much of the work goes to which noise level."""
+
+
+class Places:
+    """A law over cells of lambda.
+
+    Args:
+        edges: half log-SNR at the edges of the cells, falling, float64 ``(G + 1,)``.
+        mass: of each cell, ``(G,)``, of any sum.
+    """
+
+    def __init__(self, edges: Tensor, mass: Tensor) -> None:
+        self.edges, self.probability = edges, mass / mass.sum()
+        self._cumulative = torch.cat([edges.new_zeros(1), torch.cumsum(self.probability, 0)])
+        self._cumulative = self._cumulative / self._cumulative[-1]
+
+    def cell(self, u: Tensor) -> Tensor:
+        """The cell at ``u`` in [0, 1), int64, shape of ``u``; cell g with probability ``probability[g]``."""
+        found = torch.searchsorted(self._cumulative, u.contiguous(), right=True) - 1
+        return found.clamp(0, len(self.probability) - 1)
+
+    def half_log_snr(self, u: Tensor) -> Tensor:
+        """Lambda at ``u`` in [0, 1], uniform within each cell."""
+        cell = self.cell(u)
+        within = ((u - self._cumulative[cell]) / self.probability[cell]).clamp(0.0, 1.0)
+        return self.edges[cell] + within * (self.edges[cell + 1] - self.edges[cell])
+
+    def density(self, u: Tensor) -> Tensor:
+        """Probability a unit of lambda, at the lambda of ``u``."""
+        cell = self.cell(u)
+        density: Tensor = self.probability[cell] / (self.edges[cell] - self.edges[cell + 1])
+        return density
+
+
+def stratified_pairs(noise: NoiseSource, draws: int, stage: int) -> Tensor:
+    """Uniforms in [0, 1), float64 ``(M, B)``: rows 2s and 2s + 1 are independent draws in stratum s of ``M / 2``.
+
+    The draws of an item are a function of the source's seed and the item's index alone.
+    """
+    source = NoiseSource(noise.seed, (len(noise.samples), draws), samples=noise.samples, dtype=torch.float64)
+    within = torch.special.ndtr(source.normal(draws, stage=stage)).clamp(max=1.0 - 2.0**-53).T
+    stratum = torch.arange(draws, dtype=torch.float64).div(2, rounding_mode="floor")[:, None]
+    places: Tensor = (stratum + within) * (2.0 / draws)
+    return places
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far an estimate is off, and how well that is known.
+
+    Attributes:
+        variance: of the estimate, unbiased, ``(B,)``; NaN where a single draw does not tell.
+        doubt: half the variance of ``variance`` as an estimate, were the draws normal, ``(B,)``.
+    """
+
+    variance: Tensor
+    doubt: Tensor
+
+    def __add__(self, other: Spread) -> Spread:
+        """Of the sum of two independent estimates."""
+        return Spread(self.variance + other.variance, self.doubt + other.doubt)
+
+    @property
+    def degrees(self) -> Tensor:
+        """Degrees of freedom of the estimate's Student statistic (Satterthwaite 1946), at least 1, ``(B,)``."""
+        certain = self.doubt <= 0.0  # nothing varied
+        degrees = self.variance.square() / torch.where(certain, 1.0, self.doubt) - 2.0
+        return torch.where(certain, math.inf, degrees.clamp(min=1.0))
+
+
+def of_pairs(values: Tensor) -> Spread:
+    """Of the mean of stratified pairs ``(M, B)``."""
+    variances = (values[0::2] - values[1::2]).square() / len(values) ** 2
+    return Spread(variances.sum(dim=0), variances.square().sum(dim=0) / 3.0)
+
+
+def of_draws(values: Tensor) -> Spread:
+    """Of the mean of independent draws ``(n, B)``; NaN for a single one."""
+    n = len(values)
+    variance = values.var(dim=0) / n if n > 1 else torch.full_like(values[0], math.nan)
+    return Spread(variance, variance.square() / (n + 1))
