@@ -55,6 +55,13 @@ class NoiseSource:
         rows = groupby(enumerate(self.samples), key=lambda row: row[1] - row[0])
         self._runs = [(run[0][1], len(run)) for run in (list(group) for _, group in rows)]
 
+    def subset(self, rows: Sequence[int]) -> NoiseSource:
+        """The source of some of the samples, by their rows: each keeps its noise."""
+        samples = [self.samples[row] for row in rows]
+        return NoiseSource(
+            self.seed, (len(rows), *self.shape[1:]), samples=samples, dtype=self.dtype, device=self.device
+        )
+
     def normal(self, step: int, stage: int = 0) -> Tensor:
         """Standard normals ``(B, *shape)`` of one step; ``stage`` tells several draws of a step apart."""
         kind = np.float64 if self.dtype == torch.float64 else np.float32

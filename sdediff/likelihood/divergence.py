@@ -3,44 +3,39 @@ r"""The divergence of a vector field, from the same forward as its value.
 With ``J = dv / dy`` the divergence is ``tr J``. Exactly, it is read off ``D`` vector-Jacobian products, one a basis
 vector, batched into few backward passes. By Hutchinson's estimator it is the mean over probes ``e`` with
 ``E[e e^T] = I`` of ``e . (J^T e)`` (Hutchinson 1990; Grathwohl et al. 2019). The products ``J^T e`` are kept whole:
-their coordinates say how wrong the estimate is (:data:`PROBES`), even for a single probe.
+their coordinates say how wrong the estimate is (:mod:`~sdediff.likelihood.probes`), even for a single probe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from sdediff.numerics import flatten
 
 Field = Callable[[Tensor], Tensor]
 
 _BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills the caches and is slower
 
 
-def value_and_divergence(field: Field, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The field and its exact divergence; one forward, ``D`` vector-Jacobian products.
+def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """The field and the exact diagonal of its Jacobian; one forward, ``D`` vector-Jacobian products.
 
     Args:
         field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
         y: ``(B, *shape)``.
+        axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken.
 
     Returns:
-        The value ``(B, *shape)`` and the divergence ``(B,)``, without autograd history.
+        The value ``(B, *shape)`` and ``q . J q`` of every row q, ``(B, D)``; its sum is the divergence.
     """
     value, pull = _forward(field, y)
-    count, dim = flatten(y).shape
-    chunk = max(1, _BUDGET // max(1, y.numel()))
-    total = y.new_zeros(count)
-    basis = torch.eye(dim, dtype=y.dtype, device=y.device)
-    for start in range(0, dim, chunk):
-        rows = basis[start : start + chunk]
+    count = len(y)
+    parts = []
+    for rows in torch.split(axes.to(y), chunk_size(y)):
         products = pull(rows[:, None, :].expand(-1, count, -1))  # (chunk, B, D)
-        total = total + torch.einsum("kbd,kd->b", products, rows)
-    return value, total
+        parts.append(torch.einsum("kbd,kd->bk", products, rows))
+    return value, torch.cat(parts, dim=1)
 
 
 def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +51,13 @@ def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor,
         ``e * J^T e`` over the last dimension is an unbiased estimate of the divergence for each probe.
     """
     value, pull = _forward(field, y)
-    chunk = max(1, _BUDGET // max(1, y.numel()))
-    products = [pull(part.transpose(0, 1)).transpose(0, 1) for part in torch.split(probes, chunk, dim=1)]
+    products = [pull(part.transpose(0, 1)).transpose(0, 1) for part in torch.split(probes, chunk_size(y), dim=1)]
     return value, torch.cat(products, dim=1)
+
+
+def chunk_size(y: Tensor) -> int:
+    """Cotangents that one backward pass at the states ``y`` takes."""
+    return max(1, _BUDGET // max(1, y.numel()))
 
 
 def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -76,48 +75,3 @@ def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor
         return products.reshape(*cotangents.shape[:2], -1)
 
     return value.detach(), pull
-
-
-# ---- probes --------------------------------------------------------------------------------------------------
-
-
-class ProbeLaw(NamedTuple):
-    """A law of probes.
-
-    Attributes:
-        draw: from standard normals to probes of any shape.
-        variance: of one probe's estimate ``e . (A^T e)`` of ``tr A``, ``(B,)``, from the probes ``(B, K, D)`` and the
-            products ``A^T e`` ``(B, K, D)``.
-    """
-
-    draw: Callable[[Tensor], Tensor]
-    variance: Callable[[Tensor, Tensor], Tensor]
-
-
-def _rademacher_variance(probes: Tensor, products: Tensor) -> Tensor:
-    """Twice the spread of each coordinate's share ``e_i (A^T e)_i``.
-
-    For signs the share has mean ``a_ii`` and variance ``sum_{j != i} a_ji^2``, and for symmetric A the variance of
-    their sum is ``2 sum_{i != j} a_ij^2`` (Hutchinson 1990), twice the sum of the variances; for others it is at most
-    that. All coordinates speak, so it is far steadier than the spread of K sums. A single probe knows no ``a_ii``:
-    their mean over the coordinates stands in, which overstates the variance by twice the diagonal's spread.
-    """
-    shares = probes * products
-    count, dim = shares.shape[1:]
-    if count > 1:
-        return 2.0 * shares.var(dim=1).sum(dim=1)
-    if dim <= 2:  # no spread to see beside the mean: the upper bound 2 |A|_F^2
-        return 2.0 * shares.square().sum(dim=(1, 2))
-    # Where the diagonal is constant, the mean over D coordinates takes the share 2 / D of the spread away.
-    return 2.0 * dim / (dim - 2) * (shares - shares.mean(dim=2, keepdim=True)).square().sum(dim=(1, 2))
-
-
-def _gaussian_variance(probes: Tensor, products: Tensor) -> Tensor:  # noqa: ARG001 - the table's signature
-    """``2 |A|_F^2`` for symmetric A (at most that for others), by the unbiased ``|A^T e|^2``."""
-    return 2.0 * products.square().sum(dim=2).mean(dim=1)
-
-
-PROBES: dict[str, ProbeLaw] = {
-    "rademacher": ProbeLaw(lambda normals: torch.where(normals < 0.0, -1.0, 1.0).to(normals), _rademacher_variance),
-    "gaussian": ProbeLaw(lambda normals: normals, _gaussian_variance),
-}

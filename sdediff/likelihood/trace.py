@@ -1,20 +1,33 @@
-r"""What an integrator carries besides the state to know the integral of the divergence.
+r"""How the divergence is taken at the nodes of a path.
 
-A trace has components of its own: their start, their rates along the path, how closely they are watched, and what
-they say in the end.
+At a node, with ``J = dv / dy`` in the axes of the data's covariance and ``w_c`` the weight of coordinate c's clock,
+
+    share = sum_c w_c (J_cc - r_c) / (d phi_c / d theta),    r_c = d log rho_c / d theta
+
+is its part of the log-determinant; ``r`` is what J's diagonal would be for the data's own Gaussian. A trace looks once.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.likelihood.divergence import Field, ProbeLaw, value_and_divergence, value_and_products
+from sdediff.likelihood.divergence import Field
+from sdediff.likelihood.gradient import diagonal_through, products_through
+from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
+from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
+from sdediff.samplers.held import Array
+from sdediff.samplers.whitened import Whitened
+from sdediff.types import Level
 
 _STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
 
@@ -24,78 +37,160 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
+    """Probes ``first, first + 1, ...`` of a node, ``(B, count, D)``: functions of (seed, item, draw, node, number)."""
+    numbers = ((draw << 40) | (node << 20) | (first + k) for k in range(count))
+    normals = [flatten(source.normal(number, stage=_STAGE)) for number in numbers]
+    return law.draw(torch.stack(normals, dim=1))
+
+
+class Seen(NamedTuple):
+    """What one look at a node gave.
+
+    Attributes:
+        share: its part of the log-determinant, ``(B,)``.
+        trace: of J, ``(B,)``.
+        probes: ``(B, K, D)``; none, ``K = 0``, where the trace is exact.
+        products: ``M^T e`` of the matrix M whose trace the share is, but for a constant, ``(B, K, D)``.
+    """
+
+    share: Tensor
+    trace: Tensor
+    probes: Tensor
+    products: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """``e_i (M^T e)_i``, ``(B, K, D)``."""
+        return self.probes * self.products
+
+
+class Weights(NamedTuple):
+    """Of one node, ``(C,)`` each: the factors of J's diagonal, and that diagonal for the data's own Gaussian."""
+
+    factor: Tensor
+    rate: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Trace(ABC):
-    """A way to integrate ``div v`` along a path."""
+    """A way to take the divergence; :meth:`on` places it on a path.
+
+    Args:
+        parameters: what gradients flow to, besides the state; ``None`` for looks that leave no graph.
+    """
+
+    parameters: Sequence[Tensor] | None = field(default=None, kw_only=True)
+    levels: Sequence[Level[float]] = field(default=(), kw_only=True)
+    white: Whitened = field(default_factory=lambda: Whitened(None), kw_only=True)
+    weights: Sequence[Weights] = field(default=(), kw_only=True)
+    plan: Sequence[int] = field(default=(), kw_only=True)
+
+    def on(self, levels: Sequence[Level[float]], white: Whitened) -> Self:
+        """The same, knowing the nodes of a path."""
+        rule, weights = Quadrature.of(levels, white), []
+        for level, total in zip(levels, rule.totals, strict=True):
+            spot, variances = white.at(level), white.std.square()
+            rate = level.sin * level.cos * (1.0 - variances) / spot.rho**2
+            weights.append(Weights(total * spot.rho**2 / white.std, rate))
+        placed = replace(self, levels=levels, white=white, weights=weights)
+        return replace(placed, plan=placed.counts())
 
     @abstractmethod
-    def start(self, y: Tensor) -> tuple[Tensor, ...]:
-        """The components at the start, each ``(B, ...)``."""
+    def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
+        """The velocity and the divergence at a node; one forward."""
 
     @abstractmethod
-    def tolerances(self, atol: float, dim: int) -> tuple[float, ...]:
-        """Absolute tolerance of each component, given that of the log-density a dimension."""
+    def standard_error(self, seen: Sequence[Seen]) -> Tensor:
+        """Of the sum of the shares of all nodes, ``(B,)``."""
 
     @abstractmethod
-    def rates(self, field: Field, y: Tensor) -> tuple[Tensor, ...]:
-        """The field's value and each component's rate at ``y``; one forward."""
-
-    @abstractmethod
-    def finish(self, components: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The integral of ``div v`` and its standard error, each ``(B,)``."""
+    def counts(self) -> list[int]:
+        """Vector-Jacobian products an item at every node."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExactTrace(Trace):
-    """The exact divergence; one component, ``(B,)``."""
+    """The exact diagonal of J, by D products."""
 
-    def start(self, y: Tensor) -> tuple[Tensor, ...]:
-        return (torch.zeros(len(y), dtype=accumulator(y), device=y.device),)
+    dim: int = 0
 
-    def tolerances(self, atol: float, dim: int) -> tuple[float, ...]:
-        return (atol * dim,)
+    def counts(self) -> list[int]:
+        return [self.dim] * len(self.levels)
 
-    def rates(self, field: Field, y: Tensor) -> tuple[Tensor, ...]:
-        value, divergence = value_and_divergence(field, y)
-        return value, divergence.to(accumulator(y))
+    def standard_error(self, seen: Sequence[Seen]) -> Tensor:
+        return torch.zeros_like(seen[0].share)
 
-    def finish(self, components: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        (integral,) = components
-        return integral, torch.zeros_like(integral)
+    def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
+        velocity, diagonal = diagonal_through(self.parameters, field, y, self.white.axes(y))
+        diagonal, (factor, rate) = diagonal.to(accumulator(y)), self.weights[node]
+        excess = diagonal - rate.to(diagonal)
+        none = diagonal[:, None, :][:, :0]
+        return velocity, Seen((factor.to(diagonal) * excess).sum(dim=1), diagonal.sum(dim=1), none, none)
 
 
 @dataclass(frozen=True, eq=False)
 class HutchinsonTrace(Trace):
-    """Probes kept along the path, so that the integral is ``e . (A^T e)`` of one matrix A, the integral of J.
+    """Probes drawn afresh at every node (Hutchinson 1990), most of them where J is least known.
 
-    The components are ``A^T e`` of every probe ``(B, K, D)``, unwatched, and the estimate ``(B,)``, watched.
+    What the data's own Gaussian makes of a probe is known, and is taken off as a control variate: all of it in the
+    noise, where every distribution looks like its Gaussian, nothing of it near the data.
+
+    Args:
+        law: of the probes.
+        count: probes an item at a node in the mean, K. At least 2 at each if K is, so that every node shows its own
+            spread.
+        source: of the random numbers.
+        draw: number of the draw: another one has other probes.
     """
 
-    probes: Tensor
     law: ProbeLaw
+    count: int
+    source: NoiseSource
+    draw: int = 0
 
-    @classmethod
-    def draw(cls, law: ProbeLaw, count: int, noise: NoiseSource, first: int = 0) -> HutchinsonTrace:
-        """``count`` probes a sample, numbers ``first, first + 1, ...`` of the source."""
-        normals = torch.stack([flatten(noise.normal(first + k, stage=_STAGE)) for k in range(count)], dim=1)
-        return cls(law.draw(normals), law)
+    def counts(self) -> list[int]:
+        """Probes of every node; as many as make the variance smallest where :func:`_spread` is the deviation."""
+        angles = np.array([level.angle for level in self.levels])
+        wanted = np.abs(np.gradient(angles)) * _spread(angles)
+        return _apportion(wanted / wanted.sum(), self.count * len(angles), least=min(self.count, 2))
 
-    def start(self, y: Tensor) -> tuple[Tensor, ...]:
-        dtype = accumulator(y)
-        return torch.zeros_like(self.probes, dtype=dtype), torch.zeros(len(y), dtype=dtype, device=y.device)
+    def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
+        probes = draw_probes(self.law, self.source, self.draw, node, self.plan[node])
+        velocity, products = products_through(self.parameters, field, y, probes)
+        return velocity, self.see(probes, products, node)
 
-    def tolerances(self, atol: float, dim: int) -> tuple[float, ...]:
-        return torch.inf, atol * dim
+    def standard_error(self, seen: Sequence[Seen]) -> Tensor:
+        angles = np.array([level.angle for level in self.levels])
+        spans = np.abs(np.gradient(angles)).tolist()
+        return standard_error(self.law, Sights([look.probes for look in seen], [look.products for look in seen], spans))
 
-    def rates(self, field: Field, y: Tensor) -> tuple[Tensor, ...]:
-        value, products = value_and_products(field, y, self.probes)
-        products = products.to(accumulator(y))
-        return value, products, self._estimates(products).mean(dim=1)
+    def see(self, probes: Tensor, products: Tensor, node: int) -> Seen:
+        """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
+        wide = accumulator(probes)
+        probes, products, (factor, rate) = probes.to(wide), products.to(wide), self.weights[node]
+        known, factor = (math.sin(self.levels[node].angle) * rate).to(products), factor.to(products)
+        excess = self.white.turn(products) - known * self.white.turn(probes)
+        weighted = self.white.back(factor * excess)
+        share = (probes * weighted).sum(dim=2).mean(dim=1)
+        trace = (probes * self.white.back(excess)).sum(dim=2).mean(dim=1)
+        repeats = probes.shape[2] // len(factor)
+        left = factor * (rate.to(products) - known)
+        return Seen(share - left.sum() * repeats, trace + known.sum() * repeats, probes, weighted)
 
-    def finish(self, components: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        products, integral = components
-        variance = self.law.variance(self.probes.to(products), products)
-        return integral, (variance / self.probes.shape[1]).sqrt()
 
-    def _estimates(self, products: Tensor) -> Tensor:
-        """``(B, K)``."""
-        return (self.probes.to(products) * products).sum(dim=2)
+def _spread(angle: Array) -> Array:
+    """Where the off-diagonal of J is large, by the angle: measured on exact problems and a trained network."""
+    spread: Array = angle * (0.5 * np.pi - angle) ** 2
+    return spread
+
+
+def _apportion(shares: Array, total: int, least: int) -> list[int]:
+    """Whole numbers of at least ``least``, about ``total`` in all, in proportion to ``shares`` as far as that goes."""
+    free = np.ones(len(shares), dtype=bool)
+    while True:  # those that deserve less get the least, and the rest is shared anew
+        each = shares * (total - least * int((~free).sum())) / max(float(shares[free].sum()), 1e-300)
+        low = free & (each < least)
+        if not low.any():
+            return [int(number) for number in np.where(free, np.rint(each), float(least))]
+        free &= ~low

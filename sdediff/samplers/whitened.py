@@ -64,9 +64,19 @@ class Whitened:
         return self._cast[key]
 
     def turn(self, x: Tensor) -> Tensor:
-        """``(B, D)`` into the basis of the covariance."""
+        """``(..., D)`` into the basis of the covariance."""
         _, basis = self._like(x)
         return x if basis is None else x @ basis
+
+    def back(self, x: Tensor) -> Tensor:
+        """``(..., D)`` out of the basis of the covariance."""
+        _, basis = self._like(x)
+        return x if basis is None else x @ basis.T
+
+    def axes(self, x: Tensor) -> Tensor:
+        """The axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
+        _, basis = self._like(x)
+        return torch.eye(x[0].numel(), dtype=x.dtype, device=x.device) if basis is None else basis.T
 
     def into(self, y: Tensor, spot: Spot) -> Tensor:
         """``u`` ``(B, D)`` of a state ``y`` ``(B, *shape)``."""
@@ -75,8 +85,8 @@ class Whitened:
 
     def out(self, u: Tensor, spot: Spot, like: Tensor) -> Tensor:
         """The state ``y`` of ``u``, in the shape of ``like``."""
-        (mean, basis), y = self._like(u), u * spot.rho.to(u)
-        return ((y if basis is None else y @ basis.T) + spot.cos * mean).reshape(like.shape)
+        (mean, _), y = self._like(u), u * spot.rho.to(u)
+        return (self.back(y) + spot.cos * mean).reshape(like.shape)
 
     def velocity(self, split: Split, spot: Spot) -> Tensor:
         """``du / d phi``, ``(B, D)``, of any two halves."""

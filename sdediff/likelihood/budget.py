@@ -1,0 +1,77 @@
+"""What a likelihood's error is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBudget:
+    """The parts of the error of every item's log-likelihood.
+
+    Attributes:
+        random: standard errors of what was drawn, nats ``(B,)`` each, independent between items: they average out.
+        systematic: signed effects of what was approximated, nats ``(B,)`` each: they do not.
+        of_mean: standard errors of the mean over items that no single item has, nats: that of a sample of a population.
+        scale: nats of one ``unit``.
+        unit: ``"nats"`` or ``"bits/dim"``.
+    """
+
+    random: Mapping[str, Tensor]
+    systematic: Mapping[str, Tensor]
+    of_mean: Mapping[str, float] = field(default_factory=dict)
+    scale: float = 1.0
+    unit: str = "nats"
+
+    def with_random(self, **parts: Tensor) -> ErrorBudget:
+        """With further standard errors, nats ``(B,)`` each."""
+        return replace(self, random={**self.random, **parts})
+
+    def with_mean(self, **parts: float) -> ErrorBudget:
+        """With further standard errors of the mean, nats."""
+        return replace(self, of_mean={**self.of_mean, **parts})
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All parts of the items, nats ``(B,)`` each."""
+        return {**self.random, **self.systematic}
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """For every part, in ``unit``: the root mean square over ``item``s and the effect on their ``mean``."""
+        rows = {}
+        for name, values in self.random.items():
+            rms = _rms(values)
+            rows[name] = {"item": rms / self.scale, "mean": rms / math.sqrt(len(values)) / self.scale}
+        for name, values in self.systematic.items():
+            rows[name] = {"item": _rms(values) / self.scale, "mean": float(values.double().mean()) / self.scale}
+        for name, value in self.of_mean.items():
+            rows[name] = {"item": math.nan, "mean": value / self.scale}
+        return rows
+
+    def __str__(self) -> str:
+        """A table, one line a part; effects that have a sign show it."""
+        lines = [f"{'error, ' + self.unit:24s} {'an item (RMS)':>14s} {'the mean':>12s}"]
+        for name, row in self.as_dict().items():
+            item = "" if math.isnan(row["item"]) else f"{row['item']:.1e}"
+            mean = f"{row['mean']:+.1e}" if name in self.systematic else f"{row['mean']:.1e}"
+            lines.append(f"{name:24s} {item:>14s} {mean:>12s}")
+        return "\n".join(lines)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
+
+
+def join(parts: list[ErrorBudget]) -> ErrorBudget:
+    """The budget of several batches as one."""
+    first = parts[0]
+    return replace(
+        first,
+        random={name: torch.cat([part.random[name] for part in parts]) for name in first.random},
+        systematic={name: torch.cat([part.systematic[name] for part in parts]) for name in first.systematic},
+    )

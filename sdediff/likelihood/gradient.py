@@ -1,0 +1,132 @@
+r"""Looks at a node through which gradients flow, in the memory of one node.
+
+A likelihood is a sum over nodes of ``w . v`` and of ``g . (J^T e)``; what joins the nodes is linear. A node's
+activations are made twice: forwards without a graph, and backwards, one node after another, when the gradient
+``(w, g)`` of what was seen there is known:
+
+    gradient of  w . v(y) + sum_k g_k . J(y)^T e_k   with respect to y and to the parameters of v
+
+by differentiating the products once more. This is the gradient of the number that was computed, to rounding, not an
+approximation to that of the integral (as solving an adjoint equation backwards would be), and what stays in memory of a
+node is its state, value and probes (Griewank & Walther 2000; Chen et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sdediff.likelihood.divergence import Field, chunk_size, value_and_diagonal, value_and_products
+
+_SAME = 1e-2
+"""Relative difference up to which two values at one state are the same but for rounding, in whatever precision."""
+
+
+def diagonal_through(
+    parameters: Sequence[Tensor] | None, field: Field, y: Tensor, axes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`~sdediff.likelihood.divergence.value_and_diagonal`; gradients flow to ``y`` and to ``parameters``.
+
+    Without parameters to speak of (``None``, not an empty list) no graph is left.
+    """
+
+    def products(of_diagonal: Tensor) -> tuple[Tensor, Tensor]:  # (B, D): the diagonal is q . (J^T q)
+        return axes.to(y).expand(len(y), -1, -1), of_diagonal[:, :, None] * axes.to(y)
+
+    return _seen(value_and_diagonal, products, parameters, field, y, axes)
+
+
+def products_through(
+    parameters: Sequence[Tensor] | None, field: Field, y: Tensor, probes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`~sdediff.likelihood.divergence.value_and_products`; else as :func:`diagonal_through`."""
+    return _seen(value_and_products, lambda of_products: (probes, of_products), parameters, field, y, probes)
+
+
+def _seen(
+    look: Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]],
+    products: Callable[[Tensor], tuple[Tensor, Tensor]],
+    parameters: Sequence[Tensor] | None,
+    field: Field,
+    y: Tensor,
+    directions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What ``look`` sees along ``directions``; ``products`` turns its gradient into probes and that of ``J^T e``."""
+    if parameters is None:
+        return look(field, y, directions)
+    seen: tuple[Tensor, Tensor] = _Node.apply(look, products, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
+    return seen
+
+
+class _Node(torch.autograd.Function):
+    """A look, and the same look again backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, look: Any, products: Any, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, seen = look(field, y, directions)
+        # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.
+        ctx.field, ctx.products, ctx.parameters = field, products, parameters
+        ctx.versions = [parameter._version for parameter in parameters]
+        ctx.save_for_backward(y, value)
+        return value, seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_value: Tensor, of_seen: Tensor) -> tuple[Tensor | None, ...]:
+        y, value = ctx.saved_tensors
+        if [parameter._version for parameter in ctx.parameters] != ctx.versions:
+            raise RuntimeError("a parameter was changed in place between the likelihood and its gradient")
+        probes, of_products = ctx.products(of_seen)
+        gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
+        return None, None, None, None, *gradients
+
+
+def _pull_back(
+    field: Field, y: Tensor, value: Tensor, parameters: Sequence[Tensor], wanted: tuple[Tensor, Tensor, Tensor]
+) -> list[Tensor | None]:
+    """The gradients of ``of_value . v + sum_k of_products_k . J^T probe_k`` to ``y`` and the parameters."""
+    of_value, *sides = wanted
+    totals: list[Tensor | None] = [None] * (1 + len(parameters))
+    for probes, of_products in zip(*(torch.split(side, chunk_size(y), dim=1) for side in sides), strict=True):
+        # Copies of the states, one a probe: vmap has no second derivative for every layer there is.
+        e, g = (side.transpose(0, 1).reshape(-1, *y.shape[1:]) for side in (probes, of_products))
+        leaf = y.detach().repeat(probes.shape[1], *(1,) * (y.ndim - 1)).requires_grad_()
+        # Fused attention has no second derivative; the plain one has.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            again = field(leaf)
+            first = again[: len(y)]
+            _check_same(first.detach(), value)
+            (pulled,) = torch.autograd.grad(again, leaf, e, create_graph=True)
+        pairs = [(first, of_value)] if totals[0] is None else []
+        if pulled.requires_grad:  # not where J is a constant
+            pairs.append((pulled, g))
+        if not pairs:
+            break
+        outputs, slopes = zip(*pairs, strict=True)
+        of_leaf, *more = torch.autograd.grad(outputs, [leaf, *parameters], slopes, allow_unused=True)
+        found = [None if of_leaf is None else of_leaf.reshape(-1, *y.shape).sum(dim=0), *more]
+        totals = [_sum(total, part) for total, part in zip(totals, found, strict=True)]
+    return totals
+
+
+def _check_same(again: Tensor, value: Tensor) -> None:
+    """Refuse a model that has no gradient, for it is no function."""
+    if not bool((again - value).norm() <= _SAME * value.norm()):
+        raise RuntimeError(
+            "the model gave another value when asked again at the same state, so it has no gradient: "
+            "put it in evaluation mode (dropout is random, and batch norm has a memory)"
+        )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Of what there is."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

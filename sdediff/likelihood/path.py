@@ -1,0 +1,159 @@
+r"""The path of an item through the flow, seen at its nodes.
+
+A multistep solver asks the network once at every node. The same forward gives the divergence there: the trajectory does
+not depend on the probes, so the log-determinant is a quadrature along a known path, with probes of its own at every
+node. In the coordinates u of :mod:`sdediff.samplers.whitened`, in which the data's own Gaussian does not move,
+
+    log p(u_0) = log p(u_N) + integral of div (du/dphi) dphi
+
+and what is integrated is zero for Gaussian data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeIs
+
+from sdediff.denoiser import Denoiser
+from sdediff.dynamics import Frame, to_x
+from sdediff.likelihood.quadrature import Quadrature
+from sdediff.likelihood.trace import Seen, Trace
+from sdediff.noise import NoiseSource
+from sdediff.numerics import all_finite, flatten
+from sdediff.samplers.base import StepSampler, walk
+from sdediff.samplers.whitened import Whitened
+from sdediff.sde import SDE
+from sdediff.types import Level, Split
+
+
+class Witness(Frame):
+    """A denoiser that takes down what a solver saw at its nodes, and how the divergence stood there."""
+
+    def __init__(self, model: Denoiser, levels: Sequence[Level[float]], trace: Trace, white: Whitened) -> None:
+        super().__init__(model, model.sde)
+        self.levels, self.trace, self.white = levels, trace, white
+        self.states: list[Tensor] = []
+        self.velocities: list[Tensor] = []
+        self.seen: list[Seen] = []
+
+    def field(self, level: Level[float]) -> Callable[[Tensor], Tensor]:
+        """The velocity on the angle at a level, as a function of the state of the frame."""
+
+        def velocity(y: Tensor) -> Tensor:
+            split: Split = self.denoise(to_x(y, level), level)
+            return split.mix(-level.sin, level.cos)
+
+        return velocity
+
+    def __call__(self, y: Tensor, level: Level) -> Split:
+        """Split the state ``y`` at the next node."""
+        node = len(self.states)
+        if node == len(self.levels) or level != self.levels[node]:
+            raise ValueError("the likelihood needs a solver that asks the network once at every node, and only there")
+
+        self.count(level)
+        velocity, seen = self.trace.look(self.field(level), y, node)
+        if not all_finite(velocity):
+            raise FloatingPointError(f"the model's output is not finite at t = {level.t:g}")
+        self.states.append(y)
+        self.velocities.append(velocity)
+        self.seen.append(seen)
+        return Split.linear(y, velocity, (level.cos, -level.sin), (level.sin, level.cos))
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A solve from the first to the last level, and what was seen at its nodes.
+
+    Attributes:
+        witness: who saw it.
+        rule: the quadrature over the nodes.
+        y: the last state of the frame, ``(B, *shape)``.
+        states: u at the nodes, ``(N + 1, B, D)``.
+        slopes: ``du / d phi`` there, ``(N + 1, B, D)``.
+        noise: the noise halves there, in the axes of u, ``(N + 1, B, D)``.
+    """
+
+    witness: Witness
+    rule: Quadrature
+    y: Tensor
+    states: Tensor
+    slopes: Tensor
+    noise: Tensor
+
+    @property
+    def levels(self) -> Sequence[Level[float]]:
+        """Of the nodes, N + 1."""
+        return self.witness.levels
+
+    @property
+    def white(self) -> Whitened:
+        """The coordinates u."""
+        return self.witness.white
+
+    @property
+    def seen(self) -> Sequence[Seen]:
+        """Of the divergence, one a node."""
+        return self.witness.seen
+
+    def gaussian(self) -> float:
+        """What the data's own Gaussian adds to the log-determinant, nats."""
+        start, end = (self.white.at(level).rho.log() for level in (self.levels[0], self.levels[-1]))
+        return float((end - start).sum()) * (self.states.shape[2] // len(start))
+
+    def log_determinant(self) -> Tensor:
+        """``log p(y_0) - log p(y_N)`` in the frame, nats ``(B,)``, along the path, by the divergences seen."""
+        return torch.stack([seen.share for seen in self.seen]).sum(dim=0) + self.gaussian()
+
+    def standard_error(self) -> Tensor:
+        """Of the probes' part in :meth:`log_determinant`, nats ``(B,)``; 0 for the exact trace."""
+        return self.witness.trace.standard_error(self.seen)
+
+    def defect(self) -> Tensor:
+        """What the misses of the steps are worth, nats ``(B,)``: the estimated size of the solver's error.
+
+        Along any curve, ``d log p(u) = (-div v + (u' - v) . score) d phi``; a curve that is no solution has the second
+        term, too. To first order it needs no forward: every step is compared with the quadrature over its neighbours on
+        both sides, and the score is the network's. The terms of a path cancel so far that what is left has the size of
+        the error (a factor of 1 to 2 on exact problems), but not its sign.
+        """
+        miss = self.rule.increments(self.slopes) - (self.states[1:] - self.states[:-1])
+        spots = [self.white.at(level) for level in self.levels]
+        scores = [-noise * (spot.rho / spot.sin).to(noise) for noise, spot in zip(self.noise, spots, strict=True)]
+        score = torch.stack([0.5 * (a + b) for a, b in pairwise(scores)])
+        return (miss * score).double().sum(dim=(0, 2)).abs()
+
+
+def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
+    """Whether a method's solve is one path, of which a network that is asked once at every node sees everything."""
+    return isinstance(method, StepSampler) and not method.stochastic and method.cost == "N"
+
+
+def first_time(sde: SDE) -> float:
+    """The data's end of a path: ``t_min``; for a chain its first instant, below which no network was trained."""
+    return sde.t_min if sde.instants is None else float(sde.instants[1])
+
+
+def follow(
+    model: Denoiser, x: Tensor, levels: list[Level[float]], sampler: StepSampler, trace: Trace, source: NoiseSource
+) -> Path:
+    """Solve from the state ``x`` at the first level to the last, and look at every node with a trace placed on them."""
+    white = trace.white
+    witness = Witness(model, levels, trace, white)
+    y, _, _ = walk(sampler, witness, x, levels, source, False, None)
+    witness(y, levels[-1])
+    states, slopes, noise = [], [], []
+    with torch.no_grad():  # they tell of errors, which have no gradients
+        for y_node, velocity, level in zip(witness.states, witness.velocities, levels, strict=True):
+            spot = white.at(level)
+            split = Split.linear(y_node, velocity, (level.cos, -level.sin), (level.sin, level.cos))
+            u = white.into(y_node, spot)
+            states.append(u)
+            slopes.append(white.slope(split, u, spot))
+            noise.append(white.turn(flatten(split.eps)))
+    return Path(witness, Quadrature.of(levels, white), y, torch.stack(states), torch.stack(slopes), torch.stack(noise))
