@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from sdediff.checkpoint import load, save
     from sdediff.comparison import Comparison, compare
     from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
+    from sdediff.generation import sample
     from sdediff.grids import GRIDS
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
     from sdediff.moments import Moments
     from sdediff.noise import BrownianPath, NoiseSource
     from sdediff.predictions import PREDICTIONS
     from sdediff.samplers import SAMPLERS
-    from sdediff.sampling import sample, solve
+    from sdediff.sampling import solve
     from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
     from sdediff.transport import decode, encode, interpolate
     from sdediff.types import DataInfo, Level, Solution, Split
@@ -29,13 +30,14 @@ _HOMES = {
     "checkpoint": ("load", "save"),
     "comparison": ("Comparison", "compare"),
     "denoiser": ("Clip", "Denoiser", "ScoreModel", "Threshold"),
+    "generation": ("sample",),
     "grids": ("GRIDS",),
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
     "moments": ("Moments",),
     "noise": ("BrownianPath", "NoiseSource"),
     "predictions": ("PREDICTIONS",),
     "samplers": ("SAMPLERS",),
-    "sampling": ("sample", "solve"),
+    "sampling": ("solve",),
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),
     "transport": ("decode", "encode", "interpolate"),
     "types": ("DataInfo", "Level", "Solution", "Split"),

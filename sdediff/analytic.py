@@ -151,7 +151,8 @@ class GaussianMixture:
         means, a = self.means.to(flat), alpha.reshape(-1, 1)
         if self._basis is None:
             squared = flat.square().sum(1, keepdim=True) - 2.0 * a * (flat @ means.T) + a**2 * means.square().sum(1)
-            return squared.clamp(min=0.0).sqrt()[..., None], variances
+            # Not 0, where the root has no derivative: a state may sit on a mean.
+            return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()[..., None], variances
         basis = self._basis.to(flat)
         rotated = (flat @ basis.transpose(0, 1).reshape(self.dim, -1)).reshape(len(flat), -1, self.dim)
         rotated_means = torch.einsum("kid,ki->kd", basis, means)

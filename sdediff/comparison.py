@@ -132,13 +132,13 @@ def compare(
 
     Args:
         model: a denoiser with its process.
-        shape: ``(n, *shape)``, as for :func:`~sdediff.sampling.sample`: the number of starts and the shape of each.
+        shape: ``(n, *shape)``, as for :func:`~sdediff.generation.sample`: the number of starts and the shape of each.
         solvers: names from ``SAMPLERS``, or a mapping; see ``Solvers``.
         forwards: budgets of the solvers on grids: each takes as many steps as it can afford.
         rtols: tolerances of the adaptive solvers.
         tolerance: of the reference.
         seed: of the starts and of the stochastic solvers' noise.
-        prior: of the starts; see :func:`~sdediff.sampling.sample`.
+        prior: of the starts; see :func:`~sdediff.generation.sample`.
         batch_size: starts solved at a time; all by default.
         device: of the states; the network's by default.
         progress: called as ``progress(done, total)``, in forwards, roughly.

@@ -26,6 +26,11 @@ def as_float64(value: Scalar) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float64, in which densities are summed, on devices that have it."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def log1mexp(x: Tensor) -> Tensor:
     """``log(1 - exp(x))`` for ``x <= 0`` without cancellation at either end (Maechler, 2012)."""
     near_zero = x > -math.log(2.0)

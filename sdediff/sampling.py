@@ -1,4 +1,4 @@
-"""``solve``: a state from one time to another by any solver. ``sample``: that, from noise to data."""
+"""``solve``: a state from one time to another by any solver."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def solve(
         FloatingPointError: if the result is not finite.
     """
     check_state(x)
-    _check_item(model, x.shape[1:])
+    check_item(model, x.shape[1:])
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     sde = model.sde
     ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
@@ -154,91 +154,12 @@ def solve(
         return sampler.sample(model, sde, x, times, noise, path=path, progress=progress)
 
 
-def sample(
-    model: Denoiser,
-    shape: Sequence[int],
-    solver: str | Sampler = "ode",
-    *,
-    steps: int | None = None,
-    grid: GridLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    seed: int = 0,
-    first: int = 0,
-    prior: str = "moments",
-    batch_size: int | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Draw samples: from the prior at ``t_max`` to the data.
-
-    Args:
-        model: a denoiser with its process.
-        shape: ``(n, *shape)``.
-        solver: a name from ``SAMPLERS`` or a sampler.
-        steps: see :func:`solve`.
-        grid: see :func:`solve`.
-        rtol: see :func:`solve`.
-        atol: see :func:`solve`.
-        seed: sample k is a function of ``(seed, first + k)`` alone, whatever the batch size.
-        first: index of the first sample.
-        prior: ``"moments"`` starts from the Gaussian with the data's mean and covariance where the model knows them
-            (else the standard one), ``"standard"`` from ``N(0, sigma^2)``.
-        batch_size: samples solved at a time; all by default.
-        dtype: of the states; the network's, or torch's default where it has none.
-        device: of the states; the network's by default.
-        progress: called as ``progress(done, total)``, over all batches.
-
-    Returns:
-        Tensor ``(n, *shape)``.
+def check_item(model: Denoiser, item: Sequence[int]) -> None:
+    """Refuse the shape of an item that is not the model's.
 
     Raises:
-        ValueError: for options that are unknown or do not go together.
-        FloatingPointError: if the result is not finite.
+        ValueError: naming both.
     """
-    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
-    parameter = next(model.parameters(), None)
-    dtype = dtype or (torch.get_default_dtype() if parameter is None else parameter.dtype)
-    place_on = device if device is not None else ("cpu" if parameter is None else parameter.device)
-    n, *item = shape
-    _check_item(model, item)
-    size = n if batch_size is None else batch_size
-    if n < 1 or size < 1:
-        raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
-    parts = []
-    for start in range(0, n, size):
-        count = min(size, n - start)
-        x = model.sde.prior_sample(
-            (count, *item),
-            moments=moments,
-            noise=NoiseSource(seed, (count, *item), first=first + start, dtype=dtype, device=place_on),
-        )
-
-        def report(done: int, total: int, batch: int = start // size) -> None:
-            if progress is not None:
-                progress(batch * total + done, total * -(-n // size))
-
-        parts.append(
-            solve(
-                model,
-                x,
-                solver,
-                t_from=model.sde.t_max,
-                t_to=0.0,
-                steps=steps,
-                grid=grid,
-                rtol=rtol,
-                atol=atol,
-                seed=seed,
-                first=first + start,
-                progress=report,
-            ).x
-        )
-    return torch.cat(parts)
-
-
-def _check_item(model: Denoiser, item: Sequence[int]) -> None:
     if model.data is not None and tuple(item) != tuple(model.data.shape):
         raise ValueError(f"the model's items have shape {tuple(model.data.shape)}, not {tuple(item)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import signal
@@ -23,7 +22,6 @@ from sdediff.cli import COMMANDS, main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.grids import GRIDS
-from sdediff.likelihood import log_likelihood
 from sdediff.samplers import ADAPTIVE, SAMPLERS
 
 ROUNDING = 1e-3
@@ -237,6 +235,18 @@ def test_batches_change_nothing_but_the_count_of_forwards(digits: Path, tmp_path
         np.testing.assert_allclose(a["samples"], b["samples"], atol=ROUNDING)
 
 
+def test_sample_writes_the_library_s_densities(digits: Path, tmp_path: Path) -> None:
+    args = ["sample", "--run", digits, "-n", 3, "--steps", 3, "--log-prob", "--out"]
+    figures = done(*args, tmp_path / "a")
+    x, log_prob = sdediff.sample(load(digits), (3, 1, 8, 8), steps=3, return_log_prob=True)
+    assert (figures["steps"], figures["nfe"]) == (3, 4)
+    with np.load(tmp_path / "a.npz") as arrays:
+        np.testing.assert_allclose(arrays["samples"], x.numpy(), atol=ROUNDING)
+        np.testing.assert_allclose(arrays["log_prob"], log_prob.numpy(), rtol=ROUNDING)
+        assert figures["log_prob"] == pytest.approx(float(arrays["log_prob"].mean()))
+    assert "one forward a step" in refused(*args, tmp_path / "b", "--solver", "heun")
+
+
 def test_repeated_samples_lose_nothing(digits: Path, tmp_path: Path) -> None:
     first = done("sample", "--run", digits, "-n", 2, "--steps", 2)
     before = contents(digits)
@@ -270,40 +280,6 @@ def test_a_run_whose_data_are_unknown_still_samples(points: Path, tmp_path: Path
     assert Path(figures["picture"]).parent == run / "samples"
     assert is_png(figures["picture"])
     assert "give DATA" in refused("encode", "--run", run)
-
-
-# ---- likelihood --------------------------------------------------------------------------------------------------
-
-
-def test_likelihood_of_integers_is_in_bits(digits: Path, tmp_path: Path) -> None:
-    args = ["likelihood", "--run", digits, "-n", 6, "--steps", 4, "--seed", 2, "--batch-size", 4]
-    figures = done(*args, "--out", tmp_path / "items.csv")
-    expected = log_likelihood(load(digits), load_dataset("digits").held_out[:6], steps=4, seed=2, batch_size=4)
-    bits = expected.bits_per_dim.numpy()
-    assert figures["unit"] == "bits/dim"
-    assert figures["nfe"] == expected.nfe / 2  # two batches, each of as many forwards as rk4 needs on four steps
-    assert figures["mean"] == pytest.approx(bits.mean(), abs=ROUNDING)
-    assert figures["standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(6), abs=ROUNDING)
-    with (tmp_path / "items.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["item"]) for row in rows] == list(range(6))
-    np.testing.assert_allclose([float(row["bits_per_dim"]) for row in rows], bits, atol=ROUNDING)
-    assert "--force" in refused(*args, "--out", tmp_path / "items.csv")
-    for name in ("items.npz", "items.png"):
-        done(*args, "--out", tmp_path / name)
-    with np.load(tmp_path / "items.npz") as arrays:
-        np.testing.assert_allclose(arrays["bits_per_dim"], bits, atol=ROUNDING)
-
-
-def test_likelihood_of_a_file_of_floats_is_in_nats(points: Path, tmp_path: Path) -> None:
-    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    np.savez(tmp_path / "x.npz", data=x.numpy())
-    args = ["likelihood", tmp_path / "x.npz", "--run", points, "--trace", "hutchinson", "--probes", 3]
-    figures = done(*args, "--rtol", 1e-3, "--atol", 1e-3)
-    expected = log_likelihood(load(points), x, trace="hutchinson", probes=3, rtol=1e-3, atol=1e-3)
-    assert figures["unit"] == "nats"
-    assert figures["mean"] == pytest.approx(float(expected.log_prob.mean()), abs=ROUNDING)
-    assert done(*args, "-n", 1)["standard_error"] is None
 
 
 # ---- encode, decode, interpolate ---------------------------------------------------------------------------------
@@ -400,7 +376,7 @@ BAD = {
     "suffix": (["sample", "--out", "x.jpg"], "must end in .png or .npz"),
     "option": (["sample", "--sovler", "ode"], "--sovler"),
     "stochastic encoder": (["encode", "--solver", "sde"], "unknown solver 'sde'"),
-    "table suffix": (["likelihood", "--out", "x.xlsx"], "must end in one of: .npz, .csv, .png"),
+    "table suffix": (["likelihood", "--out", "x.xlsx"], "must end in one of: .npz, .csv; not"),
     "trace": (["likelihood", "--trace", "exakt"], "did you mean 'exact'?"),
     "no data": (["likelihood", "nowhere.npz"], "no data 'nowhere.npz': neither a path nor one of digits, "),
     "NaN data": (["likelihood", "nan.npy"], "nan.npy: 1 of 192 entries are NaN or infinite"),
@@ -482,7 +458,9 @@ def test_an_unwritable_output_is_found_before_the_work(
         raise AssertionError("the work began")
 
     for command in ("sample", "encode", "likelihood"):
-        monkeypatch.setattr(f"sdediff.cli.{command}.{command.replace('likelihood', 'log_likelihood')}", work)
+        monkeypatch.setattr(
+            "sdediff.scoring.score" if command == "likelihood" else f"sdediff.cli.{command}.{command}", work
+        )
         (tmp_path / "file").write_text("not a folder")
         line = refused(command, "--run", digits, "--out", tmp_path / "file" / "x.npz")
         assert str(tmp_path / "file") in line

@@ -21,7 +21,7 @@ LAYERS = {
     "sampling": 5,
     "tuning": 6, "tuning.store": 9,
     "transport": 6, "likelihood": 6, "comparison": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
-    "config": 7,
+    "config": 7, "generation": 7,
     "interop": 7,
     "checkpoint": 8, "plots": 8,
     "training": 9, "scoring": 9,

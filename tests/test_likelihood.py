@@ -192,6 +192,32 @@ def test_exact_trace_is_that_of_the_jacobian(budget, monkeypatch):
     assert products == pytest.approx(torch.einsum("bij,bki->bkj", jacobian, probes), abs=1e-15 * scale)
 
 
+class Unbatched(torch.autograd.Function):
+    """A sine whose backward pass asks for a number, which vmap refuses, as it does some layers of real networks."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        return y.sin()
+
+    @staticmethod
+    def backward(ctx, of_value):
+        assert math.isfinite(of_value.sum().item())
+        return ctx.saved_tensors[0].cos() * of_value
+
+
+def test_layers_that_cannot_be_batched_have_a_divergence():
+    probes = PROBES["gaussian"].draw(torch.arange(3 * 5 * 32, dtype=torch.float64).sin().reshape(3, 5, 32))
+    for look, directions in (
+        (divergence.value_and_products, probes),
+        (divergence.value_and_diagonal, torch.eye(32, dtype=torch.float64)),
+    ):
+        value, seen = look(Unbatched.apply, Y, directions)
+        other, expected = look(torch.sin, Y, directions)
+        assert torch.equal(value, other)
+        assert torch.equal(seen, expected)
+
+
 def test_nothing_of_autograd_is_left_behind():
     model = ScoreModel(lambda x, t: padded(x), VPSDE())
     expected = log_likelihood(model, Y, steps=2)

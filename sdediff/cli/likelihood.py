@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ import click
 import torch
 from torch import Tensor
 
-from sdediff import plots
+from sdediff import scoring
+from sdediff.checkpoint import latest_run
 from sdediff.cli.console import Console
+from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
     COUNT,
     PATH,
     POSITIVE,
     TableName,
-    batch_size_option,
     data_argument,
     device_option,
     force_option,
@@ -28,130 +31,198 @@ from sdediff.cli.options import (
     number_option,
     run_option,
     seed_option,
+    together,
 )
-from sdediff.cli.output import plan, write_csv, write_npz
-from sdediff.cli.runs import counting, open_run
-from sdediff.likelihood import LogLikelihood, log_likelihood
+from sdediff.cli.output import plan
+from sdediff.cli.runs import counting, find_run, open_run, pick_device
+from sdediff.cli.scores import WRITERS, Files, Task, bar, finish
+from sdediff.denoiser import Denoiser
+from sdediff.grids import GRIDS
+from sdediff.likelihood.bits import BOUNDS
+from sdediff.likelihood.chain import VARIANCES
+from sdediff.likelihood.dequantize import DEQUANTISATIONS
 from sdediff.likelihood.ode import EXACT_UP_TO
+from sdediff.likelihood.probes import PROBES
+from sdediff.scoring import METHODS, Method
+from sdediff.scoring.methods import Columns, Work
+
+MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
 
 TRACES = {"auto": f"exact up to {EXACT_UP_TO} dimensions", "exact": "D products", "hutchinson": "random probes"}
-
-Columns = Mapping[str, Any]
-
-
-def _histogram(path: Path, columns: Columns) -> None:
-    unit = next(iter(columns))
-    plots.histogram(torch.from_numpy(columns[unit]), path, label=unit.replace("_per_", "/"))
-
-
-WRITERS: dict[str, Callable[[Path, Columns], None]] = {".npz": write_npz, ".csv": write_csv, ".png": _histogram}
-"""What ``--out`` may be, by suffix; the first column is the likelihood, named by its unit."""
+PRIORS = {"moments": "the data's mean and covariance", "standard": "N(0, sigma^2)"}
 
 EPILOG = """\b
 Examples:
-  sdediff likelihood                          # what the run held out
-  sdediff likelihood -n 100 --out bits.csv    # a figure for each item
+  sdediff likelihood                              # what the run held out
+  sdediff likelihood --out bits.csv               # a row for each item, and a picture; again: goes on
+  sdediff likelihood --target-error 0.01          # as many items as that takes
   sdediff likelihood test.npz --trace hutchinson --probes 8 --json
+  sdediff likelihood --elbo --samples 4           # the variational bound
+  torchrun --nproc_per_node 2 -m -- sdediff likelihood    # several processes
 """
+
+
+def _names(table: Mapping[str, Any]) -> str:
+    return ", ".join(table)
+
+
+class Steps(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
+    """A number of steps, or ``inf``."""
+
+    name = "integer|inf"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        if value == "inf":
+            return math.inf
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"must be a whole number of at least 1, or inf, not {value!r}", param, ctx)
+        return int(value)
+
+
+method_options = together(
+    click.option("--elbo", is_flag=True, help="The variational bound instead of the flow's likelihood."),
+    click.option("--solver", metavar="NAME", help="Of the flow's path.  [default: the library's choice]"),
+    click.option(
+        "--steps", type=Steps(), help="Steps of a fixed grid; of --elbo, of the chain, or inf: continuous time."
+    ),
+    click.option("--grid", type=TableName(GRIDS, "grid"), help=f"Where the steps go: {_names(GRIDS)}."),
+    click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
+    click.option("--atol", type=POSITIVE, help="Absolute tolerance."),
+    click.option(
+        "--trace",
+        type=TableName(TRACES, "trace"),
+        help=f"The divergence: {'; '.join(f'{name}, {what}' for name, what in TRACES.items())}.  [default: auto]",
+    ),
+    click.option("--probes", type=COUNT, help="Probes of the hutchinson trace, per item."),
+    click.option("--noise", type=TableName(PROBES, "law of the probes"), help=f"Law of the probes: {_names(PROBES)}."),
+    click.option("--item-error", "target_error", type=POSITIVE, help="Probe for each item until its error is this."),
+    click.option(
+        "--dequantisation",
+        type=TableName(DEQUANTISATIONS, "dequantisation"),
+        help=f"Of integer data: {_names(DEQUANTISATIONS)}.  [default: uniform]",
+    ),
+    click.option("--samples", type=COUNT, help="Draws per item: of the dequantisation or, with --elbo, the noise."),
+    click.option(
+        "--draws", type=COUNT, help="Noise levels per item that --elbo samples.  [default: all steps of a chain]"
+    ),
+    click.option("--bound", type=TableName(BOUNDS, "bound"), help=f"From several draws: {_names(BOUNDS)}."),
+    click.option(
+        "--variance", type=TableName(VARIANCES, "variance"), help=f"Of the steps of --elbo: {_names(VARIANCES)}."
+    ),
+    click.option("--prior", type=TableName(PRIORS, "prior"), help=f"At the noise's end: {_names(PRIORS)}."),
+    click.option("--t-from", type=POSITIVE, help="Time of the data's end.  [default: t_min]"),
+)
 
 
 @click.command("likelihood", epilog=EPILOG)
 @data_argument
 @run_option
 @number_option
-@click.option(
-    "--trace",
-    type=TableName(TRACES, "trace"),
-    default="auto",
-    show_default=True,
-    help=f"How the divergence is taken: {'; '.join(f'{name}, {what}' for name, what in TRACES.items())}.",
-)
-@click.option("--probes", type=COUNT, default=2, show_default=True, help="Probes of the hutchinson trace, per item.")
-@click.option("--rtol", type=POSITIVE, help="Relative tolerance.  [default: 1e-5; 1e-4 with random probes]")
-@click.option("--atol", type=POSITIVE, help="Absolute tolerance.  [default: 1e-5; 1e-4 with random probes]")
-@click.option("--steps", type=COUNT, help="Steps of a fixed grid (rk4) instead of tolerances.")
+@click.option("--target-error", "target", type=POSITIVE, help="Stop when the standard error of the mean is this.")
+@method_options
 @seed_option
-@batch_size_option(32)
+@click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
 @device_option
-@click.option("--out", type=PATH, help=f"A file with every item: {', '.join(WRITERS)} (a histogram).")
+@click.option("--out", type=PATH, help=f"A row for each item: {', '.join(WRITERS)}; an unfinished one is gone on with.")
+@click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
 @force_option
 @json_option
 def command(
     data: str | None,
     run: Path | None,
     number: int | None,
-    trace: str,
-    probes: int,
-    rtol: float | None,
-    atol: float | None,
-    steps: int | None,
+    target: float | None,
+    elbo: bool,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     out: Path | None,
+    picture: Path | None,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Log-likelihood of DATA through the probability-flow ODE.
+    """Log-likelihood of DATA, with its errors.
 
     DATA is a data set's name, a file or a folder; by default what the run's training left out. Integer data are
     dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better).
+
+    Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
+    mean over all. With --out what is done is kept: after Ctrl-C the same command goes on.
     """
     console = Console(as_json)
-    file = None if out is None else _place(out, force)
-    opened = open_run(run, device, console)
+    name = "elbo" if elbo else "flow"
+    given = {option: value for option, value in options.items() if value is not None}
+    _check_method(name, given)
+    files = _place(out, picture, force)
+    workers = scoring.Workers(pick_device(device))
+    opened = open_run(
+        (find_run(console) if MAIN else latest_run()) if run is None else run, str(workers.device), console
+    )
     items, words = read_items(data, opened, number)
-    start = time.perf_counter()
-    with console.bar("likelihood", unit="item") as report, counting(opened.model) as count:
-        result = log_likelihood(
-            opened.model,
-            items.to(opened.device),
-            trace=trace,
-            probes=probes,
-            rtol=rtol,
-            atol=atol,
-            steps=steps,
+    _check_data(METHODS[name], given, items)
+    task = Task(console, opened, items, words, name, files)
+    settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}
+    with bar(task, MAIN) as report:
+        scores = scoring.score(
+            partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
+            items,
             seed=seed,
-            batch_size=batch_size,
-            progress=report,
+            size=batch_size,
+            target=target,
+            part=None if files.part is None else scoring.Part(files.part, settings),
+            fresh=force,
+            workers=workers,
+            model=opened.model,
+            report=report,
         )
-    seconds, nfe = time.perf_counter() - start, count.items / len(items)
-    unit, values, errors = in_units(result)
-    mean, standard_error = mean_and_error(values)
-    if file is not None:
-        WRITERS[file.suffix](file, {unit.replace("/", "_per_"): values.numpy(), "standard_error": errors.numpy()})
-    console.say(
-        f"{mean:.5g} +- {standard_error:.2g} {unit} ({words}, {len(items)} items; mean and standard error)\n"
-        f"  NFE {nfe:g}, {seconds:.1f} s" + ("" if file is None else f"\n  items  {file}")
-    )
-    console.result(
-        run=opened.folder,
-        data=words,
-        unit=unit,
-        mean=mean,
-        standard_error=standard_error,
-        items=len(items),
-        nfe=nfe,
-        seconds=seconds,
-        out=file,
-    )
+    if MAIN:
+        finish(task, scores, target)
+    workers.close()
+    if scores.interrupted:
+        sys.exit(INTERRUPTED)
 
 
-def _place(out: Path, force: bool) -> Path:
-    """The file to write, known to be of a kind that can be, and free."""
-    if out.suffix not in WRITERS:
-        raise ValueError(f"--out must end in one of: {', '.join(WRITERS)}; not {str(out)!r}")
-    return plan(out, out.parent, out.stem, (out.suffix,), force=force)[out.suffix]
+def _counted(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
+    """Score a batch, and say how often the network saw each of its items, in the mean."""
+    with counting(model) as count:
+        columns = work(model, x, first, **options)
+    return {**columns, "nfe": torch.full((len(x),), count.items / len(x), dtype=torch.float64)}
 
 
-def in_units(result: LogLikelihood) -> tuple[str, Tensor, Tensor]:
-    """The unit that suits the data, and in it every item's likelihood and standard error, on the CPU."""
-    error = result.standard_error.cpu()
-    if not result.discrete:
-        return "nats", result.log_prob.cpu(), error
-    return "bits/dim", result.bits_per_dim.cpu(), error / (math.log(2.0) * result.latent[0].numel())
+def _check_method(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse the options of another method."""
+    wrong = [option for option in given if option not in METHODS[name].options + METHODS[name].integers]
+    if wrong:
+        flags = ", ".join(_flag(option) for option in wrong)
+        raise ValueError(f"{flags}: not an option of the {METHODS[name].words}{' (--elbo)' * (name == 'elbo')}")
+    if name == "flow" and given.get("steps") == math.inf:
+        raise ValueError("--steps inf is of the variational bound (--elbo); a path has a number of steps")
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean over the items and its standard error; of a single item the latter is unknown (NaN)."""
-    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _check_data(method: Method, given: Mapping[str, Any], items: Tensor) -> None:
+    """Refuse the options of integer data for continuous ones."""
+    wrong = [_flag(option) for option in method.integers if option in given]
+    if wrong and items.is_floating_point():
+        raise ValueError(f"{', '.join(wrong)}: only integer data are dequantised, these are continuous")
+
+
+def _flag(option: str) -> str:
+    return {"target_error": "--item-error"}.get(option, f"--{option.replace('_', '-')}")
+
+
+def _place(out: Path | None, picture: Path | None, force: bool) -> Files:
+    """The files to write, known to be of kinds that can be, and free or unfinished."""
+    if out is not None and out.suffix not in WRITERS:
+        hint = "; the picture's name is --picture" if out.suffix == ".png" else ""
+        raise ValueError(f"--out must end in one of: {', '.join(WRITERS)}; not {str(out)!r}{hint}")
+    part = None if out is None else out.with_name(f"{out.name}.part")
+    ours = force or (part is not None and part.exists())  # what an earlier run, stopped at a target, wrote
+    if picture is not None:
+        picture = plan(picture, picture.parent, "likelihood", (".png",), force=ours)[".png"]
+    if out is None:
+        return Files(None, None, picture)
+    suffixes = (out.suffix,) if picture is not None else (out.suffix, ".png")
+    paths = plan(out, out.parent, out.stem, suffixes, force=ours)
+    return Files(paths[out.suffix], part, paths.get(".png", picture))

@@ -64,10 +64,10 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Columns of one length, with the row's number first; single values are repeated."""
+    """Columns of one length; single values are repeated."""
     rows = max(np.size(array) for array in arrays.values())
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["item", *arrays])
-    writer.writerows(zip(range(rows), *(np.broadcast_to(array, rows) for array in arrays.values()), strict=True))
+    writer.writerow(arrays)
+    writer.writerows(zip(*(np.broadcast_to(array, rows) for array in arrays.values()), strict=True))
     write(path, buffer.getvalue().encode())

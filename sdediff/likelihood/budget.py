@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sdediff.numerics import wide
+
 
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
@@ -48,7 +50,7 @@ class ErrorBudget:
             rms = _rms(values)
             rows[name] = {"item": rms / self.scale, "mean": rms / math.sqrt(len(values)) / self.scale}
         for name, values in self.systematic.items():
-            rows[name] = {"item": _rms(values) / self.scale, "mean": float(values.double().mean()) / self.scale}
+            rows[name] = {"item": _rms(values) / self.scale, "mean": float(wide(values).mean()) / self.scale}
         for name, value in self.of_mean.items():
             rows[name] = {"item": math.nan, "mean": value / self.scale}
         return rows
@@ -64,7 +66,7 @@ class ErrorBudget:
 
 
 def _rms(values: Tensor) -> float:
-    return float(values.double().square().mean().sqrt())
+    return float(wide(values).square().mean().sqrt())
 
 
 def join(parts: list[ErrorBudget]) -> ErrorBudget:

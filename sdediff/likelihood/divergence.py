@@ -70,8 +70,16 @@ def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor
         raise ValueError("the divergence needs a differentiable field: its value has no autograd history")
 
     def pull(cotangents: Tensor) -> Tensor:
-        shaped = cotangents.reshape(-1, *value.shape)
-        (products,) = torch.autograd.grad(value, leaf, shaped, retain_graph=True, is_grads_batched=True)
-        return products.reshape(*cotangents.shape[:2], -1)
+        return _products(value, leaf, cotangents.reshape(-1, *value.shape)).reshape(*cotangents.shape[:2], -1)
 
     return value.detach(), pull
+
+
+def _products(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+    """``J^T`` times cotangents ``(K, B, *shape)``, in one backward pass where every layer can be batched."""
+    if len(cotangents) > 1:
+        try:
+            return torch.autograd.grad(value, leaf, cotangents, retain_graph=True, is_grads_batched=True)[0]
+        except RuntimeError:  # a layer that vmap does not know: fused attention, convolutions in channels-last order
+            pass
+    return torch.stack([torch.autograd.grad(value, leaf, one, retain_graph=True)[0] for one in cotangents])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdediff.likelihood.path import Path
 from sdediff.moments import Moments
-from sdediff.numerics import flatten
+from sdediff.numerics import flatten, wide
 from sdediff.sde import SDE
 from sdediff.types import Level
 
@@ -25,7 +25,7 @@ def blur_effect(path: Path, sde: SDE) -> Tensor:
     """
     first = path.levels[0]
     later = sde.levels([min(2.0 * float(first.t), float(path.levels[-1].t))])[0]
-    score = -first.cos / first.sin * path.noise[0].double()
+    score = -first.cos / first.sin * wide(path.noise[0])
     curvature = first.cos**2 * _score_divergence(path, 0) + score.square().sum(dim=1)
     return 0.5 * curvature * (math.exp(-2.0 * later.half_log_snr) - math.exp(-2.0 * first.half_log_snr))
 
@@ -37,13 +37,13 @@ def prior_effect(path: Path, moments: Moments | None) -> Tensor:
     linear, as that of a mean, and twice it where it is quadratic, as that of a covariance.
     """
     last, spot = path.levels[-1], path.white.at(path.levels[-1])
-    score = -path.noise[-1].double() / last.sin
+    score = -wide(path.noise[-1]) / last.sin
     if moments is None:
-        offset = path.white.turn(flatten(path.y)).double()
-        variances = torch.full((offset.shape[1],), last.sin**2, dtype=torch.float64)
+        offset = wide(path.white.turn(flatten(path.y)))
+        variances = torch.full_like(offset[0], last.sin**2)
     else:
         rho = spot.rho.to(score).expand(score.shape[1])
-        offset, variances = path.states[-1].double() * rho, rho.square()
+        offset, variances = wide(path.states[-1]) * rho, rho.square()
     variances = variances.to(score)
     mismatch = score + offset / variances
     return (mismatch * offset).sum(dim=1) - (_score_divergence(path, -1) + (1.0 / variances).sum())
@@ -53,4 +53,4 @@ def _score_divergence(path: Path, node: int) -> Tensor:
     """``div s`` in the frame, ``(B,)``."""
     level: Level[float] = path.levels[node]
     dim = path.states.shape[2]
-    return -(dim * level.sin + level.cos * path.seen[node].trace.double()) / level.sin
+    return -(dim * level.sin + level.cos * path.seen[node].trace) / level.sin

@@ -14,7 +14,7 @@ node is its state, value and probes (Griewank & Walther 2000; Chen et al. 2016).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,23 @@ _SAME = 1e-2
 """Relative difference up to which two values at one state are the same but for rounding, in whatever precision."""
 
 
+class _Look(NamedTuple):
+    """What is seen at a node along some directions.
+
+    Attributes:
+        see: ``(field, y, directions) -> (value, seen)``.
+        products: ``(directions, gradient of seen) -> (probes e, gradient of J^T e)``, ``(B, K, D)`` each.
+    """
+
+    see: Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]]
+    products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+# The diagonal along an axis q is q . (J^T q).
+_DIAGONAL = _Look(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, :, None] * axes))
+_PRODUCTS = _Look(value_and_products, lambda probes, of: (probes, of))
+
+
 def diagonal_through(
     parameters: Sequence[Tensor] | None, field: Field, y: Tensor, axes: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -34,32 +51,22 @@ def diagonal_through(
 
     Without parameters to speak of (``None``, not an empty list) no graph is left.
     """
-
-    def products(of_diagonal: Tensor) -> tuple[Tensor, Tensor]:  # (B, D): the diagonal is q . (J^T q)
-        return axes.to(y).expand(len(y), -1, -1), of_diagonal[:, :, None] * axes.to(y)
-
-    return _seen(value_and_diagonal, products, parameters, field, y, axes)
+    return _seen(_DIAGONAL, parameters, field, y, axes)
 
 
 def products_through(
     parameters: Sequence[Tensor] | None, field: Field, y: Tensor, probes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As :func:`~sdediff.likelihood.divergence.value_and_products`; else as :func:`diagonal_through`."""
-    return _seen(value_and_products, lambda of_products: (probes, of_products), parameters, field, y, probes)
+    return _seen(_PRODUCTS, parameters, field, y, probes)
 
 
 def _seen(
-    look: Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]],
-    products: Callable[[Tensor], tuple[Tensor, Tensor]],
-    parameters: Sequence[Tensor] | None,
-    field: Field,
-    y: Tensor,
-    directions: Tensor,
+    look: _Look, parameters: Sequence[Tensor] | None, field: Field, y: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What ``look`` sees along ``directions``; ``products`` turns its gradient into probes and that of ``J^T e``."""
     if parameters is None:
-        return look(field, y, directions)
-    seen: tuple[Tensor, Tensor] = _Node.apply(look, products, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
+        return look.see(field, y, directions)
+    seen: tuple[Tensor, Tensor] = _Node.apply(look, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
     return seen
 
 
@@ -68,24 +75,24 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, look: Any, products: Any, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
+        ctx: Any, look: _Look, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        value, seen = look(field, y, directions)
+        value, seen = look.see(field, y, directions)
         # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.
-        ctx.field, ctx.products, ctx.parameters = field, products, parameters
+        ctx.look, ctx.field, ctx.parameters = look, field, parameters
         ctx.versions = [parameter._version for parameter in parameters]
-        ctx.save_for_backward(y, value)
+        ctx.save_for_backward(y, value, directions)
         return value, seen
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_value: Tensor, of_seen: Tensor) -> tuple[Tensor | None, ...]:
-        y, value = ctx.saved_tensors
+        y, value, directions = ctx.saved_tensors
         if [parameter._version for parameter in ctx.parameters] != ctx.versions:
             raise RuntimeError("a parameter was changed in place between the likelihood and its gradient")
-        probes, of_products = ctx.products(of_seen)
+        probes, of_products = ctx.look.products(directions.to(y), of_seen)
         gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
-        return None, None, None, None, *gradients
+        return None, None, None, *gradients
 
 
 def _pull_back(

@@ -54,8 +54,9 @@ CLIMBER = Relative(4, correct_from=0)
 GRID = Reference(2.0)
 """Denser in the noise than on the way down: every node is an independent look at the divergence, too."""
 _TOLERANCE = 1e-5
-_PATH_ERROR, _DOUBLINGS = 1e-3, 4
-"""Bits a dimension of solver error from which an item is solved again, where nobody said how many steps; how often."""
+_PATH_ERROR, _DOUBLINGS = 1e-3, {False: 1, True: 4}
+"""Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
+they are doubled, without and with a target error."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,23 @@ class LogLikelihood:
             raise ValueError("bits/dim exist for integer data only; continuous data have log_prob, in nats")
         return -self.log_prob / (math.log(2.0) * self.latent[0].numel())
 
-    def interval(self, sigmas: float = 1.96) -> tuple[Tensor, Tensor]:
-        """Lower and upper end, nats ``(B,)`` each, by probes and solver together; 95 % by default."""
-        solver = self.error_budget.systematic.get("solver", torch.zeros_like(self.log_prob))
-        half = sigmas * torch.hypot(self.standard_error, solver)
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper end, nats ``(B,)`` each, by all parts of the budget.
+
+        By the probes' standard error it covers what it says. The systematic parts are estimates of a size: that of the
+        solver counts twice, those of the ends once.
+
+        Raises:
+            ValueError: unless ``0 < confidence < 1``.
+        """
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"the confidence must lie in (0, 1), not {confidence}")
+        sigmas = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+        systematic = self.error_budget.systematic
+        size = torch.zeros_like(self.log_prob)
+        for name, effect in systematic.items():
+            size = size + effect.abs() * (2.0 if name == "solver" else 1.0)
+        half = sigmas * torch.hypot(self.standard_error, size)
         return self.log_prob - half, self.log_prob + half
 
 
@@ -135,7 +149,7 @@ def log_likelihood(
     atol: float | None = None,
     grid: GridLike | None = None,
     trace: str = "auto",
-    probes: int = 1,
+    probes: int = 2,
     noise: str = "rademacher",
     prior: str = "moments",
     t_from: float | None = None,
@@ -157,15 +171,16 @@ def log_likelihood(
         solver: of the path: a deterministic entry of ``SAMPLERS`` that asks the network once a node (``"ode"``,
             ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an adaptive
             method of torchdiffeq (``"dopri5"``), which takes tolerances and keeps its probes along the path.
-        steps: intervals of the path, one forward each and one at the end. By default 40, and twice as many for the
-            items whose solver error is then above 1e-3 bits a dimension, again and again, up to 16 times as many.
+        steps: intervals of the path, one forward each and one at the end. By default 40, and 80 for the items
+            whose solver error is then above 1e-3 bits a dimension.
         rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
         atol: absolute tolerance of the path in the variance-preserving frame and, in nats a dimension, of the
             log-density; one tolerance given alone stands for both.
         grid: where the steps go: a name from ``GRIDS``, a grid, or rising times.
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
-        probes: random probes an item at every node, fresh at each. The stated error is unbiased where the field is a
-            gradient, an upper bound elsewhere.
+        probes: random probes an item at a node in the mean, fresh at every node, from 3 on more where they tell more.
+            The stated error is unbiased where the field is a gradient, an upper bound elsewhere; that of a single probe
+            rests on the nodes beside it and can be several times too large for a network of uneven pixels.
         noise: law of the probes, ``"rademacher"`` or ``"gaussian"``.
         prior: law of the states at ``t_to``: ``"moments"`` for the Gaussian with the data's mean and covariance where
             the model knows them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
@@ -173,11 +188,11 @@ def log_likelihood(
             trained.
         t_to: time of the noise's end; ``t_max`` by default.
         target_error: largest error an item may have, in bits/dim for integer data and in nats for continuous: items
-            whose solver error is above it are solved again on twice as many steps, and more probes are drawn, where
-            they tell most, until the standard error is below it.
+            whose solver error is above it are solved again on twice as many steps, up to 16 times as many, and more
+            probes are drawn, where they tell most, until the standard error is below it.
         differentiable: let gradients flow from ``log_prob`` (and ``latent``) to ``x``, if it is of floats, and to
-            those parameters of the model that require them: those of the very number returned, at about three times
-            the cost, in the memory of one node and the states of all. The errors have none.
+            those parameters of the model that require them: those of the very number returned, at three to six
+            times the cost, in the memory of one node and the states of all. The errors have none.
         data: levels and range of integer data; the model's own by default.
         seed: probes and dequantisation of item k are functions of ``(seed, first + k, draw)`` alone.
         draw: number of the draw.
@@ -216,7 +231,7 @@ def log_likelihood(
         law=law,
         probes=None if exact or probes >= dim or (target is not None and dim <= EXACT_UP_TO) else max(probes, least),
         moments=moments,
-        refinable=_DOUBLINGS if (steps is None or target is not None) and _by_rule(grid) else 0,
+        refinable=_DOUBLINGS[target is not None] if (steps is None or target is not None) and _by_rule(grid) else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,
         target=target,
         parameters=_parameters(model, differentiable, method, target),

@@ -24,8 +24,8 @@ from sdediff.dynamics import Frame, to_x
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.likelihood.trace import Seen, Trace
 from sdediff.noise import NoiseSource
-from sdediff.numerics import all_finite, flatten
-from sdediff.samplers.base import StepSampler, walk
+from sdediff.numerics import all_finite, flatten, wide
+from sdediff.samplers.base import Progress, StepSampler, walk
 from sdediff.samplers.whitened import Whitened
 from sdediff.sde import SDE
 from sdediff.types import Level, Split
@@ -126,7 +126,7 @@ class Path:
         spots = [self.white.at(level) for level in self.levels]
         scores = [-noise * (spot.rho / spot.sin).to(noise) for noise, spot in zip(self.noise, spots, strict=True)]
         score = torch.stack([0.5 * (a + b) for a, b in pairwise(scores)])
-        return (miss * score).double().sum(dim=(0, 2)).abs()
+        return wide(miss * score).sum(dim=(0, 2)).abs()
 
 
 def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
@@ -140,12 +140,18 @@ def first_time(sde: SDE) -> float:
 
 
 def follow(
-    model: Denoiser, x: Tensor, levels: list[Level[float]], sampler: StepSampler, trace: Trace, source: NoiseSource
+    model: Denoiser,
+    x: Tensor,
+    levels: list[Level[float]],
+    sampler: StepSampler,
+    trace: Trace,
+    source: NoiseSource,
+    progress: Progress | None = None,
 ) -> Path:
     """Solve from the state ``x`` at the first level to the last, and look at every node with a trace placed on them."""
     white = trace.white
     witness = Witness(model, levels, trace, white)
-    y, _, _ = walk(sampler, witness, x, levels, source, False, None)
+    y, _, _ = walk(sampler, witness, x, levels, source, False, progress)
     witness(y, levels[-1])
     states, slopes, noise = [], [], []
     with torch.no_grad():  # they tell of errors, which have no gradients

@@ -40,12 +40,12 @@ class Sights(NamedTuple):
     Attributes:
         probes: ``(B, K, D)`` each, independent of one another; K may differ.
         products: ``M^T e``, ``(B, K, D)`` each, M carrying the quadrature's weight of its node.
-        spans: that weight, positive, but for what differs between coordinates: ``M / span`` is smooth along the nodes.
+        sizes: positive, such that ``M / size`` is smooth along the nodes.
     """
 
     probes: Sequence[Tensor]
     products: Sequence[Tensor]
-    spans: Sequence[float]
+    sizes: Sequence[float]
 
     def shares(self, node: int) -> Tensor:
         """``e_i (M^T e)_i``, ``(B, K, D)``."""
@@ -53,10 +53,10 @@ class Sights(NamedTuple):
 
     def beside(self, node: int) -> Tensor | None:
         """The shares of a node as its neighbours on either side have them, ``(B, D)``."""
-        near = [i for i in (node - 1, node + 1) if 0 <= i < len(self.spans)]
+        near = [i for i in (node - 1, node + 1) if 0 <= i < len(self.sizes)]
         if not near:
             return None
-        found = [self.shares(i).mean(dim=1) * (self.spans[node] / self.spans[i]) for i in near]
+        found = [self.shares(i).mean(dim=1) * (self.sizes[node] / self.sizes[i]) for i in near]
         return torch.stack(found).mean(dim=0)
 
 

@@ -24,17 +24,12 @@ from sdediff.likelihood.gradient import diagonal_through, products_through
 from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
-from sdediff.numerics import flatten
+from sdediff.numerics import flatten, wide
 from sdediff.samplers.held import Array
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
 _STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
-
-
-def accumulator(x: Tensor) -> torch.dtype:
-    """Densities are summed in float64, on devices that have it."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
@@ -123,7 +118,7 @@ class ExactTrace(Trace):
 
     def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
         velocity, diagonal = diagonal_through(self.parameters, field, y, self.white.axes(y))
-        diagonal, (factor, rate) = diagonal.to(accumulator(y)), self.weights[node]
+        diagonal, (factor, rate) = wide(diagonal), self.weights[node]
         excess = diagonal - rate.to(diagonal)
         none = diagonal[:, None, :][:, :0]
         return velocity, Seen((factor.to(diagonal) * excess).sum(dim=1), diagonal.sum(dim=1), none, none)
@@ -161,14 +156,14 @@ class HutchinsonTrace(Trace):
         return velocity, self.see(probes, products, node)
 
     def standard_error(self, seen: Sequence[Seen]) -> Tensor:
-        angles = np.array([level.angle for level in self.levels])
-        spans = np.abs(np.gradient(angles)).tolist()
-        return standard_error(self.law, Sights([look.probes for look in seen], [look.products for look in seen], spans))
+        # J is about (I - C / sin^2) / tan, with the covariance C of the data given the state: times tan it is smooth
+        weighted = zip(self.weights, self.levels, strict=True)
+        sizes = [abs(float(weights.factor.mean())) / math.tan(level.angle) for weights, level in weighted]
+        return standard_error(self.law, Sights([look.probes for look in seen], [look.products for look in seen], sizes))
 
     def see(self, probes: Tensor, products: Tensor, node: int) -> Seen:
         """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
-        wide = accumulator(probes)
-        probes, products, (factor, rate) = probes.to(wide), products.to(wide), self.weights[node]
+        probes, products, (factor, rate) = wide(probes), wide(products), self.weights[node]
         known, factor = (math.sin(self.levels[node].angle) * rate).to(products), factor.to(products)
         excess = self.white.turn(products) - known * self.white.turn(probes)
         weighted = self.white.back(factor * excess)

@@ -50,6 +50,7 @@ class Whitened:
         self.std = variances.clamp(min=_FLOOR * float(variances.max())).sqrt().cpu()  # beside the other coefficients
 
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = {}
+        self._eyes: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def at(self, level: Level) -> Spot:
         """A level, of floats or of float64 tensors through which gradients flow."""
@@ -76,7 +77,12 @@ class Whitened:
     def axes(self, x: Tensor) -> Tensor:
         """The axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
         _, basis = self._like(x)
-        return torch.eye(x[0].numel(), dtype=x.dtype, device=x.device) if basis is None else basis.T
+        if basis is not None:
+            return basis.T
+        key = x[0].numel(), x.dtype, x.device
+        if key not in self._eyes:  # one for all nodes: a graph through them keeps it
+            self._eyes[key] = torch.eye(key[0], dtype=x.dtype, device=x.device)
+        return self._eyes[key]
 
     def into(self, y: Tensor, spot: Spot) -> Tensor:
         """``u`` ``(B, D)`` of a state ``y`` ``(B, *shape)``."""

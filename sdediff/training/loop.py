@@ -24,8 +24,8 @@ from sdediff import checkpoint
 from sdediff.config import Config, build
 from sdediff.data import Dataset, bin_width, load_dataset, to_values
 from sdediff.denoiser import ScoreModel
+from sdediff.generation import sample
 from sdediff.moments import Moments
-from sdediff.sampling import sample
 from sdediff.training import ema
 from sdediff.training.batches import Batch, Batches, held_out_batch
 from sdediff.training.interrupt import Interrupt
