@@ -272,7 +272,7 @@ def random_matrices(nodes: int, dim: int, drift: float) -> Tensor:
 def test_stated_variance_of_probes_is_unbiased(noise, count, dim):
     """Over 4,000 draws along a path of 30 nodes, against the known variance of Hutchinson's estimator.
 
-    The mean of the stated variances has its own standard error, and 5 of them have a chance of 6e-7 to be exceeded. What
+    The mean of the stated variances has its own standard error, and 5 of them a chance of 6e-7 to be exceeded. What
     is added for few degrees of freedom, here about 20, is allowed for.
     """
     rng = torch.Generator().manual_seed(4)

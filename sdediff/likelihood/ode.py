@@ -29,6 +29,7 @@ from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.budget import ErrorBudget, join
 from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume, network_dtype
 from sdediff.likelihood.ends import blur_effect, prior_effect
+from sdediff.likelihood.orthogonal import OrthogonalTrace
 from sdediff.likelihood.path import asks_once_a_node, first_time, follow
 from sdediff.likelihood.probes import PROBES, ProbeLaw
 from sdediff.likelihood.refine import refine
@@ -51,10 +52,10 @@ STEPS = 40
 
 CLIMBER = Relative(4, correct_from=0)
 """The solver of the path towards the noise, where shorter memories are better than on the way down."""
-GRID = Reference(2.0)
-"""Denser in the noise than on the way down: every node is an independent look at the divergence, too."""
+GRID = Reference(3.5)
+"""Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there."""
 _TOLERANCE = 1e-5
-_PATH_ERROR, _DOUBLINGS = 1e-3, {False: 1, True: 4}
+_PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
 they are doubled, without and with a target error."""
 
@@ -120,6 +121,7 @@ class _Call(NamedTuple):
         place: from a number of steps (or none, for the call's own) to the levels of the nodes.
         method: of the path.
         law: of the probes.
+        trace: how they are drawn.
         probes: their number at a node; ``None`` for the exact trace.
         moments: of the prior.
         refinable: how often the steps may be doubled.
@@ -131,6 +133,7 @@ class _Call(NamedTuple):
     place: Callable[[int | None], list[Level[float]]]
     method: StepSampler | Augmented
     law: ProbeLaw
+    trace: type[HutchinsonTrace]
     probes: int | None
     moments: Moments | None
     refinable: int
@@ -171,8 +174,8 @@ def log_likelihood(
         solver: of the path: a deterministic entry of ``SAMPLERS`` that asks the network once a node (``"ode"``,
             ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an adaptive
             method of torchdiffeq (``"dopri5"``), which takes tolerances and keeps its probes along the path.
-        steps: intervals of the path, one forward each and one at the end. By default 40, and 80 for the items
-            whose solver error is then above 1e-3 bits a dimension.
+        steps: intervals of the path, one forward each and one at the end. By default 40, and 80 or 160 for the
+            items whose solver error is above 1e-3 bits a dimension.
         rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
         atol: absolute tolerance of the path in the variance-preserving frame and, in nats a dimension, of the
             log-density; one tolerance given alone stands for both.
@@ -229,6 +232,8 @@ def log_likelihood(
         place=lambda number: _levels(model, method, number, grid, ends),
         method=method,
         law=law,
+        # orthogonal ones want signs, a number known beforehand, and two replicates
+        trace=OrthogonalTrace if law.orthogonal and target is None and probes > 1 else HutchinsonTrace,
         probes=None if exact or probes >= dim or (target is not None and dim <= EXACT_UP_TO) else max(probes, least),
         moments=moments,
         refinable=_DOUBLINGS[target is not None] if (steps is None or target is not None) and _by_rule(grid) else 0,
@@ -302,7 +307,7 @@ def _solve_path(
         exact = ExactTrace(dim=dim, parameters=call.parameters).on(levels, white)
         random = None
         if call.probes is not None:
-            random = HutchinsonTrace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
+            random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
         path = follow(model, x0 * start.alpha, levels, call.method, exact if random is None else random, source)
         y, integral, nfe = path.y, path.log_determinant(), path.witness.nfe
         with torch.no_grad():

@@ -22,15 +22,17 @@ class ProbeLaw(NamedTuple):
     Attributes:
         draw: from standard normals to probes of any shape.
         spares_diagonal: whether the diagonal of M adds nothing to the variance.
+        orthogonal: whether probes of this law can be orthogonal along a path.
     """
 
     draw: Callable[[Tensor], Tensor]
     spares_diagonal: bool
+    orthogonal: bool
 
 
 PROBES: dict[str, ProbeLaw] = {
-    "rademacher": ProbeLaw(lambda normals: torch.where(normals < 0.0, -1.0, 1.0).to(normals), spares_diagonal=True),
-    "gaussian": ProbeLaw(lambda normals: normals, spares_diagonal=False),
+    "rademacher": ProbeLaw(lambda normals: torch.where(normals < 0.0, -1.0, 1.0).to(normals), True, True),
+    "gaussian": ProbeLaw(lambda normals: normals, False, False),
 }
 
 

@@ -29,13 +29,13 @@ from sdediff.samplers.held import Array
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
-_STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
+STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
     """Probes ``first, first + 1, ...`` of a node, ``(B, count, D)``: functions of (seed, item, draw, node, number)."""
     numbers = ((draw << 40) | (node << 20) | (first + k) for k in range(count))
-    normals = [flatten(source.normal(number, stage=_STAGE)) for number in numbers]
+    normals = [flatten(source.normal(number, stage=STAGE)) for number in numbers]
     return law.draw(torch.stack(normals, dim=1))
 
 
@@ -126,7 +126,7 @@ class ExactTrace(Trace):
 
 @dataclass(frozen=True, eq=False)
 class HutchinsonTrace(Trace):
-    """Probes drawn afresh at every node (Hutchinson 1990), most of them where J is least known.
+    """Independent probes at every node (Hutchinson 1990), most of them where J is least known.
 
     What the data's own Gaussian makes of a probe is known, and is taken off as a control variate: all of it in the
     noise, where every distribution looks like its Gaussian, nothing of it near the data.
@@ -150,8 +150,12 @@ class HutchinsonTrace(Trace):
         wanted = np.abs(np.gradient(angles)) * _spread(angles)
         return _apportion(wanted / wanted.sum(), self.count * len(angles), least=min(self.count, 2))
 
+    def probes(self, node: int) -> Tensor:
+        """``(B, K, D)``."""
+        return draw_probes(self.law, self.source, self.draw, node, self.plan[node])
+
     def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
-        probes = draw_probes(self.law, self.source, self.draw, node, self.plan[node])
+        probes = self.probes(node)
         velocity, products = products_through(self.parameters, field, y, probes)
         return velocity, self.see(probes, products, node)
 
