@@ -195,7 +195,7 @@ def test_the_budget_has_the_parts_of_the_path():
     for name, law in DEQUANTISATIONS.items():
         result = bits_per_dim(LAW.model(VPSDE()), x, levels=17, dequantisation=name, samples=2, steps=12)
         parts = result.error_budget.as_dict()
-        assert set(parts) == {"probes", "dequantisation", "solver", "prior", "population"} | (
+        assert set(parts) == {"probes", "dequantisation", "solver", "quadrature", "prior", "population"} | (
             set() if law.blurs else {"t_min"}
         )
         assert "bits/dim" in str(result.error_budget)

@@ -12,13 +12,12 @@ from catalogue import GAUSSIAN, MIXTURE, SKEW
 from sdediff import SDE, VESDE, VPSDE, NoiseSource, ScoreModel, log_likelihood, sample, solve
 from sdediff.analytic import GaussianMixture
 from sdediff.likelihood.along import Descent, descend, way_down
-from sdediff.likelihood.path import first_time
 from sdediff.samplers import SAMPLERS
 
 
 def blurred(law: GaussianMixture, x: Tensor, sde: SDE) -> Tensor:
     """Log-density of the data with the noise at the end of the way."""
-    t = first_time(sde)
+    t = sde.t_data
     return law.log_prob(sde.alpha(t) * x, sde, t) + law.dim * sde.log_alpha(t)
 
 

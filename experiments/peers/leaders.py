@@ -39,7 +39,9 @@ def network(folder: Path) -> tuple[torch.nn.Module, torch.Tensor]:
     net = runpy.run_path(str(folder / "networks.py"))["CwCNN"]()
     state = load_file(folder / "yichizhang_ddpm_mnist_cnn" / "ddpm_mnist_starter.safetensors")
     net.load_state_dict({name[3:]: value for name, value in state.items() if name.startswith("gt.")})
-    return net.eval(), state["beta_t"][1:].double()
+    # the file's alpha-bar has beta_0 in it, too: the first instant's noise is that of both
+    betas = torch.cat([1.0 - state["alpha_t"][1:2].double(), state["beta_t"][2:].double()])
+    return net.eval(), betas
 
 
 def candidates(problem: Problem, record: Path) -> list[Entry]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood.ode import EXACT_UP_TO, STEPS
-from sdediff.likelihood.path import asks_once_a_node, first_time, follow
+from sdediff.likelihood.path import asks_once_a_node, follow
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace
 from sdediff.moments import Moments
@@ -72,7 +72,7 @@ def way_down(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLik
             f"(for example 'ode'), not {type(sampler).__name__}"
         )
     count = STEPS if steps is None and (grid is None or isinstance(grid, str)) else steps
-    times = place(sampler, model, count, grid, (sde.t_max, first_time(sde)))
+    times = place(sampler, model, count, grid, (sde.t_max, sde.t_data))
     first, last = float(times[0]), float(times[-1])
     if not (math.isclose(first, sde.t_max, abs_tol=1e-9) and sde.t_min <= last < first):
         raise ValueError(

@@ -126,11 +126,6 @@ def truncated_normal(normals: Tensor, tau: float) -> Tensor:
     return -torch.sign(normals) * size.clamp(-tau, 0.0)
 
 
-def _first_time(sde: SDE) -> float:
-    """``t_min``, for a chain its first instant: no network was trained below."""
-    return sde.t_min if sde.instants is None else float(sde.instants[1])
-
-
 def _about(x: Tensor, info: DataInfo, offset: Tensor) -> Tensor:
     """Values at an offset from those of the levels, float64."""
     return to_values(x, info, dtype=torch.float64) + offset
@@ -184,7 +179,7 @@ class Uniform(Dequantisation):
     blurs = False
 
     def start(self, sde: SDE, info: DataInfo) -> float:
-        return _first_time(sde)
+        return sde.t_data
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
         uniform = torch.special.ndtr(noise.normal(draw, stage=_STAGE))
@@ -209,7 +204,7 @@ class Noised(Dequantisation):
 
     @final
     def start(self, sde: SDE, info: DataInfo) -> float:
-        return max(_first_time(sde), float(sde.time(-math.log(0.5 * bin_width(info) / self.tau))))
+        return max(sde.t_data, float(sde.time(-math.log(0.5 * bin_width(info) / self.tau))))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from sdediff.likelihood.budget import ErrorBudget, join
 from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume, network_dtype
 from sdediff.likelihood.ends import blur_effect, prior_effect
 from sdediff.likelihood.orthogonal import OrthogonalTrace
-from sdediff.likelihood.path import asks_once_a_node, first_time, follow
+from sdediff.likelihood.path import asks_once_a_node, follow
 from sdediff.likelihood.probes import PROBES, ProbeLaw
 from sdediff.likelihood.refine import refine
 from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, draw_probes
@@ -181,9 +181,10 @@ def log_likelihood(
             log-density; one tolerance given alone stands for both.
         grid: where the steps go: a name from ``GRIDS``, a grid, or rising times.
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
-        probes: random probes an item at a node in the mean, fresh at every node, from 3 on more where they tell more.
-            The stated error is unbiased where the field is a gradient, an upper bound elsewhere; that of a single probe
-            rests on the nodes beside it and can be several times too large for a network of uneven pixels.
+        probes: random probes an item at a node in the mean, from 3 on more where they tell more; two and more signs are
+            orthogonal along the path. The stated error is unbiased where the field is a gradient, an upper bound
+            elsewhere; that of a single probe rests on the nodes beside it and can be several times too large for a
+            network of uneven pixels.
         noise: law of the probes, ``"rademacher"`` or ``"gaussian"``.
         prior: law of the states at ``t_to``: ``"moments"`` for the Gaussian with the data's mean and covariance where
             the model knows them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
@@ -261,13 +262,21 @@ def _solve(
 ) -> LogLikelihood:
     """One batch of continuous data; the items whose path is too rough once more, on twice as many steps."""
     result = _solve_once(model, x0, call, source, draw, steps, doublings)
-    rough = result.error_budget.systematic.get("solver", torch.zeros(0)) > call.tolerance
+    rough = _roughness(result, call) > call.tolerance
     if doublings == 0 or not bool(rough.any()):
         return result
     rows = rough.nonzero()[:, 0].tolist()
     finer = 2 * (STEPS if steps is None else steps)
     again = _solve(model, x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
     return _replace_rows(result, rows, again)
+
+
+def _roughness(result: LogLikelihood, call: _Call) -> Tensor:
+    """What more steps would mend, nats ``(B,)``: each item's own, so that it is solved as if it were alone."""
+    systematic = result.error_budget.systematic
+    if not systematic:
+        return torch.zeros_like(result.log_prob)
+    return systematic["solver"] + (systematic["quadrature"] if call.probes is None else 0.0)
 
 
 def _parameters(
@@ -314,6 +323,7 @@ def _solve_path(
             error = path.standard_error()
             systematic = {
                 "solver": path.defect(),
+                "quadrature": path.missed_between_nodes(),
                 "t_min": blur_effect(path, model.sde),
                 "prior": prior_effect(path, call.moments),
             }
@@ -333,7 +343,7 @@ def _solve_path(
 
 def _ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float, float]:
     """The times between which the path runs."""
-    first, last = first_time(sde) if t_from is None else t_from, sde.t_max if t_to is None else t_to
+    first, last = sde.t_data if t_from is None else t_from, sde.t_max if t_to is None else t_to
     if not sde.t_min <= first < last <= sde.t_max:
         raise ValueError(
             f"the path needs {sde.t_min:g} <= t_from < t_to <= {sde.t_max:g}, not t_from = {first:g}, t_to = {last:g}"

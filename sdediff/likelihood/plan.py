@@ -88,7 +88,7 @@ def make_plan(model: Denoiser, chosen: Choices, moments: Moments) -> Plan:
 def _ends(sde: SDE, times: Sequence[float] | Tensor | None, bin_width: float) -> Tensor:
     """The two ends of the continuous bound."""
     if times is None:
-        start = sde.t_min if sde.instants is None else float(sde.instants[1])
+        start = sde.t_data
         if bin_width > 0.0:
             start = max(start, min(float(sde.time(-math.log(FIRST_NOISE * bin_width))), 0.5 * sde.t_max))
         return torch.tensor([start, sde.t_max], dtype=torch.float64)

@@ -44,12 +44,14 @@ class Seen(NamedTuple):
 
     Attributes:
         share: its part of the log-determinant, ``(B,)``.
+        coarse: its parts by the rules on every second and on every fourth node, ``(2, B)``; 0 where it is none of them.
         trace: of J, ``(B,)``.
         probes: ``(B, K, D)``; none, ``K = 0``, where the trace is exact.
         products: ``M^T e`` of the matrix M whose trace the share is, but for a constant, ``(B, K, D)``.
     """
 
     share: Tensor
+    coarse: Tensor
     trace: Tensor
     probes: Tensor
     products: Tensor
@@ -61,9 +63,14 @@ class Seen(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of one node, ``(C,)`` each: the factors of J's diagonal, and that diagonal for the data's own Gaussian."""
+    """Of one node.
 
-    factor: Tensor
+    Attributes:
+        factors: of J's diagonal, by the rules on all nodes, on every second and on every fourth, ``(3, C)``.
+        rate: that diagonal for the data's own Gaussian, ``(C,)``.
+    """
+
+    factors: Tensor
     rate: Tensor
 
 
@@ -83,11 +90,11 @@ class Trace(ABC):
 
     def on(self, levels: Sequence[Level[float]], white: Whitened) -> Self:
         """The same, knowing the nodes of a path."""
-        rule, weights = Quadrature.of(levels, white), []
-        for level, total in zip(levels, rule.totals, strict=True):
+        rules, weights = [_totals(levels, white, stride) for stride in (1, 2, 4)], []
+        for level, *totals in zip(levels, *rules, strict=True):
             spot, variances = white.at(level), white.std.square()
             rate = level.sin * level.cos * (1.0 - variances) / spot.rho**2
-            weights.append(Weights(total * spot.rho**2 / white.std, rate))
+            weights.append(Weights(torch.stack(totals) * spot.rho**2 / white.std, rate))
         placed = replace(self, levels=levels, white=white, weights=weights)
         return replace(placed, plan=placed.counts())
 
@@ -118,10 +125,10 @@ class ExactTrace(Trace):
 
     def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
         velocity, diagonal = diagonal_through(self.parameters, field, y, self.white.axes(y))
-        diagonal, (factor, rate) = wide(diagonal), self.weights[node]
-        excess = diagonal - rate.to(diagonal)
+        diagonal, (factors, rate) = wide(diagonal), self.weights[node]
+        shares = (factors.to(diagonal)[:, None] * (diagonal - rate.to(diagonal))).sum(dim=2)
         none = diagonal[:, None, :][:, :0]
-        return velocity, Seen((factor.to(diagonal) * excess).sum(dim=1), diagonal.sum(dim=1), none, none)
+        return velocity, Seen(shares[0], shares[1:].detach(), diagonal.sum(dim=1), none, none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,20 +169,27 @@ class HutchinsonTrace(Trace):
     def standard_error(self, seen: Sequence[Seen]) -> Tensor:
         # J is about (I - C / sin^2) / tan, with the covariance C of the data given the state: times tan it is smooth
         weighted = zip(self.weights, self.levels, strict=True)
-        sizes = [abs(float(weights.factor.mean())) / math.tan(level.angle) for weights, level in weighted]
+        sizes = [abs(float(weights.factors[0].mean())) / math.tan(level.angle) for weights, level in weighted]
         return standard_error(self.law, Sights([look.probes for look in seen], [look.products for look in seen], sizes))
 
     def see(self, probes: Tensor, products: Tensor, node: int) -> Seen:
         """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
-        probes, products, (factor, rate) = wide(probes), wide(products), self.weights[node]
-        known, factor = (math.sin(self.levels[node].angle) * rate).to(products), factor.to(products)
-        excess = self.white.turn(products) - known * self.white.turn(probes)
-        weighted = self.white.back(factor * excess)
-        share = (probes * weighted).sum(dim=2).mean(dim=1)
-        trace = (probes * self.white.back(excess)).sum(dim=2).mean(dim=1)
-        repeats = probes.shape[2] // len(factor)
-        left = factor * (rate.to(products) - known)
-        return Seen(share - left.sum() * repeats, trace + known.sum() * repeats, probes, weighted)
+        probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
+        known, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
+        turned = self.white.turn(probes)
+        excess = self.white.turn(products) - known * turned
+        left = (factors * (rate.to(products) - known)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
+        shares = ((turned * excess).mean(dim=1) * factors[:, None]).sum(dim=2) - left[:, None]
+        trace = (turned * excess).sum(dim=2).mean(dim=1) + known.sum() * (probes.shape[2] // len(known))
+        return Seen(shares[0], shares[1:].detach(), trace, probes, self.white.back(factors[0] * excess))
+
+
+def _totals(levels: Sequence[Level[float]], white: Whitened, stride: int) -> Tensor:
+    """The weights of a quadrature over every so many nodes and the last, float64 ``(N + 1, C)``."""
+    chosen = sorted({*range(0, len(levels), stride), len(levels) - 1})
+    totals = torch.zeros(len(levels), len(white.std), dtype=torch.float64)
+    totals[chosen] = Quadrature.of([levels[node] for node in chosen], white).totals
+    return totals
 
 
 def _spread(angle: Array) -> Array:

@@ -102,6 +102,11 @@ class SDE(ABC):
         """Log of the noise standard deviation, float64, shape of ``t``; ``-inf`` at ``t = 0``."""
         return self._log_sigma_from_zero(self._domain(t))
 
+    @property
+    def t_data(self) -> float:
+        """Where likelihoods begin: ``t_min``; for a chain its first instant, below which no network was trained."""
+        return self.t_min if self.instants is None else float(self.instants[1])
+
     def alpha(self, t: Time) -> Tensor:
         """Signal coefficient, float64."""
         return self.log_alpha(t).exp()
