@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import to_x
-from sdediff.grids import Grid, Reference
+from sdediff.grids import Grid, LogSNR, Reference
 from sdediff.integrators.torchdiffeq import ADAPTIVE_METHODS
 from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.budget import ErrorBudget, join
@@ -52,8 +52,10 @@ STEPS = 40
 
 CLIMBER = Relative(4, correct_from=0)
 """The solver of the path towards the noise, where shorter memories are better than on the way down."""
-GRID = Reference(3.5)
-"""Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there."""
+GRID, CHAIN_GRID = Reference(3.5), LogSNR()
+"""Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there.
+Those of networks trained on a chain have a kink at every instant, and the first instants cover most noise levels:
+even steps in log-SNR are the ones that see them all."""
 _TOLERANCE = 1e-5
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
@@ -179,7 +181,8 @@ def log_likelihood(
         rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
         atol: absolute tolerance of the path in the variance-preserving frame and, in nats a dimension, of the
             log-density; one tolerance given alone stands for both.
-        grid: where the steps go: a name from ``GRIDS``, a grid, or rising times.
+        grid: where the steps go: a name from ``GRIDS``, a grid, or rising times. By default a grid dense near the data,
+            even in log-SNR on a chain.
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
         probes: random probes an item at a node in the mean, from 3 on more where they tell more; two and more signs are
             orthogonal along the path. The stated error is unbiased where the field is a gradient, an upper bound
@@ -388,7 +391,8 @@ def _levels(
     if isinstance(method, Augmented):
         return model.sde.levels(list(ends))
     chosen = STEPS if steps is None and (grid is None or isinstance(grid, str)) else steps
-    times = place(method, model, chosen, GRID if grid is None else grid, ends)
+    own = GRID if model.sde.instants is None else CHAIN_GRID
+    times = place(method, model, chosen, own if grid is None else grid, ends)
     if float(times[0]) > float(times[-1]):
         raise ValueError("the likelihood's path runs from the data to the noise: its times must rise")
     return model.sde.levels(times)
