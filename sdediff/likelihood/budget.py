@@ -11,6 +11,9 @@ from torch import Tensor
 
 from sdediff.numerics import wide
 
+SEEN_BY_PROBES = ("quadrature",)
+"""Systematic parts that are differences of divergences, as noisy as those where the trace is random."""
+
 
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
@@ -43,14 +46,24 @@ class ErrorBudget:
         """All parts of the items, nats ``(B,)`` each."""
         return {**self.random, **self.systematic}
 
+    def noisy(self, name: str) -> bool:
+        """Whether an item's effect was seen through random probes and is mostly their noise."""
+        return name in SEEN_BY_PROBES and _rms(self.random.get("probes", torch.zeros(1))) > 0.0
+
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """For every part, in ``unit``: the root mean square over ``item``s and the effect on their ``mean``."""
+        """For every part, in ``unit``: the root mean square over ``item``s and the effect on their ``mean``.
+
+        Of effects seen through probes both are the size of the mean that noise does not explain.
+        """
         rows = {}
         for name, values in self.random.items():
             rms = _rms(values)
             rows[name] = {"item": rms / self.scale, "mean": rms / math.sqrt(len(values)) / self.scale}
         for name, values in self.systematic.items():
-            rows[name] = {"item": _rms(values) / self.scale, "mean": float(wide(values).mean()) / self.scale}
+            size, mean = (
+                (_beyond_noise(values),) * 2 if self.noisy(name) else (_rms(values), float(wide(values).mean()))
+            )
+            rows[name] = {"item": size / self.scale, "mean": mean / self.scale}
         for name, value in self.of_mean.items():
             rows[name] = {"item": math.nan, "mean": value / self.scale}
         return rows
@@ -67,6 +80,13 @@ class ErrorBudget:
 
 def _rms(values: Tensor) -> float:
     return float(wide(values).square().mean().sqrt())
+
+
+def _beyond_noise(values: Tensor) -> float:
+    """The size of the mean of noisy effects, less what noise makes of it."""
+    values = wide(values)
+    noise = values.var() / len(values) if len(values) > 1 else values.square().mean()
+    return float((values.mean().square() - noise).clamp(min=0.0).sqrt())
 
 
 def join(parts: list[ErrorBudget]) -> ErrorBudget:

@@ -100,7 +100,7 @@ class LogLikelihood:
         """Lower and upper end, nats ``(B,)`` each, by all parts of the budget.
 
         By the probes' standard error it covers what it says. The systematic parts are estimates of a size: that of the
-        solver counts twice, those of the ends once.
+        solver counts twice, the others once; what is mostly noise in a single item does not count.
 
         Raises:
             ValueError: unless ``0 < confidence < 1``.
@@ -108,10 +108,10 @@ class LogLikelihood:
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"the confidence must lie in (0, 1), not {confidence}")
         sigmas = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
-        systematic = self.error_budget.systematic
         size = torch.zeros_like(self.log_prob)
-        for name, effect in systematic.items():
-            size = size + effect.abs() * (2.0 if name == "solver" else 1.0)
+        for name, effect in self.error_budget.systematic.items():
+            if not self.error_budget.noisy(name):
+                size = size + effect.abs() * (2.0 if name == "solver" else 1.0)
         half = sigmas * torch.hypot(self.standard_error, size)
         return self.log_prob - half, self.log_prob + half
 

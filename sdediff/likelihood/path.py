@@ -110,21 +110,20 @@ class Path:
         return torch.stack([seen.share for seen in self.seen]).sum(dim=0) + self.gaussian()
 
     def missed_between_nodes(self) -> Tensor:
-        """The estimated size of the quadrature's error, nats ``(B,)``.
+        """What the quadrature misses, nats ``(B,)``.
 
         Every second node gives the integral less well, and every fourth one still less: the differences d and d' of the
         three go on like a geometric series, ``d r / (1 - r)`` with ``r = d / d'``, if they do so at all; at most d is
-        stated. Of random probes single items show little but noise: there the means over the batch are taken, less the
-        noise of a mean, for what is missed is common to the items.
+        stated. Random probes make noise of r: theirs is d itself, with its sign, to be averaged over items.
         """
         full = torch.stack([seen.share for seen in self.seen]).sum(dim=0)
-        half, quarter = torch.stack([seen.coarse for seen in self.seen]).sum(dim=0)
-        near, far = full - half, half - quarter
+        coarse = torch.stack([seen.coarse for seen in self.seen]).sum(dim=0)
+        near, far = full - coarse[0], coarse[0] - coarse[1]
         if self.seen[0].probes.shape[1]:
-            near, far = (_beyond_noise(values) for values in (near, far))
-        ratio: Tensor = near.abs() / far.abs().clamp(min=torch.finfo(far.dtype).tiny)
-        rest: Tensor = (ratio / (1.0 - ratio).clamp(min=1e-3)).clamp(max=1.0)
-        return torch.mul(rest, near.abs())
+            return near
+        ratio = near.abs() / far.abs().clamp(min=torch.finfo(far.dtype).tiny)
+        rest = (ratio / (1.0 - ratio).clamp(min=1e-3)).clamp(max=1.0)
+        return rest * near.abs()
 
     def standard_error(self) -> Tensor:
         """Of the probes' part in :meth:`log_determinant`, nats ``(B,)``; 0 for the exact trace."""
@@ -148,12 +147,6 @@ class Path:
 def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
     """Whether a method's solve is one path, of which a network that is asked once at every node sees everything."""
     return isinstance(method, StepSampler) and not method.stochastic and method.cost == "N"
-
-
-def _beyond_noise(values: Tensor) -> Tensor:
-    """The size of a mean over a batch that noise does not explain, for every item, ``(B,)``."""
-    noise = values.var() / len(values) if len(values) > 1 else values.square().mean()
-    return (values.mean().square() - noise).clamp(min=0.0).sqrt().expand(len(values))
 
 
 def follow(
