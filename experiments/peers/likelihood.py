@@ -10,15 +10,15 @@ to a smaller error, R times as dear. Ours are the library's ``log_likelihood`` o
     python -m experiments.peers.likelihood --quick            # minutes: 64 items
 
 Expected, 256 items (digits mixture; smoothed digits). One probe costs every peer an error of 0.12; 0.073 bits/dim,
-16 runs 0.033; 0.019; the probe's noise hides the solver. Ours over the best peer, at the time of one run and of 16:
-at score_sde's 0.10, 0.005; 0.14, 0.08, at dopri5's at 1e-3, the fastest, 0.17, 0.09; 0.26, 0.11. Our time over a
-peer's at its error: score_sde 0.08, 0.017; 0.09, 0.025, dopri5 at 1e-3 0.18, 0.04; 0.23, 0.06. In forwards and
-backwards instead of seconds most ratios are smaller: the network here, a forward of 4 ms and a product of 3.5 ms for
-256 items, is cheap enough for the bookkeeping to show. The default call: 0.019; 0.015 an item, its mean over 1,000
-items off by 0.8; 1.3 standard errors, of which the exact trace on the same path finds 7e-6; 8e-4. With the exact trace
-the mixture needs 41 forwards for 1e-3 and 53 for 1e-4 (RMS; a few items make it: at 32 forwards the median is 2e-5,
-the RMS 2e-3). Stated intervals of 95 % hold 94.8 to 96.7 % at K = 1 and 2; on the ring at K = 2, where as many probes
-as dimensions make the trace exact and the solver alone is stated, 92.8 %. Cost: 15 minutes of one core.
+16 runs 0.033; 0.019; the probe's noise hides the solver. Ours over the best peer, at the time of one run: at
+score_sde's 0.07; 0.13, at k-diffusion's 0.06; 0.14, at dopri5's at 1e-5 0.08; 0.17, and at 1e-3, the fastest, 0.15;
+0.40. Our time over a peer's at its error: 0.05; 0.06, 0.04; 0.07, 0.06; 0.08, and 0.11; 0.18; at 16 runs 0.01 to 0.07.
+On smoothed digits the path, not the probes, is what 24 to 32 steps leave (0.012). The default call: 0.016; 0.020 an
+item, its mean over 1,000 items off by less than 1 standard error (5e-4; 6e-4), of which the exact trace on the same
+path finds 3e-5; 2e-4. With the exact trace the mixture needs 49 forwards for 1e-3 and 56 for 1e-4 (RMS; a few items
+make it: at 41 forwards the median is 1e-5, the RMS 2e-3), with a shorter memory on the quadratic grid 32 and 65.
+Stated intervals of 95 % hold 94.8 to 97.4 % at K = 1 and 2; on the ring at K = 2, where as many probes as dimensions
+make the trace exact and the size of the solver's error alone is stated, 99.9 %. Cost: 15 minutes of one core.
 """
 
 from __future__ import annotations
