@@ -2,6 +2,7 @@
 
 from sdediff.likelihood.bits import BitsPerDim, bits_per_dim
 from sdediff.likelihood.elbo import Elbo, elbo
-from sdediff.likelihood.ode import LogLikelihood, log_likelihood
+from sdediff.likelihood.ode import log_likelihood
+from sdediff.likelihood.result import LogLikelihood
 
 __all__ = ["BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"]

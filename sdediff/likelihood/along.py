@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.ode import EXACT_UP_TO, STEPS
+from sdediff.likelihood.ode import EXACT_UP_TO
 from sdediff.likelihood.path import asks_once_a_node, follow
 from sdediff.likelihood.probes import PROBES
+from sdediff.likelihood.route import STEPS
 from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
