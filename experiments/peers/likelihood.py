@@ -16,7 +16,7 @@ score_sde's 0.07; 0.13, at k-diffusion's 0.06; 0.14, at dopri5's at 1e-5 0.08; 0
 On smoothed digits the path, not the probes, is what 24 to 32 steps leave (0.012). The default call: 0.016; 0.020 an
 item, its mean over 1,000 items off by less than 1 standard error (5e-4; 6e-4), of which the exact trace on the same
 path finds 3e-5; 2e-4. With the exact trace the mixture needs 49 forwards for 1e-3 and 56 for 1e-4 (RMS; a few items
-make it: at 41 forwards the median is 1e-5, the RMS 2e-3), with a shorter memory on the quadratic grid 32 and 65.
+make it: at 41 forwards the median is 2e-5, the RMS 2e-3), with a shorter memory on the quadratic grid 32 and 65.
 Stated intervals of 95 % hold 94.8 to 97.4 % at K = 1 and 2; on the ring at K = 2, where as many probes as dimensions
 make the trace exact and the size of the solver's error alone is stated, 99.9 %. Cost: 15 minutes of one core.
 """
