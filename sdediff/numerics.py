@@ -103,6 +103,11 @@ def sum_features(x: Tensor) -> Tensor:
     return flatten(x).sum(dim=1)
 
 
+def error_of_mean(values: Tensor) -> float:
+    """Standard error of the mean of ``(B,)`` as an estimate for their population; NaN for a single one."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
 def standard_normal_log_prob(x: Tensor) -> Tensor:
     """Log-density of N(0, I) in nats: ``(B, *shape)`` to ``(B,)``."""
     return -0.5 * sum_features(x.square() + LOG_2PI)

@@ -41,8 +41,8 @@ from sdediff.grids import GRIDS
 from sdediff.likelihood.bits import BOUNDS
 from sdediff.likelihood.chain import VARIANCES
 from sdediff.likelihood.dequantize import DEQUANTISATIONS
-from sdediff.likelihood.ode import EXACT_UP_TO
 from sdediff.likelihood.probes import PROBES
+from sdediff.likelihood.trace import EXACT_UP_TO
 from sdediff.scoring import METHODS, Method
 from sdediff.scoring.methods import Columns, Work
 

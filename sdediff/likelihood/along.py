@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.ode import EXACT_UP_TO
 from sdediff.likelihood.path import asks_once_a_node, follow
 from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.route import STEPS
-from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace
+from sdediff.likelihood.route import usual_steps
+from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, probes_for
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
 from sdediff.samplers.whitened import Whitened
@@ -72,8 +70,7 @@ def way_down(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLik
             "the density along with a sample needs a deterministic solver of one forward a step "
             f"(for example 'ode'), not {type(sampler).__name__}"
         )
-    count = STEPS if steps is None and (grid is None or isinstance(grid, str)) else steps
-    times = place(sampler, model, count, grid, (sde.t_max, sde.t_data))
+    times = place(sampler, model, usual_steps(steps, grid), grid, (sde.t_max, sde.t_data))
     first, last = float(times[0]), float(times[-1])
     if not (math.isclose(first, sde.t_max, abs_tol=1e-9) and sde.t_min <= last < first):
         raise ValueError(
@@ -114,12 +111,12 @@ def descend(
     if probes < 1:
         raise ValueError(f"probes must be at least 1, not {probes}")
     dim, (start, end) = x[0].numel(), (way.levels[0], way.levels[-1])
-    exact = choose({"auto": dim <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
+    count = probes_for(trace, probes, dim)
     looks: Trace = ExactTrace(dim=dim)
-    if not exact and probes < dim:
-        looks = HutchinsonTrace(PROBES["rademacher"], probes, source)
+    if count is not None:
+        looks = HutchinsonTrace(PROBES["rademacher"], count, source)
     looks = looks.on(way.levels, Whitened(model.moments))
-    path = follow(model, x, way.levels, way.sampler, looks, source, progress)
+    path = follow(model, x, way.sampler, looks, source, progress)
     log_prob = model.sde.prior_log_prob(x, moments=moments) - path.log_determinant()
     log_prob = log_prob + dim * math.log(start.scale * end.cos)
     if not bool(torch.isfinite(log_prob).all()):

@@ -24,7 +24,7 @@ from sdediff.likelihood.budget import ErrorBudget
 from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check_items, integer_data, network_dtype
 from sdediff.likelihood.ode import log_likelihood
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
+from sdediff.numerics import choose, error_of_mean
 from sdediff.types import DataInfo, Level
 
 
@@ -198,7 +198,7 @@ def _summarise(
     value, error = summary(log_weights)
     spread, items, draws = _std(log_weights), -value / nats, len(log_weights)
     dequantisation = (spread.square() - probes).clamp(min=0.0).sqrt()
-    of_mean = float(items.std()) / math.sqrt(len(items)) if len(items) > 1 else math.nan
+    of_mean = error_of_mean(items)
     random = {"probes": (probes / draws).sqrt()}
     if draws > 1:  # what a single draw does not tell has no row
         random["dequantisation"] = (error.square() - probes / draws).clamp(min=0.0).sqrt()

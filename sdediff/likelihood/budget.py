@@ -33,14 +33,6 @@ class ErrorBudget:
     scale: float = 1.0
     unit: str = "nats"
 
-    def with_random(self, **parts: Tensor) -> ErrorBudget:
-        """With further standard errors, nats ``(B,)`` each."""
-        return replace(self, random={**self.random, **parts})
-
-    def with_mean(self, **parts: float) -> ErrorBudget:
-        """With further standard errors of the mean, nats."""
-        return replace(self, of_mean={**self.of_mean, **parts})
-
     @property
     def parts(self) -> dict[str, Tensor]:
         """All parts of the items, nats ``(B,)`` each."""

@@ -30,7 +30,7 @@ from sdediff.likelihood.plan import Choices, make_plan
 from sdediff.likelihood.reconstruction import make_decoder
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, flatten
+from sdediff.numerics import choose, error_of_mean, flatten
 from sdediff.types import DataInfo, Level
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -95,7 +95,7 @@ class Elbo:
 
         It comes from the spread of the items, which holds that of the draws: those of two items are independent.
         """
-        return float(self.total.std()) / math.sqrt(len(self.total)) if len(self.total) > 1 else math.nan
+        return error_of_mean(self.total)
 
     @property
     def bits_per_dim(self) -> Tensor:

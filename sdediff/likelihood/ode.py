@@ -28,15 +28,13 @@ from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.result import LogLikelihood, join
 from sdediff.likelihood.route import by_rule, find_ends, find_levels, find_method
 from sdediff.likelihood.solving import Call, solve
-from sdediff.likelihood.trace import HutchinsonTrace
+from sdediff.likelihood.trace import EXACT_UP_TO, HutchinsonTrace, probes_for
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.samplers.base import StepSampler
 from sdediff.sampling import GridLike
 from sdediff.types import DataInfo
 
-EXACT_UP_TO = 32
-"""Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
 they are doubled, without and with a target error."""
@@ -115,24 +113,26 @@ def log_likelihood(
     """
     check_items(x, model.data)
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
-    exact = choose({"auto": x[0].numel() <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
+    dim = x[0].numel()
+    count = probes_for(trace, probes, dim)
     law = choose(PROBES, noise, "law of the probes")
     moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
     size = len(x) if batch_size is None else batch_size
     _check_numbers(probes, size, target_error)
-    scale = 1.0 if info is None else math.log(2.0) * x[0].numel()
+    scale = 1.0 if info is None else math.log(2.0) * dim
     dtype = x.dtype if info is None else network_dtype(model)
     ends = find_ends(model.sde, t_from, t_to)
     method = find_method(solver, steps, rtol, atol, grid)
     target = None if target_error is None else target_error * scale
-    dim, least = x[0].numel(), 1 if target is None else 2  # a node must show its own spread to be given more
+    if target is not None and count is not None:  # a node must show its own spread to be given more
+        count = None if dim <= EXACT_UP_TO else max(count, 2)
     call = Call(
         place=lambda number: find_levels(model, method, number, grid, ends),
         method=method,
         law=law,
         # orthogonal ones want signs, a number known beforehand, and two replicates
         trace=OrthogonalTrace if law.orthogonal and target is None and probes > 1 else HutchinsonTrace,
-        probes=None if exact or probes >= dim or (target is not None and dim <= EXACT_UP_TO) else max(probes, least),
+        probes=count,
         moments=moments,
         refinable=_DOUBLINGS[target is not None] if (steps is None or target is not None) and by_rule(grid) else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,

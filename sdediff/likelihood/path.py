@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from sdediff.denoiser import Denoiser
-from sdediff.dynamics import Frame, to_x
+from sdediff.dynamics import Frame, to_x, velocity
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.likelihood.trace import Seen, Trace
 from sdediff.noise import NoiseSource
@@ -33,36 +33,36 @@ from sdediff.types import Level, Split
 class Witness(Frame):
     """A denoiser that takes down what a solver saw at its nodes, and how the divergence stood there."""
 
-    def __init__(self, model: Denoiser, levels: Sequence[Level[float]], trace: Trace, white: Whitened) -> None:
+    def __init__(self, model: Denoiser, trace: Trace) -> None:
         super().__init__(model, model.sde)
-        self.levels, self.trace, self.white = levels, trace, white
+        self.trace = trace
         self.states: list[Tensor] = []
         self.velocities: list[Tensor] = []
         self.seen: list[Seen] = []
 
     def field(self, level: Level[float]) -> Callable[[Tensor], Tensor]:
         """The velocity on the angle at a level, as a function of the state of the frame."""
-
-        def velocity(y: Tensor) -> Tensor:
-            split: Split = self.denoise(to_x(y, level), level)
-            return split.mix(-level.sin, level.cos)
-
-        return velocity
+        return lambda y: velocity(self.denoise(to_x(y, level), level), level)
 
     def __call__(self, y: Tensor, level: Level) -> Split:
         """Split the state ``y`` at the next node."""
-        node = len(self.states)
-        if node == len(self.levels) or level != self.levels[node]:
+        node, levels = len(self.states), self.trace.levels
+        if node == len(levels) or level != levels[node]:
             raise ValueError("the likelihood needs a solver that asks the network once at every node, and only there")
 
         self.count(level)
-        velocity, seen = self.trace.look(self.field(level), y, node)
-        if not all_finite(velocity):
+        slope, seen = self.trace.look(self.field(level), y, node)
+        if not all_finite(slope):
             raise FloatingPointError(f"the model's output is not finite at t = {level.t:g}")
         self.states.append(y)
-        self.velocities.append(velocity)
+        self.velocities.append(slope)
         self.seen.append(seen)
-        return Split.linear(y, velocity, (level.cos, -level.sin), (level.sin, level.cos))
+        return split_of(slope, y, level)
+
+
+def split_of(slope: Tensor, y: Tensor, level: Level[float]) -> Split:
+    """The halves of a state ``y`` of the frame, by the velocity there."""
+    return Split.linear(y, slope, (level.cos, -level.sin), (level.sin, level.cos))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +88,12 @@ class Path:
     @property
     def levels(self) -> Sequence[Level[float]]:
         """Of the nodes, N + 1."""
-        return self.witness.levels
+        return self.witness.trace.levels
 
     @property
     def white(self) -> Whitened:
         """The coordinates u."""
-        return self.witness.white
+        return self.witness.trace.white
 
     @property
     def seen(self) -> Sequence[Seen]:
@@ -107,7 +107,11 @@ class Path:
 
     def log_determinant(self) -> Tensor:
         """``log p(y_0) - log p(y_N)`` in the frame, nats ``(B,)``, along the path, by the divergences seen."""
-        return torch.stack([seen.share for seen in self.seen]).sum(dim=0) + self.gaussian()
+        return self._residual() + self.gaussian()
+
+    def _residual(self) -> Tensor:
+        """What the Gaussian leaves of the log-determinant, ``(B,)``."""
+        return torch.stack([seen.share for seen in self.seen]).sum(dim=0)
 
     def missed_between_nodes(self) -> Tensor:
         """What the quadrature misses, nats ``(B,)``.
@@ -116,9 +120,8 @@ class Path:
         three go on like a geometric series, ``d r / (1 - r)`` with ``r = d / d'``, if they do so at all; at most d is
         stated. Random probes make noise of r: theirs is d itself, with its sign, to be averaged over items.
         """
-        full = torch.stack([seen.share for seen in self.seen]).sum(dim=0)
         coarse = torch.stack([seen.coarse for seen in self.seen]).sum(dim=0)
-        near, far = full - coarse[0], coarse[0] - coarse[1]
+        near, far = self._residual() - coarse[0], coarse[0] - coarse[1]
         if self.seen[0].probes.shape[1]:
             return near
         ratio = near.abs() / far.abs().clamp(min=torch.finfo(far.dtype).tiny)
@@ -152,23 +155,20 @@ def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
 def follow(
     model: Denoiser,
     x: Tensor,
-    levels: list[Level[float]],
     sampler: StepSampler,
     trace: Trace,
     source: NoiseSource,
     progress: Progress | None = None,
 ) -> Path:
-    """Solve from the state ``x`` at the first level to the last, and look at every node with a trace placed on them."""
-    white = trace.white
-    witness = Witness(model, levels, trace, white)
+    """Solve from the state ``x`` at the first level of a trace placed on its nodes to the last, and look at each."""
+    white, levels, witness = trace.white, list(trace.levels), Witness(model, trace)
     y, _, _ = walk(sampler, witness, x, levels, source, False, progress)
     witness(y, levels[-1])
     states, slopes, noise = [], [], []
     with torch.no_grad():  # they tell of errors, which have no gradients
-        for y_node, velocity, level in zip(witness.states, witness.velocities, levels, strict=True):
+        for y_node, slope, level in zip(witness.states, witness.velocities, levels, strict=True):
             spot = white.at(level)
-            split = Split.linear(y_node, velocity, (level.cos, -level.sin), (level.sin, level.cos))
-            u = white.into(y_node, spot)
+            split, u = split_of(slope, y_node, level), white.into(y_node, spot)
             states.append(u)
             slopes.append(white.slope(split, u, spot))
             noise.append(white.turn(flatten(split.eps)))

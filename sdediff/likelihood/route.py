@@ -73,12 +73,16 @@ def find_levels(
     """Of the nodes, rising in noise; of an adaptive path its two ends."""
     if isinstance(method, Augmented):
         return model.sde.levels(list(ends))
-    chosen = STEPS if steps is None and (grid is None or isinstance(grid, str)) else steps
     own = GRID if model.sde.instants is None else CHAIN_GRID
-    times = place(method, model, chosen, own if grid is None else grid, ends)
+    times = place(method, model, usual_steps(steps, grid), own if grid is None else grid, ends)
     if float(times[0]) > float(times[-1]):
         raise ValueError("the likelihood's path runs from the data to the noise: its times must rise")
     return model.sde.levels(times)
+
+
+def usual_steps(steps: int | None, grid: GridLike | None) -> int | None:
+    """The number of steps of a call, ``STEPS`` where it leaves it open; none where the grid is the times themselves."""
+    return STEPS if steps is None and by_rule(grid) else steps
 
 
 def by_rule(grid: GridLike | None) -> bool:

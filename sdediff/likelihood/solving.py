@@ -59,7 +59,8 @@ def solve(
     model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
 ) -> LogLikelihood:
     """One batch of continuous data; the items whose path is too rough once more, on twice as many steps."""
-    result = _solve_once(model, x0, call, source, draw, steps, doublings)
+    with torch.set_grad_enabled(call.parameters is not None):
+        result = _solve_once(model, x0, call, source, draw, steps, doublings)
     rough = _roughness(result, call) > call.tolerance
     if doublings == 0 or not bool(rough.any()):
         return result
@@ -80,14 +81,6 @@ def _roughness(result: LogLikelihood, call: Call) -> Tensor:
 def _solve_once(
     model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
 ) -> LogLikelihood:
-    """With or without gradients, as the call wants them."""
-    with torch.set_grad_enabled(call.parameters is not None):
-        return _solve_path(model, x0, call, source, draw, steps, doublings)
-
-
-def _solve_path(
-    model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
-) -> LogLikelihood:
     """In the variance-preserving frame throughout."""
     levels, dim = call.place(steps), x0[0].numel()
     start, end = levels[0], levels[-1]
@@ -98,11 +91,11 @@ def _solve_path(
         systematic: dict[str, Tensor] = {}
     else:
         white = Whitened(model.moments)
-        exact = ExactTrace(dim=dim, parameters=call.parameters).on(levels, white)
-        random = None
+        exact, random = ExactTrace(dim=dim, parameters=call.parameters), None
         if call.probes is not None:
             random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
-        path = follow(model, x0 * start.alpha, levels, call.method, exact if random is None else random, source)
+        looks = exact.on(levels, white) if random is None else random
+        path = follow(model, x0 * start.alpha, call.method, looks, source)
         y, integral, nfe = path.y, path.log_determinant(), path.witness.nfe
         with torch.no_grad():
             error = path.standard_error()
@@ -112,10 +105,10 @@ def _solve_path(
                 "t_min": blur_effect(path, model.sde),
                 "prior": prior_effect(path, call.moments),
             }
-        products = sum(path.witness.trace.plan) * len(x0)
+        products = sum(looks.plan) * len(x0)
         if call.target is not None and random is not None:
             rough = systematic["solver"] > call.tolerance if doublings > 0 else torch.zeros(len(x0), dtype=torch.bool)
-            refined = refine(path, random, exact, source, call.target, rough.to(error.device))
+            refined = refine(path, random, exact.on(levels, white), source, call.target, rough.to(error.device))
             integral, error = refined.log_determinant, refined.standard_error
             nfe, products = nfe + refined.nfe, products + refined.products
     latent = to_x(y, end)

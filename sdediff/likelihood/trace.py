@@ -24,12 +24,24 @@ from sdediff.likelihood.gradient import diagonal_through, products_through
 from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
-from sdediff.numerics import flatten, wide
+from sdediff.numerics import choose, flatten, wide
 from sdediff.samplers.held import Array
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
+EXACT_UP_TO = 32
+"""Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
 STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
+
+
+def probes_for(trace: str, probes: int, dim: int) -> int | None:
+    """The number of probes that ``trace=`` and ``probes=`` of a call mean; ``None`` for the exact trace.
+
+    Raises:
+        ValueError: for an unknown trace.
+    """
+    exact = choose({"auto": dim <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
+    return None if exact or probes >= dim else probes
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
@@ -179,8 +191,9 @@ class HutchinsonTrace(Trace):
         turned = self.white.turn(probes)
         excess = self.white.turn(products) - known * turned
         left = (factors * (rate.to(products) - known)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
-        shares = ((turned * excess).mean(dim=1) * factors[:, None]).sum(dim=2) - left[:, None]
-        trace = (turned * excess).sum(dim=2).mean(dim=1) + known.sum() * (probes.shape[2] // len(known))
+        diagonal = (turned * excess).mean(dim=1)
+        shares = (diagonal * factors[:, None]).sum(dim=2) - left[:, None]
+        trace = diagonal.sum(dim=1) + known.sum() * (probes.shape[2] // len(known))
         return Seen(shares[0], shares[1:].detach(), trace, probes, self.white.back(factors[0] * excess))
 
 

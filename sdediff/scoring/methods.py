@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
+from sdediff.likelihood.budget import ErrorBudget
 
 Columns = dict[str, Tensor]
 
@@ -50,13 +51,10 @@ def flow(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
         several = bits_per_dim(model, x, first=first, **options)
         single = bool(several.standard_error.isnan().all())
         error = several.probe_error if single else several.standard_error
-        spread = several.dequantisation_spread / math.sqrt(options.get("samples", 1))
-        errors = {f"{ERROR}probes": several.probe_error, f"{ERROR}dequantisation": spread}
-        return {name: several.bits_per_dim, "standard_error": error, **errors}
+        return {name: several.bits_per_dim, "standard_error": error, **_budget(several.error_budget, nat)}
     result = log_likelihood(model, x, first=first, **options)
     value = result.bits_per_dim if result.discrete else result.log_prob
-    budget = _prefixed(ERROR, result.error_budget.random, nat) | _prefixed(EFFECT, result.error_budget.systematic, nat)
-    return {name: value, "standard_error": result.standard_error * nat, **budget}
+    return {name: value, "standard_error": result.standard_error * nat, **_budget(result.error_budget, nat)}
 
 
 def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
@@ -70,6 +68,11 @@ def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
     error = result.standard_error * nat
     columns = {**_prefixed(TERM, terms, nat), f"{ERROR}draws": error}
     return {name: value, "standard_error": error, **columns}
+
+
+def _budget(budget: ErrorBudget, nat: float) -> Columns:
+    """Its parts of every item."""
+    return _prefixed(ERROR, budget.random, nat) | _prefixed(EFFECT, budget.systematic, nat)
 
 
 def _prefixed(prefix: str, parts: Mapping[str, Tensor], nat: float) -> Columns:
