@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sdediff import analytic
     from sdediff.checkpoint import load, save
     from sdediff.comparison import Comparison, compare
-    from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
+    from sdediff.denoiser import Denoiser, ScoreModel
     from sdediff.generation import sample
     from sdediff.grids import GRIDS
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
     from sdediff.transport import decode, encode, interpolate
     from sdediff.types import DataInfo, Level, Solution, Split
+    from sdediff.wrappers import Clip, Given, Threshold, Wrapper
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
     "comparison": ("Comparison", "compare"),
-    "denoiser": ("Clip", "Denoiser", "ScoreModel", "Threshold"),
+    "denoiser": ("Denoiser", "ScoreModel"),
     "generation": ("sample",),
     "grids": ("GRIDS",),
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
@@ -41,6 +42,7 @@ _HOMES = {
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),
     "transport": ("decode", "encode", "interpolate"),
     "types": ("DataInfo", "Level", "Solution", "Split"),
+    "wrappers": ("Clip", "Given", "Threshold", "Wrapper"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -61,6 +63,7 @@ __all__ = [
     "DataInfo",
     "Denoiser",
     "Elbo",
+    "Given",
     "Level",
     "LogLikelihood",
     "Moments",
@@ -71,6 +74,7 @@ __all__ = [
     "Split",
     "SubVPSDE",
     "Threshold",
+    "Wrapper",
     "analytic",
     "bits_per_dim",
     "compare",

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.distances import energy_distance, errors
+from sdediff.foreign import evaluating
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.samplers import Sampler
@@ -124,6 +126,7 @@ def compare(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    condition: ConditionLike = None,
 ) -> Comparison:
     """Errors of several solvers, from noise to data, against a tight solve of the probability-flow ODE.
 
@@ -142,6 +145,8 @@ def compare(
         batch_size: starts solved at a time; all by default.
         device: of the states; the network's by default.
         progress: called as ``progress(done, total)``, in forwards, roughly.
+        condition: what the network is told about each start, a tensor or a tuple or dict of tensors: one row a start,
+            or one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
 
     Returns:
         A :class:`Comparison`: ``rows``, ``reference``, ``starts``.
@@ -158,38 +163,44 @@ def compare(
         raise ValueError(f"tolerances must be positive, not {tolerance:g} and {', '.join(map(str, rtols))}")
     entries = solvers if isinstance(solvers, Mapping) else {name: name for name in solvers}
     jobs = [job for name, entry in entries.items() for job in _jobs(name, entry, model.sde, forwards, rtols)]
+    model = model.given(condition)
+    model.check_batch(shape[0])
     x = _starts(model, shape, seed, prior, device)
-    batches = _Batches(x, batch_size, 2 * _GUESS + sum(job.weight for job in jobs), progress)
-    with torch.no_grad():
-        truth, nfe = batches.run(partial(_tight, model, tolerance), _GUESS)
-        early, _ = batches.run(partial(_early, model, 10.0 * tolerance), _GUESS)
-        rows = tuple(_row(job, model, batches, truth, seed) for job in jobs)
+    batches = _Batches(model, x, batch_size, 2 * _GUESS + sum(job.weight for job in jobs), progress)
+    with torch.no_grad(), evaluating(model):
+        truth, nfe = batches.run(partial(_tight, tolerance), _GUESS)
+        early, _ = batches.run(partial(_early, 10.0 * tolerance), _GUESS)
+        rows = tuple(_row(job, batches, truth, seed) for job in jobs)
     return Comparison(rows, Reference(tolerance, nfe, *errors(early, truth)), shape[0])
 
 
-_Work = Callable[[Tensor, int, Progress], Solution]
+_Work = Callable[[Denoiser, Tensor, int, Progress], Solution]
 
 
 class _Batches:
     """The starts, some at a time, and how much of the whole work is done."""
 
-    def __init__(self, x: Tensor, size: int | None, weight: int, progress: Progress | None) -> None:
+    def __init__(self, model: Denoiser, x: Tensor, size: int | None, weight: int, progress: Progress | None) -> None:
         if size is not None and size < 1:
             raise ValueError(f"the batch size must be at least 1, not {size}")
         size = len(x) if size is None else size
-        self.parts = [x[first : first + size] for first in range(0, len(x), size)]
+        chosen = [slice(first, first + size) for first in range(0, len(x), size)]
+        self.parts = [(model.rows(rows), x[rows]) for rows in chosen]
         self.done, self.total, self.progress = 0, weight * len(self.parts), progress
 
     def run(self, work: _Work, weight: int) -> tuple[Tensor, float]:
-        """The ends of all starts, and forwards a sample; ``work`` gets a batch, its first index and whom to report."""
+        """Return the ends of all starts, and forwards a sample.
+
+        ``work`` gets the denoiser of a batch, the batch, its first index, and whom to report to.
+        """
         ends, items, forwards, before = list[Tensor](), 0, 0, self.done
         try:
-            for part in self.parts:
+            for model, part in self.parts:
 
                 def report(i: int, of: int, start: int = before + weight * len(ends)) -> None:
                     self.tell(start + (weight * i // of if of > 0 else min(i, weight)))
 
-                solution = work(part, items, report)
+                solution = work(model, part, items, report)
                 ends.append(solution.x)
                 items, forwards = items + len(part), forwards + solution.nfe * len(part)
         finally:  # a solve that fails is done with, too
@@ -255,29 +266,28 @@ def _affordable(sampler: Sampler, sde: SDE, budget: int) -> int:
 
 def _starts(model: Denoiser, shape: Sequence[int], seed: int, prior: str, device: torch.device | str | None) -> Tensor:
     moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
-    parameter = next(model.parameters(), None)
-    place = torch.device(device if device is not None else ("cpu" if parameter is None else parameter.device))
+    place = torch.device(model.device if device is None else device)
     dtype = torch.float32 if place.type == "mps" else torch.float64
     noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=place)
     return model.sde.prior_sample(shape, moments=moments, noise=noise)
 
 
-def _tight(model: Denoiser, rtol: float, x: Tensor, _: int, report: Progress) -> Solution:
+def _tight(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
     """The truth: the adaptive solve."""
     return solve(model, x, JUDGE, rtol=rtol, t_to=0.0, progress=report)
 
 
-def _early(model: Denoiser, rtol: float, x: Tensor, _: int, report: Progress) -> Solution:
+def _early(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
     """The adaptive solve that denoises from twice the usual time."""
     end = 2.0 * model.sde.t_min
     solution = solve(model, x, JUDGE, rtol=rtol, t_to=end, progress=report)
     return solution._replace(x=model.denoise(solution.x, end), nfe=solution.nfe + 1)
 
 
-def _row(job: _Job, model: Denoiser, batches: _Batches, truth: Tensor, seed: int) -> Row:
+def _row(job: _Job, batches: _Batches, truth: Tensor, seed: int) -> Row:
     """Solve and judge."""
 
-    def work(part: Tensor, first: int, report: Progress) -> Solution:
+    def work(model: Denoiser, part: Tensor, first: int, report: Progress) -> Solution:
         options = {"steps": job.steps, "rtol": job.rtol, "progress": report}
         return solve(model, part, job.sampler, t_to=0.0, seed=seed, first=_FIRST + first, **options)  # type: ignore[arg-type]
 

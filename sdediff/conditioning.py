@@ -37,11 +37,15 @@ Inputs = Callable[[Tensor, Level, torch.dtype, SDE], tuple[Tensor, Tensor | Leve
 
 
 def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B,)`` from a scalar for the batch or one a sample."""
+    """``(B,)`` of its own from a scalar for the batch or one a sample, in single precision at least.
+
+    In half precision timestep 750 would be 752, whatever the network's weights are.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
     if isinstance(value, float):  # made where it is needed: nothing to copy to the device
         return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
     tensor = torch.as_tensor(value, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
-    return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0])
+    return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0]).clone()
 
 
 def _by_time(x: Tensor, level: Level, dtype: torch.dtype, _sde: SDE) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,7 @@ def _by_label(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Te
 
 def _by_integer(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
     label = _place(sde, level).round().long() - 1
-    return x.to(dtype), label.to(x.device).expand(x.shape[0])
+    return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
 
 def chain_steps(sde: SDE) -> int:

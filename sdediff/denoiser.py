@@ -1,59 +1,103 @@
 r"""Denoisers: callables ``(x, level) -> Split``, and the model that makes one from a network and a process.
 
-A :class:`Denoiser` knows its process (``sde``) and, where known, the data's ``moments``; ``score``, ``epsilon`` and
-``denoise`` follow from the split. :class:`ScoreModel` is the one built from a network; :class:`Clip` and
-:class:`Threshold` wrap any denoiser and compose.
+A :class:`Denoiser` declares everything that a solver may ask: the split itself, what it costs, what the network
+predicts, where it likes to be asked, the rows of some items, the data's moments. ``score``, ``epsilon`` and ``denoise``
+follow from the split. :class:`ScoreModel` is the one built from a network; :mod:`sdediff.wrappers` change one and pass
+everything else on.
 """
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, chain_steps
+from sdediff.conditions import Condition, ConditionLike, Rows
+from sdediff.foreign import modules_of, tensor_of
 from sdediff.moments import Moments
-from sdediff.numerics import choose, expand, flatten
+from sdediff.numerics import choose, expand
 from sdediff.predictions import PREDICTIONS, Prediction
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split, Time
 
 
-class Denoise(Protocol):
-    """What a solver needs: the two halves of a state."""
-
-    def __call__(self, x: Tensor, level: Level) -> Split:
-        """Split the state ``x`` ``(B, *shape)`` at ``level``."""
-        ...
-
-
-class Denoiser(nn.Module):
-    """A denoiser of one process.
+class Denoiser(nn.Module, ABC):
+    """A denoiser of one process: all that a solver may ask.
 
     Attributes:
         sde: the forward process whose states it splits.
         moments: mean and covariance of the data where known, else ``None``.
         data: shape, levels and range of the data where known, else ``None``.
+        prediction: what the network predicts, which says where its errors are magnified; the velocity by default.
     """
 
     sde: SDE
     moments: Moments | None
     data: DataInfo | None
+    prediction: Prediction = PREDICTIONS["v_prediction"]
 
     @abstractmethod
     def forward(self, x: Tensor, level: Level) -> Split:
-        """Split the state ``x`` ``(B, *shape)`` at ``level``."""
+        """Split the state ``x`` ``(B, *shape)`` at ``level``; neither is changed."""
 
-    def forwards(self, level: Level) -> int:
-        """Forwards of the network that a split at ``level`` takes."""
+    def nfe(self, level: Level) -> int:
+        """Return the number of forwards of the network that a split at ``level`` takes."""
         return 1
 
-    def settle(self, times: Tensor) -> Tensor:
-        """Nodes ``(N + 1,)`` of a grid, moved to where the network is best asked; the ends stay."""
+    def snap(self, times: Tensor) -> Tensor:
+        """Move the nodes ``(N + 1,)`` of a grid to where the network is best asked; the ends stay."""
         return times
+
+    def given(self, condition: ConditionLike) -> Denoiser:
+        """Return the denoiser under a condition: a tensor, tuple or dict of tensors, one row an item or one for all.
+
+        Raises:
+            ValueError: if it takes none, or the condition is nothing of the kind.
+        """
+        if Condition.of(condition):
+            raise ValueError(f"{type(self).__name__} takes no condition")
+        return self
+
+    def rows(self, index: Rows) -> Denoiser:
+        """Return the denoiser of some items of its batch, whose conditions go with them.
+
+        Args:
+            index: the items' indices, with repeats or without, a mask, or a slice.
+        """
+        return self
+
+    def check_batch(self, count: int) -> None:
+        """Refuse a batch of ``count`` items if the condition belongs to another number of them.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's parameters; torch's default where there are none."""
+        parameter = self._parameter()
+        return torch.get_default_dtype() if parameter is None else parameter.dtype
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of states made for the network: its own, but single precision where that is half."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters; the CPU where there are none."""
+        parameter = self._parameter()
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def _parameter(self) -> Tensor | None:
+        """The first parameter of real numbers."""
+        return next((parameter for parameter in self.parameters() if parameter.is_floating_point()), None)
 
     def split(self, x: Tensor, t: Time) -> Split:
         """Split the state ``x`` at time ``t``, a float or ``(B,)``."""
@@ -84,7 +128,9 @@ class ScoreModel(Denoiser):
     """A network, a process, and what the network predicts.
 
     Args:
-        network: any callable ``(x, t) -> tensor`` of the shape of ``x``; ``t`` has shape ``(B,)`` and lies in [0, 1].
+        network: any callable ``(x, t, *condition) -> tensor`` of the shape of ``x``; ``t`` has shape ``(B,)`` and lies
+            in [0, 1]. The modules that a function, partial or bound method runs are found and belong to the model:
+            their parameters, dtype, device and mode are the model's.
         sde: the forward process.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
             :class:`~sdediff.predictions.Prediction`.
@@ -97,15 +143,16 @@ class ScoreModel(Denoiser):
         data: shape, levels and range of the data, for sampling without a shape and for bits/dim.
         learned_variance: the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1] that
             says where the reverse step's log-variance lies, ``Split.fraction = (v + 1) / 2``.
+        module: the module behind a function that hides it.
 
     Raises:
-        ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output's shape
-            is not the state's (with twice the channels for a learned variance).
+        ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output is no
+            tensor of the state's shape (with twice the channels for a learned variance).
     """
 
     def __init__(
         self,
-        network: Callable[..., Tensor],
+        network: Callable[..., Any],
         sde: SDE,
         prediction: str | Prediction = "epsilon",
         *,
@@ -113,9 +160,12 @@ class ScoreModel(Denoiser):
         moments: Moments | None = None,
         data: DataInfo | None = None,
         learned_variance: bool = False,
+        module: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        behind = [module] if module is not None else [] if isinstance(network, nn.Module) else modules_of(network)
+        self.behind = nn.ModuleList(behind)
         self.sde = sde
         self.prediction = choose(PREDICTIONS, prediction, "prediction") if isinstance(prediction, str) else prediction
         self.conditioning = conditioning
@@ -125,24 +175,46 @@ class ScoreModel(Denoiser):
         self.moments = moments
         self.data = data
         self.learned_variance = learned_variance
+        self.condition = Condition()
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
         return self._inputs.between(self._ask, self.sde, x, level)
 
-    def forwards(self, level: Level) -> int:
-        """Forwards of the network that a split at ``level`` takes: 2 where it is interpolated, else 1."""
+    def nfe(self, level: Level) -> int:
+        """Return the number of forwards that a split at ``level`` takes: 2 where it is interpolated, else 1."""
         return self._inputs.forwards(self.sde, level)
 
-    def settle(self, times: Tensor) -> Tensor:
-        """Nodes of a grid, on the nearest instants for networks that know these alone."""
+    def snap(self, times: Tensor) -> Tensor:
+        """Move nodes of a grid to the nearest instants for networks that know these alone."""
         return self._inputs.settle(self.sde, times)
 
+    def given(self, condition: ConditionLike) -> ScoreModel:
+        """Return the model under a condition, which takes the place of the one that it has."""
+        return self if condition is None else self._under(Condition.of(condition))
+
+    def rows(self, index: Rows) -> ScoreModel:
+        """Return the model of some items, whose conditions go with them."""
+        return self if self.condition.count is None else self._under(self.condition.rows(index))
+
+    def check_batch(self, count: int) -> None:
+        """Refuse a batch of ``count`` items if the condition belongs to another number of them."""
+        self.condition.check(count)
+
+    def _under(self, condition: Condition) -> ScoreModel:
+        """The same network, sharing everything, under another condition."""
+        twin = twin_of(self)
+        twin.condition = condition
+        return twin
+
     def _ask(self, x: Tensor, level: Level) -> Split:
-        """One forward of the network."""
-        parameter = next(self.parameters(), None)
+        """One forward of the network, on copies of everything that it could write to."""
+        parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        output = self.network(*self._inputs.inputs(x, level, dtype, self.sde))
+        state, told = self._inputs.inputs(x, level, dtype, self.sde)
+        state = state.clone() if state is x else state
+        condition = self.condition.arguments(x, dtype)
+        output = tensor_of(self.network(state, told, *condition.positional, **condition.named))
         wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
         if output.shape != wanted:
             twice = " and its learned variance" if self.learned_variance else ""
@@ -156,66 +228,11 @@ class ScoreModel(Denoiser):
         return split
 
 
-class Wrapper(Denoiser):
-    """A denoiser that changes the clean half of another; the noise half follows so that the state is unchanged."""
-
-    def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner = inner
-        self.sde, self.moments, self.data = inner.sde, inner.moments, inner.data
-
-    def forwards(self, level: Level) -> int:
-        """Those of the denoiser inside."""
-        return self.inner.forwards(level)
-
-    def settle(self, times: Tensor) -> Tensor:
-        """As the denoiser inside."""
-        return self.inner.settle(times)
-
-    @abstractmethod
-    def change(self, x0: Tensor) -> Tensor:
-        """The new clean half."""
-
-    def forward(self, x: Tensor, level: Level) -> Split:
-        """Split the state, with the clean half changed."""
-        inner = self.inner(x, level)
-        split = PREDICTIONS["sample"].split(self.change(inner.x0), x, level)
-        split.fraction = inner.fraction
-        return split
+D = TypeVar("D", bound=Denoiser)
 
 
-class Clip(Wrapper):
-    """Clamp the clean half to the range of the data (Ho et al. 2020's implementation)."""
-
-    def __init__(self, inner: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__(inner)
-        if not low < high:
-            raise ValueError(f"clipping needs low < high, not {low} and {high}")
-        self.low, self.high = low, high
-
-    def change(self, x0: Tensor) -> Tensor:
-        """Clamp."""
-        return x0.clamp(self.low, self.high)
-
-
-class Threshold(Wrapper):
-    """Dynamic thresholding (Saharia et al. 2022): clamp to a quantile of each sample and rescale to [-1, 1].
-
-    Args:
-        inner: the denoiser.
-        quantile: of the magnitudes of a sample's entries.
-        most: the largest divisor; 1 is plain clamping.
-    """
-
-    def __init__(self, inner: Denoiser, quantile: float = 0.995, most: float = math.inf) -> None:
-        super().__init__(inner)
-        if not 0.0 < quantile <= 1.0:
-            raise ValueError(f"the quantile must lie in (0, 1], not {quantile}")
-        if not most >= 1.0:
-            raise ValueError(f"no sample is divided by less than 1, so that its most cannot be {most}")
-        self.quantile, self.most = quantile, most
-
-    def change(self, x0: Tensor) -> Tensor:
-        """Clamp each sample to its own quantile, at least 1 and at most ``most``, and divide by it."""
-        quantile = flatten(x0).abs().quantile(self.quantile, dim=1)
-        return (x0 / expand(quantile.clamp(1.0, self.most), x0)).clamp(-1.0, 1.0)
+def twin_of(denoiser: D) -> D:
+    """Return a copy of a denoiser that shares every part and may be given others."""
+    twin = copy.copy(denoiser)
+    twin.__dict__["_modules"] = dict(denoiser._modules)
+    return twin

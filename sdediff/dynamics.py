@@ -15,10 +15,11 @@ import math
 
 from torch import Tensor
 
-from sdediff.denoiser import Denoise
+from sdediff.conditions import Rows
+from sdediff.denoiser import Denoiser
 from sdediff.moments import Moments
 from sdediff.numerics import expand, scaled
-from sdediff.predictions import PREDICTIONS, Prediction
+from sdediff.predictions import Prediction
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
@@ -26,29 +27,30 @@ from sdediff.types import Level, Scalar, Split
 class Frame:
     """A denoiser seen from the variance-preserving frame; counts the forwards it spends."""
 
-    def __init__(self, denoise: Denoise, sde: SDE) -> None:
+    def __init__(self, denoise: Denoiser, sde: SDE) -> None:
         self.denoise, self.sde, self.nfe = denoise, sde, 0
 
     @property
     def moments(self) -> Moments | None:
         """Mean and covariance of the data, where the denoiser knows them."""
-        return getattr(self.denoise, "moments", None)
-
-    def __call__(self, y: Tensor, level: Level) -> Split:
-        """Split the state ``y`` of the frame at ``level``."""
-        self.count(level)
-        return self.denoise(to_x(y, level), level)
-
-    def count(self, level: Level) -> None:
-        """Count what a split at ``level`` costs: one forward, but for networks asked on either side of it."""
-        forwards = getattr(self.denoise, "forwards", None)
-        self.nfe += 1 if forwards is None else forwards(level)
+        return self.denoise.moments
 
     @property
     def prediction(self) -> Prediction:
-        """What the denoiser's network predicts; the velocity where there is no telling."""
-        found: Prediction = getattr(self.denoise, "prediction", PREDICTIONS["v_prediction"])
-        return found
+        """What the denoiser's network predicts."""
+        return self.denoise.prediction
+
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
+        """Split the state ``y`` of the frame at ``level``.
+
+        Args:
+            y: ``(b, *shape)``.
+            level: the level of the state.
+            rows: the items of the batch whose states these are; all of them, in order, by default.
+        """
+        self.nfe += self.denoise.nfe(level)
+        split: Split = (self.denoise if rows is None else self.denoise.rows(rows))(to_x(y, level), level)
+        return split
 
     def at_angle(self, angle: float) -> Level[float]:
         """The process's level at an angle strictly between 0 and pi/2."""

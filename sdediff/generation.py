@@ -8,7 +8,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.foreign import evaluating
 from sdediff.likelihood.along import descend, way_down
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
@@ -37,6 +39,9 @@ def sample(
     return_log_prob: Literal[False] = ...,
     trace: str = ...,
     probes: int = ...,
+    condition: ConditionLike = ...,
+    differentiable: bool = ...,
+    keep_mode: bool = ...,
 ) -> Tensor: ...
 @overload
 def sample(
@@ -58,6 +63,9 @@ def sample(
     return_log_prob: Literal[True],
     trace: str = ...,
     probes: int = ...,
+    condition: ConditionLike = ...,
+    differentiable: bool = ...,
+    keep_mode: bool = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def sample(
     model: Denoiser,
@@ -78,6 +86,9 @@ def sample(
     return_log_prob: bool = False,
     trace: str = "auto",
     probes: int = 2,
+    condition: ConditionLike = None,
+    differentiable: bool = False,
+    keep_mode: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draw samples: from the prior at ``t_max`` to the data.
 
@@ -94,7 +105,7 @@ def sample(
         prior: ``"moments"`` starts from the Gaussian with the data's mean and covariance where the model knows them
             (else the standard one), ``"standard"`` from ``N(0, sigma^2)``.
         batch_size: samples solved at a time; all by default.
-        dtype: of the states; the network's, or torch's default where it has none.
+        dtype: of the states; the network's, single precision at least, or torch's default where it has none.
         device: of the states; the network's by default.
         progress: called as ``progress(done, total)``, over all batches.
         return_log_prob: also return the log-density of every sample, found along the way by a deterministic solver of
@@ -103,6 +114,12 @@ def sample(
             of them than a picture.
         trace: of the divergence; see :func:`~sdediff.likelihood.ode.log_likelihood`.
         probes: of the divergence; see :func:`~sdediff.likelihood.ode.log_likelihood`.
+        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        differentiable: let gradients flow from the samples to the model's parameters, every forward kept in memory for
+            them; by default none flow.
+        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
+            evaluation mode for the call.
 
     Returns:
         Tensor ``(n, *shape)``; with ``return_log_prob`` that and the log-densities in nats, float64 ``(n,)``.
@@ -112,32 +129,37 @@ def sample(
         FloatingPointError: if the result is not finite.
     """
     moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
-    parameter = next(model.parameters(), None)
-    dtype = dtype or (torch.get_default_dtype() if parameter is None else parameter.dtype)
-    place_on = device if device is not None else ("cpu" if parameter is None else parameter.device)
+    dtype = dtype or model.state_dtype
+    place_on = model.device if device is None else device
     n, *item = shape
     check_item(model, item)
+    model = model.given(condition)
+    model.check_batch(n)
     size = n if batch_size is None else batch_size
     if n < 1 or size < 1:
         raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
+    if differentiable and return_log_prob:
+        raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     way = way_down(model, sampler, steps, grid) if return_log_prob else None
     parts, densities = [], []
     for start in range(0, n, size):
         source = NoiseSource(seed, (min(size, n - start), *item), first=first + start, dtype=dtype, device=place_on)
         x = model.sde.prior_sample(source.shape, moments=moments, noise=source)
+        own = model.rows(slice(start, start + size))
 
         def report(done: int, total: int, batch: int = start // size) -> None:
             if progress is not None:
                 progress(batch * total + done, total * -(-n // size))
 
         if way is not None:
-            found = descend(model, x, way, source, moments=moments, trace=trace, probes=probes, progress=report)
+            with evaluating(model, keep_mode):
+                found = descend(own, x, way, source, moments=moments, trace=trace, probes=probes, progress=report)
             densities.append(found.log_prob)
             parts.append(found.x)
             continue
         solution = solve(
-            model,
+            own,
             x,
             sampler,
             t_from=model.sde.t_max,
@@ -147,6 +169,8 @@ def sample(
             seed=seed,
             first=first + start,
             progress=report,
+            differentiable=differentiable,
+            keep_mode=keep_mode,
         )
         parts.append(solution.x)
     return torch.cat(parts) if way is None else (torch.cat(parts), torch.cat(densities))

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose
@@ -82,7 +84,7 @@ def place(
     chosen = sampler.grid if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
-    return model.settle(rule(model.sde, count, *ends))
+    return model.snap(rule(model.sde, count, *ends))
 
 
 def _is_times(grid: GridLike | None) -> TypeIs[Sequence[float] | Tensor]:
@@ -114,8 +116,14 @@ def solve(
     first: int = 0,
     path: bool = False,
     progress: Progress | None = None,
+    condition: ConditionLike = None,
+    differentiable: bool = False,
+    keep_mode: bool = False,
 ) -> Solution:
     """Take a state from one time to another.
+
+    Gradients flow from the result to ``x`` where it requires them, and then to the model's parameters too; to these
+    alone with ``differentiable=True``. Every forward is kept in memory for them.
 
     Args:
         model: a denoiser with its process.
@@ -131,6 +139,11 @@ def solve(
         first: index of the batch's first sample.
         path: whether to return the states at all nodes.
         progress: called as ``progress(done, total)``.
+        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        differentiable: let gradients flow to the model's parameters although ``x`` requires none.
+        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
+            evaluation mode for the call.
 
     Returns:
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
@@ -141,6 +154,8 @@ def solve(
     """
     check_state(x)
     check_item(model, x.shape[1:])
+    model = model.given(condition)
+    flows = tracks_gradients(model, x, differentiable)
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     sde = model.sde
     ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
@@ -150,8 +165,20 @@ def solve(
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
     noise = NoiseSource(seed, x.shape, first=first, dtype=x.dtype, device=x.device)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+    with evaluating(model, keep_mode), torch.set_grad_enabled(flows):
         return sampler.sample(model, sde, x, times, noise, path=path, progress=progress)
+
+
+def tracks_gradients(model: Denoiser, x: Tensor | None, differentiable: bool) -> bool:
+    """Whether gradients are to flow to a state, or to the parameters of a model.
+
+    Raises:
+        ValueError: if they are asked for and there is nothing that they could flow to.
+    """
+    to_state = x is not None and x.requires_grad
+    if differentiable and not to_state and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(NOTHING_TO_DIFFERENTIATE)
+    return torch.is_grad_enabled() and (to_state or differentiable)
 
 
 def check_item(model: Denoiser, item: Sequence[int]) -> None:

@@ -8,23 +8,42 @@ states ``(B, k, *shape)``, of which ``[:, 0]`` is the end itself, and from such 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.numerics import expand, flatten
 from sdediff.samplers import Sampler
+from sdediff.samplers.base import Progress
 from sdediff.samplers.reversible import Recorded, Reversible, Undone
-from sdediff.sampling import check_state, place, resolve, solve
+from sdediff.sampling import GridLike, check_state, place, resolve, solve
 
 DEFAULT_TOLERANCE = 1e-6
 
 
+class Options(TypedDict, total=False):
+    """What encoding and decoding hand on to :func:`~sdediff.sampling.solve`."""
+
+    steps: int | None
+    grid: GridLike | None
+    rtol: float | None
+    atol: float | None
+    progress: Progress | None
+    condition: ConditionLike
+    differentiable: bool
+    keep_mode: bool
+
+
 def _transport(
-    model: Denoiser, x: Tensor, solver: str | Sampler, ends: tuple[float, float], options: dict[str, Any]
+    model: Denoiser, x: Tensor, solver: str | Sampler, ends: tuple[float, float], options: Options
 ) -> Tensor:
+    unknown = sorted(set(options) - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; allowed are: {', '.join(Options.__annotations__)}")
     given = {key for key, value in options.items() if value is not None}
     if solver == "ode" and not given & {"steps", "grid", "rtol", "atol"}:
         options = {**options, "rtol": DEFAULT_TOLERANCE}
@@ -41,9 +60,7 @@ def states_of(sampler: Sampler) -> int:
     return int(getattr(sampler, "states", 1))
 
 
-def _reversibly(
-    model: Denoiser, x: Tensor, method: Reversible, ends: tuple[float, float], options: dict[str, Any]
-) -> Tensor:
+def _reversibly(model: Denoiser, x: Tensor, method: Reversible, ends: tuple[float, float], options: Options) -> Tensor:
     """From a state to the last states of a solve, or from those back to the state."""
     check_state(x)
     undo = _are_states(model, x, method.states)
@@ -52,10 +69,12 @@ def _reversibly(
     times = place(method, model, options.get("steps"), options.get("grid"), (start, end))
     if (float(times[-1]) - float(times[0])) * (ends[1] - ends[0]) < 0.0:
         times = times.flip(0)
-    options = {**options, "grid": times, "t_from": ends[0], "t_to": ends[1]}
+    options = {**options, "grid": times}
     if undo:
-        return solve(model, x.flatten(0, 1), Undone(method), **options).x
-    return solve(model, x, Recorded(method), **options).x.reshape(len(x), method.states, *x.shape[1:])
+        return solve(model, x.flatten(0, 1), Undone(method), t_from=ends[0], t_to=ends[1], **options).x
+    return solve(model, x, Recorded(method), t_from=ends[0], t_to=ends[1], **options).x.reshape(
+        len(x), method.states, *x.shape[1:]
+    )
 
 
 def _are_states(model: Denoiser, x: Tensor, count: int) -> bool:
@@ -65,7 +84,7 @@ def _are_states(model: Denoiser, x: Tensor, count: int) -> bool:
     return x.ndim > 2 and x.shape[1] == count
 
 
-def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options: Any) -> Tensor:
+def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options: Unpack[Options]) -> Tensor:
     """Latents of data: the state at ``t_max`` reached from ``x`` at ``t_min``.
 
     Args:
@@ -75,7 +94,8 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
             states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, which :func:`decode` takes back to
             ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes any
             ``(B, k, *shape)`` for such states.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``progress`` of :func:`~sdediff.sampling.solve`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
+            ``keep_mode`` of :func:`~sdediff.sampling.solve`.
 
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
@@ -83,7 +103,7 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
     return _transport(model, x, solver, (model.sde.t_min, model.sde.t_max), options)
 
 
-def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Any) -> Tensor:
+def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Unpack[Options]) -> Tensor:
     """Data of latents: the inverse of :func:`encode`, with the same options.
 
     By ``"reversible"``, states ``(B, k, *shape)`` give the data they came from, and are good for nothing else: what is
@@ -113,7 +133,12 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
 
 def interpolate(
-    model: Denoiser, x_a: Tensor, x_b: Tensor, points: int = 8, solver: str | Sampler = "ode", **options: Any
+    model: Denoiser,
+    x_a: Tensor,
+    x_b: Tensor,
+    points: int = 8,
+    solver: str | Sampler = "ode",
+    **options: Unpack[Options],
 ) -> Tensor:
     """Paths between data: both ends are encoded, joined on the sphere, and decoded.
 
@@ -135,14 +160,18 @@ def interpolate(
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:
         raise ValueError(f"both ends need one shape; came {tuple(x_a.shape)} and {tuple(x_b.shape)}")
-    z = encode(model, torch.cat([x_a, x_b]), solver, **options)
+    model = model.given(options.pop("condition", None))
+    model.check_batch(len(x_a))
+    pairs = torch.arange(len(x_a), device=x_a.device)
+    both, all_points = model.rows(pairs.repeat(2)), model.rows(pairs.repeat(points))
+    z = encode(both, torch.cat([x_a, x_b]), solver, **options)
     shape = (points, *x_a.shape)
     # Latents between others are new ones: of the states of a reversible solve the first is joined, and solved from.
     exact = z.shape[1:] != x_a.shape[1:]
     z_a, z_b = (z[:, 0] if exact else z).chunk(2)
     between = torch.cat([slerp(z_a, z_b, float(s)) for s in torch.linspace(0.0, 1.0, points, dtype=torch.float64)])
-    path = decode(model, between, solver, **options)
+    path = decode(all_points, between, solver, **options)
     if not exact:
         return path.reshape(shape)
-    ends = decode(model, z, solver, **options).reshape(2, *x_a.shape)
+    ends = decode(both, z, solver, **options).reshape(2, *x_a.shape)
     return torch.cat([ends[:1], path[:, 0].reshape(shape)[1:-1], ends[1:]])

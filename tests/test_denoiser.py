@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import sdediff
 from catalogue import MIXTURE, PROCESSES
 from sdediff import DDPM, GRIDS, PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
-from sdediff.denoiser import Wrapper
 from sdediff.samplers.ancestral import Ancestral
+from sdediff.wrappers import Wrapper
 
 TIMES = (1e-5, 0.01, 0.4, 0.95)
 
@@ -261,7 +261,7 @@ def test_forwards_of_integers_are_counted() -> None:
     for t, forwards in ((0.3, 1), (0.03, 1), (0.34, 2), (times[:2], 2), (times[1:2], 1)):
         level, before = model.sde.level(t), len(asked)
         model(x[: len(torch.as_tensor(t).reshape(-1))], level)
-        assert model.forwards(level) == len(asked) - before == forwards
+        assert model.nfe(level) == len(asked) - before == forwards
     alone = torch.cat([model.epsilon(x[i : i + 1], float(t)) for i, t in enumerate(times)])
     torch.testing.assert_close(model.epsilon(x, times), alone, rtol=1e-13, atol=1e-13)
     solution = sdediff.solve(model, x, "ddim", grid=[1.0, 0.75, 0.5, 0.05, 0.0])
@@ -292,7 +292,7 @@ def test_grids_go_to_the_instants_of_such_networks() -> None:
         assert len(inside) >= 18
         free = GRIDS["reference"](model.sde, 20, 1.0, 0.0)
         assert float((solution.times - free).abs().max()) <= 0.5 / 1000 + 1e-12
-    dense = model.settle(torch.linspace(1.0, 1e-5, 1501, dtype=torch.float64))
+    dense = model.snap(torch.linspace(1.0, 1e-5, 1501, dtype=torch.float64))
     assert bool((dense.diff() < 0.0).all())
     assert (float(dense[0]), float(dense[-1])) == (1.0, 1e-5)
     _, strict, _ = integers_alone(1000, "instants")  # which would refuse any other time

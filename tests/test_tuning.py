@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from catalogue import GAUSSIAN, MIXTURE
-from sdediff import SDE, VESDE, VPSDE, DataInfo, RectifiedFlow, ScoreModel, load, save, solve, tuning
+from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
-from sdediff.denoiser import Wrapper
 from sdediff.samplers.coefficients import weights
 from sdediff.samplers.held import Velocity
 from sdediff.samplers.tuned import Method, Tuned, averages
 from sdediff.tuning.draft import Draft, Start
 from sdediff.tuning.learn import errors, learn, objective, rollout
 from sdediff.tuning.trajectories import Errors, follow, starts
+from sdediff.wrappers import Wrapper
 
 
 def disturbed(model: ScoreModel, steps: int = 4, t_to: float = 1e-3) -> Draft:
@@ -157,7 +157,7 @@ def test_tuning_is_reproducible_and_leaves_the_model_alone() -> None:
 class Closed(Wrapper):
     """A denoiser through which no gradient comes."""
 
-    def change(self, x0: Tensor) -> Tensor:
+    def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
         return x0.detach()
 
 

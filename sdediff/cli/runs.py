@@ -95,7 +95,7 @@ def counting(model: Denoiser) -> Iterator[Count]:
     count = Count()
 
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        forwards = model.forwards(inputs[1])
+        forwards = model.nfe(inputs[1])
         count.calls += forwards
         count.items += forwards * len(inputs[0])
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.denoiser import Clip, Denoiser, ScoreModel, Threshold
+from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.interop.network import DiffusersNetwork, diffusers_class
 from sdediff.numerics import choose
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.ddim import DDIM
 from sdediff.sde import DDPM
+from sdediff.wrappers import Clip, Threshold
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 VARIANCES = {

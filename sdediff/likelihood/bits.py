@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood.budget import ErrorBudget
-from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check_items, integer_data, network_dtype
+from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check_items, integer_data
 from sdediff.likelihood.ode import log_likelihood
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
@@ -86,6 +87,7 @@ def bits_per_dim(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     target_error: float | None = None,
+    condition: ConditionLike = None,
     **options: Any,
 ) -> BitsPerDim:
     """Bits a dimension of integers: the bound of a dequantisation, everything it leaves out accounted for.
@@ -106,6 +108,8 @@ def bits_per_dim(
         batch_size: items solved at a time; all by default.
         progress: called as ``progress(done, total)`` after every batch, in items.
         target_error: of the path and the probes of every draw, in bits a dimension, as for ``log_likelihood``.
+        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
         **options: of :func:`~sdediff.likelihood.ode.log_likelihood`.
 
     Raises:
@@ -113,7 +117,9 @@ def bits_per_dim(
             random probes, or as ``log_likelihood``.
         FloatingPointError: if a result is not finite.
     """
+    model = model.given(condition)
     check_items(x, model.data)
+    model.check_batch(len(x))
     info = integer_data(x, model.data, levels, low, high)
     chosen = dequantisation
     law = choose(DEQUANTISATIONS, chosen, "dequantisation") if isinstance(chosen, str) else chosen
@@ -131,7 +137,7 @@ def bits_per_dim(
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         options |= {"seed": seed, "first": first + begin}
-        parts.append(_draws(model, batch, info, law, start, samples, options))
+        parts.append(_draws(model.rows(slice(begin, begin + size)), batch, info, law, start, samples, options))
         if progress is not None:
             progress(begin + len(batch), len(x))
     return _summarise(parts, summary, nats, start.t)
@@ -147,7 +153,7 @@ def _draws(
     options: dict[str, Any],
 ) -> _Draws:
     """The draws of one batch."""
-    noise = NoiseSource(options["seed"], x.shape, first=options["first"], dtype=network_dtype(model), device=x.device)
+    noise = NoiseSource(options["seed"], x.shape, first=options["first"], dtype=model.state_dtype, device=x.device)
     rho, nfe = math.exp(-start.half_log_snr), 0
     weights, errors, budgets = [], [], []
     for number in range(samples):

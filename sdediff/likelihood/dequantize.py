@@ -96,12 +96,6 @@ def check_items(x: Tensor, data: DataInfo | None) -> None:
         raise ValueError(f"the model's items have shape {tuple(data.shape)}, not {tuple(x.shape[1:])}")
 
 
-def network_dtype(model: torch.nn.Module) -> torch.dtype:
-    """The dtype of a network's weights, torch's default where it has none: that of dequantised values."""
-    parameter = next(model.parameters(), None)
-    return torch.get_default_dtype() if parameter is None else parameter.dtype
-
-
 # ---- uniform, which log_likelihood too uses ------------------------------------------------------------------
 
 

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Field = Callable[[Tensor], Tensor]
+Field = Callable[..., Tensor]
+"""A vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each on its own; ``field(y, rows)`` on states
+of the items that ``rows`` says, with repeats or without."""
 
 _BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills the caches and is slower
 

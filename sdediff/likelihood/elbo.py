@@ -21,11 +21,13 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
 from sdediff.denoiser import Denoiser
+from sdediff.foreign import evaluating
 from sdediff.likelihood.chain import Items, Terms
 from sdediff.likelihood.control import GaussianErrors, unit_moments
-from sdediff.likelihood.dequantize import check_items, integer_data, network_dtype
+from sdediff.likelihood.dequantize import check_items, integer_data
 from sdediff.likelihood.plan import Choices, make_plan
 from sdediff.likelihood.reconstruction import make_decoder
 from sdediff.moments import Moments
@@ -127,6 +129,8 @@ def elbo(
     first: int = 0,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    condition: ConditionLike = None,
+    keep_mode: bool = False,
 ) -> Elbo:
     """The variational bound, term by term.
 
@@ -159,6 +163,10 @@ def elbo(
         first: index of the first item.
         batch_size: items taken at a time; all by default.
         progress: called as ``progress(done, total)`` after every batch, in items.
+        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
+            evaluation mode for the call.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
@@ -166,7 +174,9 @@ def elbo(
             has not learned.
         FloatingPointError: if a term is not finite.
     """
+    model = model.given(condition)
     check_items(x, model.data)
+    model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)
     known = choose({"moments": model.moments, "standard": None}, prior, "prior")
@@ -180,10 +190,11 @@ def elbo(
     parts = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
-        x0 = batch if info is None else to_values(batch, info, dtype=network_dtype(model))
+        x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
         items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
-        terms = plan.run(items)
+        with evaluating(model, keep_mode):
+            terms = plan.run(model.rows(slice(begin, begin + size)), items)
         cost = prior_cost(x0, plan.last, known)
         parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
         if progress is not None:

@@ -101,13 +101,14 @@ def _pull_back(
     """The gradients of ``of_value . v + sum_k of_products_k . J^T probe_k`` to ``y`` and the parameters."""
     of_value, *sides = wanted
     totals: list[Tensor | None] = [None] * (1 + len(parameters))
+    items = torch.arange(len(y), device=y.device)
     for probes, of_products in zip(*(torch.split(side, chunk_size(y), dim=1) for side in sides), strict=True):
         # Copies of the states, one a probe: vmap has no second derivative for every layer there is.
         e, g = (side.transpose(0, 1).reshape(-1, *y.shape[1:]) for side in (probes, of_products))
         leaf = y.detach().repeat(probes.shape[1], *(1,) * (y.ndim - 1)).requires_grad_()
         # Fused attention has no second derivative; the plain one has.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            again = field(leaf)
+            again = field(leaf, items.repeat(probes.shape[1]))
             first = again[: len(y)]
             _check_same(first.detach(), value)
             (pulled,) = torch.autograd.grad(again, leaf, e, create_graph=True)

@@ -20,9 +20,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.likelihood.augmented import Augmented
-from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume, network_dtype
+from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume
 from sdediff.likelihood.orthogonal import OrthogonalTrace
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.result import LogLikelihood, join
@@ -38,6 +40,10 @@ from sdediff.types import DataInfo
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
 they are doubled, without and with a target error."""
+
+_PATH_BUDGET, _BYTES, _LEAST_ITEMS = 100_000_000, 110, 8
+"""Bytes that the paths of a microbatch may take, what one entry of an item takes at a node, and the fewest items of a
+microbatch, without which the network would be asked too little at a time."""
 
 
 def log_likelihood(
@@ -63,6 +69,8 @@ def log_likelihood(
     first: int = 0,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    condition: ConditionLike = None,
+    keep_mode: bool = False,
 ) -> LogLikelihood:
     """Log-likelihood of data under a model, through its probability-flow ODE.
 
@@ -100,8 +108,12 @@ def log_likelihood(
         seed: probes and dequantisation of item k are functions of ``(seed, first + k, draw)`` alone.
         draw: number of the draw.
         first: index of the first item.
-        batch_size: items solved at a time; all by default.
+        batch_size: items solved at a time; by default as many as keep their paths in about 100 MB.
         progress: called as ``progress(done, total)`` after every batch, in items.
+        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
+            evaluation mode for the call.
 
     Returns:
         A :class:`LogLikelihood`, in nats.
@@ -111,16 +123,17 @@ def log_likelihood(
             model's shape; for integers outside the levels, or whose levels are unknown.
         FloatingPointError: if a result is not finite.
     """
+    model = model.given(condition)
     check_items(x, model.data)
+    model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     dim = x[0].numel()
     count = probes_for(trace, probes, dim)
     law = choose(PROBES, noise, "law of the probes")
     moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
-    size = len(x) if batch_size is None else batch_size
-    _check_numbers(probes, size, target_error)
+    _check_numbers(probes, batch_size, target_error)
     scale = 1.0 if info is None else math.log(2.0) * dim
-    dtype = x.dtype if info is None else network_dtype(model)
+    dtype = x.dtype if info is None else model.state_dtype
     ends = find_ends(model.sde, t_from, t_to)
     method = find_method(solver, steps, rtol, atol, grid)
     target = None if target_error is None else target_error * scale
@@ -137,18 +150,25 @@ def log_likelihood(
         refinable=_DOUBLINGS[target is not None] if (steps is None or target is not None) and by_rule(grid) else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,
         target=target,
-        parameters=_parameters(model, differentiable, method, target),
+        parameters=_parameters(model, x, differentiable, method, target, keep_mode),
     )
     if target is not None and isinstance(method, Augmented):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
+    size = microbatch(len(call.place(steps)), dim) if batch_size is None else batch_size
     parts = []
     for begin in range(0, len(x), size):
-        batch = x[begin : begin + size]
+        batch, own = x[begin : begin + size], model.rows(slice(begin, begin + size))
         source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-        parts.append(_score(model, batch, info, call, source, draw, steps))
+        with evaluating(model, keep_mode):
+            parts.append(_score(own, batch, info, call, source, draw, steps))
         if progress is not None:
             progress(begin + len(batch), len(x))
     return join(parts)
+
+
+def microbatch(nodes: int, dim: int) -> int:
+    """Return the number of items whose paths are solved together: what is kept of them at the nodes fits the budget."""
+    return max(_LEAST_ITEMS, _PATH_BUDGET // (_BYTES * nodes * dim))
 
 
 def _score(
@@ -163,16 +183,21 @@ def _score(
     return replace(result, log_prob=log_prob, error_budget=budget, discrete=True)
 
 
-def _check_numbers(probes: int, size: int, target_error: float | None) -> None:
+def _check_numbers(probes: int, size: int | None, target_error: float | None) -> None:
     """Refuse numbers that say nothing."""
-    if size < 1 or probes < 1:
+    if probes < 1 or not (size is None or size >= 1):
         raise ValueError(f"probes and the batch size must be at least 1, not {probes} and {size}")
     if target_error is not None and not target_error > 0.0:
         raise ValueError(f"the target error must be positive, not {target_error}")
 
 
 def _parameters(
-    model: Denoiser, differentiable: bool, method: StepSampler | Augmented, target: float | None
+    model: Denoiser,
+    x: Tensor,
+    differentiable: bool,
+    method: StepSampler | Augmented,
+    target: float | None,
+    keep_mode: bool,
 ) -> list[Tensor] | None:
     """What gradients flow to, besides the data; ``None`` for no gradients."""
     if not (differentiable and torch.is_grad_enabled()):
@@ -181,4 +206,9 @@ def _parameters(
         raise ValueError("gradients need a path of steps: an adaptive solver chooses its own as it goes")
     if target is not None:
         raise ValueError("gradients need the probes to be known beforehand: give probes, not a target error")
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if keep_mode:
+        raise ValueError("gradients need a network that is a function: leave keep_mode out")
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters and not x.requires_grad:
+        raise ValueError(NOTHING_TO_DIFFERENTIATE)
+    return parameters

@@ -11,7 +11,8 @@ and what is integrated is zero for Gaussian data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,8 +20,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, velocity
+from sdediff.foreign import evaluating
+from sdediff.likelihood.divergence import Field
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.likelihood.trace import Seen, Trace
 from sdediff.noise import NoiseSource
@@ -40,17 +44,24 @@ class Witness(Frame):
         self.velocities: list[Tensor] = []
         self.seen: list[Seen] = []
 
-    def field(self, level: Level[float]) -> Callable[[Tensor], Tensor]:
-        """The velocity on the angle at a level, as a function of the state of the frame."""
-        return lambda y: velocity(self.denoise(to_x(y, level), level), level)
+    def field(self, level: Level[float]) -> Field:
+        """Return the velocity on the angle at a level, as a function of states of the frame and whose they are."""
 
-    def __call__(self, y: Tensor, level: Level) -> Split:
+        def velocities(y: Tensor, rows: Rows | None = None) -> Tensor:
+            denoise = self.denoise if rows is None else self.denoise.rows(rows)
+            # Gradients ask again, when the call that put the network into evaluation mode is over.
+            with evaluating(denoise) if self.trace.parameters is not None else nullcontext():
+                return velocity(denoise(to_x(y, level), level), level)
+
+        return velocities
+
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         """Split the state ``y`` at the next node."""
         node, levels = len(self.states), self.trace.levels
-        if node == len(levels) or level != levels[node]:
+        if node == len(levels) or level != levels[node] or rows is not None:
             raise ValueError("the likelihood needs a solver that asks the network once at every node, and only there")
 
-        self.count(level)
+        self.nfe += self.denoise.nfe(level)
         slope, seen = self.trace.look(self.field(level), y, node)
         if not all_finite(slope):
             raise FloatingPointError(f"the model's output is not finite at t = {level.t:g}")

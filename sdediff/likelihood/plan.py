@@ -46,12 +46,12 @@ class Plan(NamedTuple):
     """How the terms of a batch are found.
 
     Attributes:
-        run: from a batch to its terms.
+        run: from a denoiser of a batch, and the batch, to its terms.
         last: the level of the prior.
         times: of the rows' ends.
     """
 
-    run: Callable[[Items], Terms]
+    run: Callable[[Denoiser, Items], Terms]
     last: Level[float]
     times: Tensor
 
@@ -72,17 +72,17 @@ def make_plan(model: Denoiser, chosen: Choices, moments: Moments) -> Plan:
         edges = torch.linspace(first.half_log_snr, last.half_log_snr, CELLS + 1, dtype=torch.float64)
         places = Places(edges, law(edges, moments))
         times = model.sde.time(places.half_log_snr(strata(draws)))
-        return Plan(lambda items: continuous_terms(model, items, first, places, draws, sampled), last, times)
+        return Plan(lambda own, items: continuous_terms(own, items, first, places, draws, sampled), last, times)
     instants = _instants(model.sde, chosen.steps, chosen.times)
     levels = model.sde.levels(instants)
     steps = Steps(levels, variance)
     if chosen.draws is None:
         samples = 1 if chosen.samples is None else chosen.samples
-        return Plan(lambda items: every_step(model, items, steps, samples), levels[-1], instants)
+        return Plan(lambda own, items: every_step(own, items, steps, samples), levels[-1], instants)
     if len(levels) == 1:
         raise ValueError("a chain of one instant has no steps to sample: leave out draws")
     places, draws = steps.places(law(steps.half_log_snr, moments)), chosen.draws
-    return Plan(lambda items: sampled_steps(model, items, steps, places, draws, sampled), levels[-1], instants)
+    return Plan(lambda own, items: sampled_steps(own, items, steps, places, draws, sampled), levels[-1], instants)
 
 
 def _ends(sde: SDE, times: Sequence[float] | Tensor | None, bin_width: float) -> Tensor:

@@ -8,6 +8,7 @@ error s takes ``n_k = sqrt(V_k) sum sqrt(V_j) / s^2``. The variances are estimat
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -108,13 +109,13 @@ def refine(
             full = (tally.counts[node] + row > dim) & (row >= 1.0)
             if bool(full.any()):
                 rows = full.nonzero()[:, 0]
-                tally.settle(node, rows, exact.look(field, states[rows], node)[1].share)
+                tally.settle(node, rows, exact.look(partial(field, rows=rows), states[rows], node)[1].share)
                 forwards, products, row = forwards + 1, products + len(rows) * dim, torch.where(full, 0.0, row)
             for block in range(math.ceil(float(row.max()) / _BLOCK)):
                 rows = (row > block * _BLOCK).nonzero()[:, 0]
                 first = (turn * dim + block) * _BLOCK
                 probes = draw_probes(random.law, source.subset(rows.tolist()), random.draw, node, _BLOCK, first)
-                _, found = value_and_products(field, states[rows], probes)
+                _, found = value_and_products(partial(field, rows=rows), states[rows], probes)
                 tally.add(node, rows, random.see(probes, found, node).shares)
                 forwards, products = forwards + 1, products + len(rows) * _BLOCK
     return Refined(tally.log_determinant() + path.gaussian(), tally.standard_error(), forwards, products)

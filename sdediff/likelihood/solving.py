@@ -66,7 +66,7 @@ def solve(
         return result
     rows = rough.nonzero()[:, 0].tolist()
     finer = 2 * (STEPS if steps is None else steps)
-    again = solve(model, x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
+    again = solve(model.rows(rows), x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
     return replace_rows(result, rows, again)
 
 

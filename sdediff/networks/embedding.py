@@ -31,7 +31,10 @@ class FourierFeatures(nn.Module):
 
 
 class Embedding(nn.Sequential):
-    """The conditioning ``(B,)`` as ``(B, features)``: Fourier features through a two-layer perceptron."""
+    """Embed the conditioning ``(B,)`` as ``(B, features)``: Fourier features through a two-layer perceptron.
+
+    The features are made in the precision of the scalar, then put into that of the weights.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__(
@@ -41,3 +44,11 @@ class Embedding(nn.Sequential):
             nn.Linear(features, features),
             nn.SiLU(),
         )
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        """``(B,)`` to ``(B, features)``."""
+        features, first, *rest = self
+        hidden: Tensor = first(features(scalar).to(first.weight.dtype))
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden

@@ -118,7 +118,7 @@ class Adaptive(Paced):
         ahead = integrals(here, there, flight.nodes, len(orders))
         guess = flight.y + _combine(ahead * (orders < flight.order[:, None]), flight.table)
         level = levels_at(frame.sde, there, last, stop)
-        value = velocity(frame(guess.reshape(-1, *shape), level), level)
+        value = velocity(frame(guess.reshape(-1, *shape), level, flight.rows), level)
         nodes = np.concatenate([there[:, None], flight.nodes[:, :-1]], axis=1)
         table = _differences(flatten(value), flight, there)
         inside = integrals(here, there, nodes, len(orders))

@@ -144,7 +144,7 @@ class AdaptiveSDE(Paced):
         keep, mass, gain, bend = (torch.from_numpy(c).to(walk.y)[:, None] for c in step)
         guess = keep * walk.y + mass * walk.value + gain * flatten(torch.cat(read))
         level = levels_at(frame.sde, there, last, stop)
-        value = flatten(velocity(frame(guess.reshape(-1, *shape), level), level))
+        value = flatten(velocity(frame(guess.reshape(-1, *shape), level, walk.rows), level))
         change = bend * (value - walk.value)
         y = guess + change
         error = rms(change) / self.permitted(rms(walk.y))

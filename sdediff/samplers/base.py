@@ -17,7 +17,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from sdediff.denoiser import Denoise
+from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite
@@ -55,7 +55,7 @@ class Sampler(ABC):
     @abstractmethod
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoiser,
         sde: SDE,
         x: Tensor,
         grid: Tensor,
@@ -104,7 +104,7 @@ class StepSampler(Sampler):
     @final
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoiser,
         sde: SDE,
         x: Tensor,
         grid: Tensor,
@@ -177,7 +177,7 @@ class Crossing(Sampler):
     @final
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoiser,
         sde: SDE,
         x: Tensor,
         grid: Tensor,

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.denoiser import Denoise
+from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, combine
@@ -143,7 +143,7 @@ class Recorded(Sampler):
 
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoiser,
         sde: SDE,
         x: Tensor,
         grid: Tensor,
@@ -178,7 +178,7 @@ class Undone(Sampler):
 
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoiser,
         sde: SDE,
         x: Tensor,
         grid: Tensor,

@@ -51,7 +51,7 @@ def objective(errors: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def errors(model: Denoiser, shape: Shape, pilot: Pilot, *, lean: bool = False) -> tuple[Tensor, Tensor]:
     """Mean squared errors ``(B,)`` at ``t_to`` and at the data, with gradients."""
-    found = rollout(model, shape, pilot.start, lean=lean)
+    found = rollout(model.rows(pilot.row), shape, pilot.start, lean=lean)
     size = math.prod(pilot.start.shape[1:])
     end, clean = (
         sum_features((x - exact).square()) / size for x, exact in zip(found, (pilot.end, pilot.clean), strict=True)
@@ -173,7 +173,7 @@ def _kept(model: Denoiser, draft: Draft, pilot: Pilot) -> int:
 
     x = pilot.start.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        x0 = model.split(x, model.sde.t_max).x0
+        x0 = model.rows(pilot.row).split(x, model.sde.t_max).x0
     slope = torch.autograd.grad(x0.sum(), x, allow_unused=True)[0] if x0.requires_grad else None
     if slope is None or not bool(slope.any()):
         raise ValueError(

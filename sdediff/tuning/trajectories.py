@@ -26,11 +26,13 @@ class Pilot(NamedTuple):
         start: the state at ``t_max``.
         end: the state at ``t_to``.
         clean: the state at ``t = 0``.
+        row: which of the model's items each is, ``(n,)``.
     """
 
     start: Tensor
     end: Tensor
     clean: Tensor
+    row: Tensor
 
     def select(self, index: Tensor | slice) -> Pilot:
         """Some of the trajectories."""
@@ -61,8 +63,7 @@ def starts(model: Denoiser, count: int, seed: int) -> Tensor:
     """
     if model.data is None:
         raise ValueError("the model does not say what its data are (build it with data=DataInfo(...))")
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device = model.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     shape = (count, *model.data.shape)
     drawn = [
@@ -85,10 +86,12 @@ def follow(model: Denoiser, x: Tensor, t_to: float, progress: Callable[[int, int
         progress: called after every batch.
     """
     ends, cleans = [], []
-    parts = torch.split(x, _BATCH)
+    every = torch.arange(len(x), device=x.device)
+    parts = torch.split(every, _BATCH)
     with torch.no_grad():
-        for i, part in enumerate(parts):
-            ends.append(solve(model, part, "ode", t_to=t_to, steps=STEPS).x)
-            cleans.append(solve(model, ends[-1], "ode", t_from=t_to, t_to=0.0, steps=LAST).x)
+        for i, rows in enumerate(parts):
+            own = model.rows(rows)
+            ends.append(solve(own, x[rows], "ode", t_to=t_to, steps=STEPS).x)
+            cleans.append(solve(own, ends[-1], "ode", t_from=t_to, t_to=0.0, steps=LAST).x)
             progress(i + 1, len(parts))
-    return Pilot(x, torch.cat(ends), torch.cat(cleans))
+    return Pilot(x, torch.cat(ends), torch.cat(cleans), every)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.foreign import evaluating
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.tuned import Tuned
 from sdediff.sampling import solve
@@ -64,6 +66,7 @@ def pilot(
     held_out: int = 256,
     t_to: float | None = None,
     seed: int = 0,
+    condition: ConditionLike = None,
     progress: Progress | None = None,
 ) -> Trajectories:
     """Solve accurately from random starts.
@@ -76,6 +79,7 @@ def pilot(
         held_out: to judge by; others.
         t_to: an end to serve beside the data themselves; by default 1e-3, or ``t_min`` if that is more.
         seed: of the starts.
+        condition: what the network is told: one row a trajectory, those held out last, or one for all.
         progress: called as ``progress(done, total)``.
 
     Raises:
@@ -83,8 +87,10 @@ def pilot(
     """
     if trajectories < 1 or held_out < 1:
         raise ValueError(f"tuning needs trajectories to learn from and to judge by, not {trajectories} and {held_out}")
-    t_to = max(1e-3, model.sde.t_min) if t_to is None else t_to
-    solved = follow(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
+    model, t_to = model.given(condition), max(1e-3, model.sde.t_min) if t_to is None else t_to
+    model.check_batch(trajectories + held_out)
+    with evaluating(model):
+        solved = follow(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
     return Trajectories(solved.select(slice(trajectories)), solved.select(slice(trajectories, None)), t_to)
 
 
@@ -98,6 +104,7 @@ def tune(
     batch_size: int = 128,
     t_to: float | None = None,
     seed: int = 0,
+    condition: ConditionLike = None,
     progress: Progress | None = None,
 ) -> Tuning:
     """Learn nodes and weights of a multistep solver for one model and one number of steps.
@@ -111,6 +118,7 @@ def tune(
         batch_size: trajectories an iteration.
         t_to: see :func:`pilot`; solves with the result may end anywhere from there to 0.
         seed: of starts and batches.
+        condition: as for :func:`pilot`, and the one that was given there.
         progress: called as ``progress(done, total)`` over the iterations.
 
     Returns:
@@ -122,8 +130,22 @@ def tune(
     for name, value in (("steps", steps), ("iterations", iterations), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    model = model.given(condition)
     if isinstance(trajectories, int):
         trajectories = pilot(model, trajectories=trajectories, held_out=held_out, t_to=t_to, seed=seed)
+    with evaluating(model):
+        return _tune(model, steps, trajectories, iterations, batch_size, seed, progress or _silent)
+
+
+def _tune(
+    model: Denoiser,
+    steps: int,
+    trajectories: Trajectories,
+    iterations: int,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> Tuning:
     begin = time.perf_counter()
     draft = best_start(model, steps, trajectories.t_to, trajectories.learned)
     learned = learn(
@@ -133,7 +155,7 @@ def tune(
         iterations=iterations,
         batch_size=min(batch_size, len(trajectories.learned.start)),
         seed=seed,
-        progress=progress or _silent,
+        progress=progress,
     )
     solver = learned.shape().numbers(model)
     seconds = time.perf_counter() - begin
@@ -144,7 +166,8 @@ def tune(
 def judge(model: Denoiser, solver: str | Sampler, held_out: Pilot, steps: int) -> Errors:
     """Errors of a solver at the data, ``t = 0``."""
     with torch.no_grad():
-        parts = [solve(model, x, solver, t_to=0.0, steps=steps).x for x in torch.split(held_out.start, _BATCH)]
+        pairs = zip(torch.split(held_out.start, _BATCH), torch.split(held_out.row, _BATCH), strict=True)
+        parts = [solve(model.rows(rows), x, solver, t_to=0.0, steps=steps).x for x, rows in pairs]
     return Errors.of(torch.cat(parts), held_out.clean)
 
 

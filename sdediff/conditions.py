@@ -1,0 +1,131 @@
+"""Conditions: what a network is told about an item besides its noisy state and the noise level.
+
+A condition is a tensor, a tuple or a dict of tensors, each with one row an item, or with a single row for all items.
+The network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``. Rows are picked wherever items
+leave a batch, are repeated, or are solved again (:meth:`Condition.rows`), so that a label stays with its item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from numpy.typing import NDArray
+from torch import Tensor
+
+ConditionLike = Any
+"""A tensor (or a number, or a list of numbers), or a tuple or a dict of such; ``None`` for no condition."""
+Rows = Tensor | NDArray[np.int64] | Sequence[int] | slice
+"""Which items of a batch: indices, with repeats or without, a mask, or a slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """The arguments of a network beside the state and the time.
+
+    Attributes:
+        positional: tensors of one row an item, or a single row for all, in the order of the network's arguments.
+        named: the same, by the names of the network's arguments.
+    """
+
+    positional: tuple[Tensor | None, ...] = ()
+    named: Mapping[str, Tensor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: ConditionLike) -> Condition:
+        """Read a tensor, a tuple or a dict of tensors.
+
+        Raises:
+            ValueError: for anything else, or tensors whose numbers of rows differ.
+        """
+        if given is None or isinstance(given, Condition):
+            return cls() if given is None else given
+        if isinstance(given, Mapping):
+            if not all(isinstance(name, str) for name in given):
+                raise ValueError("the keys of a condition are the names of the network's arguments")
+            condition = cls((), {name: _rows_of(value, name) for name, value in given.items()})
+        else:
+            several = given if isinstance(given, tuple) else (given,)
+            condition = cls(tuple(_rows_of(value, f"{i}") for i, value in enumerate(several)))
+        condition.count  # noqa: B018 (refuses numbers of rows that differ)
+        return condition
+
+    def __bool__(self) -> bool:
+        return bool(self.positional or self.named)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (value for value in (*self.positional, *self.named.values()) if value is not None)
+
+    @property
+    def count(self) -> int | None:
+        """The number of items that have rows of their own; ``None`` where one row stands for all.
+
+        Raises:
+            ValueError: for tensors whose numbers of rows differ.
+        """
+        counts = sorted({len(value) for value in self._tensors() if len(value) != 1})
+        if len(counts) > 1:
+            raise ValueError(f"the tensors of a condition have {' and '.join(map(str, counts))} rows: one an item each")
+        return counts[0] if counts else None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """Return the condition with every tensor changed."""
+
+        def of(value: Tensor | None) -> Tensor | None:
+            return None if value is None else change(value)
+
+        return Condition(tuple(map(of, self.positional)), {name: of(value) for name, value in self.named.items()})
+
+    def rows(self, index: Rows) -> Condition:
+        """Return the rows of some items; a single row stays the row of all."""
+
+        def pick(value: Tensor) -> Tensor:
+            if len(value) == 1:
+                return value
+            if isinstance(index, slice):
+                return value[index]
+            return value[torch.as_tensor(index, device=value.device)]
+
+        return self.map(pick) if self else self
+
+    def check(self, items: int) -> None:
+        """Refuse a condition that is not one row an item, or a single one.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        if self.count not in (None, items):
+            raise ValueError(
+                f"the condition has {self.count} rows for {items} items: give one row an item, or one for all"
+            )
+
+    def arguments(self, x: Tensor, dtype: torch.dtype) -> Condition:
+        """Return what a network is called with for the states ``x`` ``(B, *shape)``: copies, one row an item.
+
+        Real numbers are put into the network's ``dtype``; whole numbers stay as they are.
+        """
+        self.check(len(x))
+
+        def ready(value: Tensor) -> Tensor:
+            kind = dtype if value.is_floating_point() else value.dtype
+            return value.to(x.device, kind).expand(len(x), *value.shape[1:]).clone()
+
+        return self.map(ready) if self else self
+
+
+def _rows_of(value: Any, name: str) -> Tensor | None:
+    """A tensor with a first dimension for the items."""
+    if value is None:
+        return None
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"a condition is a tensor, or a tuple or a dict of tensors; entry {name} is of type {type(value).__name__}"
+        ) from None
+    return tensor.reshape(1) if tensor.ndim == 0 else tensor

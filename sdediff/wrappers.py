@@ -1,0 +1,187 @@
+"""Wrappers: denoisers that change the clean half of another and pass everything else on.
+
+``Clip``, ``Threshold`` and ``Given`` wrap any denoiser and compose. With the clean half changed by ``d``, the noise
+half changes by ``-d cos / sin``, so that the two are still those of the state; where nothing is changed both keep every
+bit.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sdediff.conditions import ConditionLike, Rows
+from sdediff.denoiser import Denoiser, twin_of
+from sdediff.numerics import expand, flatten
+from sdediff.types import DataInfo, Level, Scalar, Split
+
+
+class Wrapper(Denoiser):
+    """A denoiser that changes the clean half of another; what else a solver may ask is answered by the one inside."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner = inner
+
+    # What a denoiser knows is looked up, not copied: whoever changes the one inside changes what the wrapper says.
+    sde = property(lambda self: self.inner.sde)
+    moments = property(lambda self: self.inner.moments)
+    data = property(lambda self: self.inner.data)
+    prediction = property(lambda self: self.inner.prediction)
+    dtype = property(lambda self: self.inner.dtype)
+    device = property(lambda self: self.inner.device)
+
+    def nfe(self, level: Level) -> int:
+        """Return the number of forwards of the denoiser inside."""
+        return self.inner.nfe(level)
+
+    def snap(self, times: Tensor) -> Tensor:
+        """Move the nodes of a grid as the denoiser inside does."""
+        return self.inner.snap(times)
+
+    def given(self, condition: ConditionLike) -> Self:
+        """Return the wrapper around the denoiser under a condition."""
+        return self.around(self.inner.given(condition))
+
+    def rows(self, index: Rows) -> Self:
+        """Return the wrapper around the denoiser of some items."""
+        return self.around(self.inner.rows(index))
+
+    def check_batch(self, count: int) -> None:
+        """Refuse a batch that the denoiser inside refuses."""
+        self.inner.check_batch(count)
+
+    def around(self, inner: Denoiser) -> Self:
+        """Return the same wrapper around another denoiser."""
+        if inner is self.inner:
+            return self
+        twin = twin_of(self)
+        twin.inner = inner
+        return twin
+
+    @abstractmethod
+    def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
+        """Return the new clean half.
+
+        Args:
+            x0: the clean half, ``(B, *shape)``, not to be written to.
+            x: the state, ``(B, *shape)``, not to be written to.
+            level: the level of the state.
+        """
+
+    def forward(self, x: Tensor, level: Level) -> Split:
+        """Split the state, with the clean half changed."""
+        inner: Split = self.inner(x, level)
+        x0 = self.change(inner.x0, x, level)
+        if x0 is inner.x0:
+            return inner
+        split = Split(x0, inner.eps + expand(_ratio(level), x) * (inner.x0 - x0))
+        split.fraction = inner.fraction
+        return split
+
+
+def _ratio(level: Level) -> Scalar:
+    """``cos / sin``; 0 without noise, where the noise half has no value."""
+    if isinstance(level.sin, Tensor):
+        return torch.where(level.sin > 0.0, level.cos / level.sin, 0.0)
+    return level.cos / level.sin if level.sin > 0.0 else 0.0
+
+
+class Given(Wrapper):
+    """A denoiser under a condition, as if every call had been given it.
+
+    Args:
+        inner: the denoiser.
+        condition: a tensor, or a tuple or dict of tensors, one row an item or one for all.
+    """
+
+    def __init__(self, inner: Denoiser, condition: ConditionLike) -> None:
+        super().__init__(inner.given(condition))
+
+    def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
+        """Leave the clean half as it is."""
+        return x0
+
+
+class Clip(Wrapper):
+    """Clamp the clean half to the range of the data (Ho et al. 2020's implementation).
+
+    Args:
+        inner: the denoiser.
+        low: the least value; that of the model's data by default, -1 where it knows none.
+        high: the largest value; that of the model's data by default, 1 where it knows none.
+    """
+
+    def __init__(self, inner: Denoiser, low: float | None = None, high: float | None = None) -> None:
+        super().__init__(inner)
+        usual = _range(inner)
+        self.low, self.high = usual[0] if low is None else low, usual[1] if high is None else high
+        if not self.low < self.high:
+            raise ValueError(f"clipping needs low < high, not {self.low} and {self.high}")
+
+    def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
+        """Clamp."""
+        return x0.clamp(self.low, self.high)
+
+
+class Threshold(Wrapper):
+    """Clamp each sample to a quantile of its magnitudes and rescale it to the range (Saharia et al. 2022).
+
+    Magnitudes are taken about the middle of the range, in units of half its width.
+
+    Args:
+        inner: the denoiser.
+        quantile: the quantile of the magnitudes of a sample's entries.
+        most: the largest divisor; 1 is plain clamping.
+        low: the least value; that of the model's data by default, -1 where it knows none.
+        high: the largest value; that of the model's data by default, 1 where it knows none.
+    """
+
+    def __init__(
+        self,
+        inner: Denoiser,
+        quantile: float = 0.995,
+        most: float = math.inf,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        super().__init__(inner)
+        if not 0.0 < quantile <= 1.0:
+            raise ValueError(f"the quantile must lie in (0, 1], not {quantile}")
+        if not most >= 1.0:
+            raise ValueError(f"no sample is divided by less than 1, so that its most cannot be {most}")
+        usual = _range(inner)
+        self.low, self.high = usual[0] if low is None else low, usual[1] if high is None else high
+        if not self.low < self.high:
+            raise ValueError(f"thresholding needs low < high, not {self.low} and {self.high}")
+        self.quantile, self.most = quantile, most
+
+    def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
+        """Clamp each sample to its own quantile, at least 1 and at most ``most``, and divide by it."""
+        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        centred = (x0 - middle) / half
+        divisor = _quantile(flatten(centred).abs(), self.quantile).clamp(1.0, self.most)
+        return (centred / expand(divisor, x0)).clamp(-1.0, 1.0) * half + middle
+
+
+def _range(inner: Denoiser) -> tuple[float, float]:
+    """The range of a denoiser's data."""
+    info = DataInfo(()) if inner.data is None else inner.data
+    return info.low, info.high
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """The quantile of every row of ``(B, D)``, linear between order statistics, for rows of any length and dtype.
+
+    (torch's own refuses half precision and more than 16 million entries.)
+    """
+    ordered = values.to(torch.promote_types(values.dtype, torch.float32)).sort(dim=1).values
+    place = share * (values.shape[1] - 1)
+    below = math.floor(place)
+    above = min(below + 1, values.shape[1] - 1)
+    return ordered[:, below].lerp(ordered[:, above], place - below)
