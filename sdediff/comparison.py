@@ -184,8 +184,8 @@ class _Batches:
         if size is not None and size < 1:
             raise ValueError(f"the batch size must be at least 1, not {size}")
         size = len(x) if size is None else size
-        chosen = [slice(first, first + size) for first in range(0, len(x), size)]
-        self.parts = [(model.rows(rows), x[rows]) for rows in chosen]
+        begins = range(0, len(x), size)
+        self.parts = [(model.part(first, size, len(x)), x[first : first + size]) for first in begins]
         self.done, self.total, self.progress = 0, weight * len(self.parts), progress
 
     def run(self, work: _Work, weight: int) -> tuple[Tensor, float]:

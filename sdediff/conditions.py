@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from numpy.typing import NDArray
 from torch import Tensor
 

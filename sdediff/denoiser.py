@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
-from sdediff.foreign import modules_of, tensor_of
+from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.moments import Moments
 from sdediff.numerics import choose, expand
 from sdediff.predictions import PREDICTIONS, Prediction
@@ -70,6 +70,10 @@ class Denoiser(nn.Module, ABC):
             index: the items' indices, with repeats or without, a mask, or a slice.
         """
         return self
+
+    def part(self, first: int, size: int, count: int) -> Denoiser:
+        """Return the denoiser of up to ``size`` items from ``first`` on, of a batch of ``count``."""
+        return self if first == 0 and size >= count else self.rows(slice(first, first + size))
 
     def check_batch(self, count: int) -> None:
         """Refuse a batch of ``count`` items if the condition belongs to another number of them.
@@ -176,6 +180,8 @@ class ScoreModel(Denoiser):
         self.data = data
         self.learned_variance = learned_variance
         self.condition = Condition()
+        self.equivariance = None if isinstance(network, nn.Module) else Equivariance(network)
+        self.split_batch = False
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
@@ -194,17 +200,25 @@ class ScoreModel(Denoiser):
         return self if condition is None else self._under(Condition.of(condition))
 
     def rows(self, index: Rows) -> ScoreModel:
-        """Return the model of some items, whose conditions go with them."""
-        return self if self.condition.count is None else self._under(self.condition.rows(index))
+        """Return the model of some items, whose conditions go with them.
+
+        A function may hide something that belongs to the items of a batch, and would then answer for the wrong ones:
+        it is tried once, where its batch is first split.
+        """
+        if self.condition.count is not None:
+            return self._under(self.condition.rows(index))
+        if self.equivariance is None or self.equivariance.proved or self.condition:
+            return self
+        return self._under(self.condition, split=True)
 
     def check_batch(self, count: int) -> None:
         """Refuse a batch of ``count`` items if the condition belongs to another number of them."""
         self.condition.check(count)
 
-    def _under(self, condition: Condition) -> ScoreModel:
+    def _under(self, condition: Condition, split: bool = False) -> ScoreModel:
         """The same network, sharing everything, under another condition."""
         twin = twin_of(self)
-        twin.condition = condition
+        twin.condition, twin.split_batch = condition, split
         return twin
 
     def _ask(self, x: Tensor, level: Level) -> Split:
@@ -214,6 +228,8 @@ class ScoreModel(Denoiser):
         state, told = self._inputs.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
         condition = self.condition.arguments(x, dtype)
+        if self.split_batch and self.equivariance is not None:
+            self.equivariance.prove(state, told, random=any(part.training for part in self.behind.modules()))
         output = tensor_of(self.network(state, told, *condition.positional, **condition.named))
         wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
         if output.shape != wanted:

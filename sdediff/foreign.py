@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -86,6 +87,10 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+_SAME = 1e-2
+"""Relative difference up to which two answers are the same but for rounding, in whatever precision."""
+_CURE = "what belongs to an item, such as its label, has to be given as condition=, so that it stays with the item"
+
 NOTHING_TO_DIFFERENTIATE = (
     "there is nothing to differentiate: neither the data nor a parameter of the model requires a gradient; "
     "where the network is hidden in a function, name it: ScoreModel(function, sde, module=network)"
@@ -125,3 +130,44 @@ def tensor_of(output: Any) -> Tensor:
     cure = next((part for kind, part in cures.items() if isinstance(output, kind)), None)
     advice = "" if cure is None else f": wrap it, for example lambda x, t: network(x, t){cure}"
     raise ValueError(f"the network returned {type(output).__name__}, not a tensor{advice or ': return the prediction'}")
+
+
+class Equivariance:
+    """Whether a function treats each item of a batch on its own, whatever its place: tried once, at the first states.
+
+    Attributes:
+        proved: whether it was tried, and does.
+    """
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        self.network, self.proved = network, False
+
+    @torch.no_grad()
+    def prove(self, x: Tensor, told: Any, random: bool) -> None:
+        """Ask about the states once as they are and once behind themselves.
+
+        Args:
+            x: the states, ``(B, *shape)``.
+            told: the times, ``(B,)``, or a level.
+            random: whether no two answers of the network are the same, so that nothing can be said.
+
+        Raises:
+            ValueError: if the answers differ, or the function fails on a batch of another size.
+        """
+        if self.proved or random:
+            return
+        try:
+            once = tensor_of(self.network(x.clone(), told.clone() if isinstance(told, Tensor) else told))
+            twice = tensor_of(self.network(torch.cat([x, x]), _twice(told)))
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(f"the network fails on a part of the batch ({error}): {_CURE}") from error
+        if twice.shape[0] != 2 * len(x) or not bool((twice[len(x) :] - once).norm() <= _SAME * once.norm()):
+            raise ValueError(f"the network's answer depends on an item's place in the batch: {_CURE}")
+        self.proved = True
+
+
+def _twice(told: Any) -> Any:
+    """Times, or a level, of a batch that stands behind itself."""
+    if isinstance(told, Tensor):
+        return torch.cat([told, told]) if told.ndim else told
+    return type(told)(*map(_twice, told)) if isinstance(told, tuple) else told

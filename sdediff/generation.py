@@ -146,7 +146,7 @@ def sample(
     for start in range(0, n, size):
         source = NoiseSource(seed, (min(size, n - start), *item), first=first + start, dtype=dtype, device=place_on)
         x = model.sde.prior_sample(source.shape, moments=moments, noise=source)
-        own = model.rows(slice(start, start + size))
+        own = model.part(start, size, n)
 
         def report(done: int, total: int, batch: int = start // size) -> None:
             if progress is not None:

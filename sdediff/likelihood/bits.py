@@ -137,7 +137,7 @@ def bits_per_dim(
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         options |= {"seed": seed, "first": first + begin}
-        parts.append(_draws(model.rows(slice(begin, begin + size)), batch, info, law, start, samples, options))
+        parts.append(_draws(model.part(begin, size, len(x)), batch, info, law, start, samples, options))
         if progress is not None:
             progress(begin + len(batch), len(x))
     return _summarise(parts, summary, nats, start.t)

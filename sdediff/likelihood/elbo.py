@@ -194,7 +194,7 @@ def elbo(
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
         items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
         with evaluating(model, keep_mode):
-            terms = plan.run(model.rows(slice(begin, begin + size)), items)
+            terms = plan.run(model.part(begin, size, len(x)), items)
         cost = prior_cost(x0, plan.last, known)
         parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
         if progress is not None:

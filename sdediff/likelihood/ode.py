@@ -157,7 +157,7 @@ def log_likelihood(
     size = microbatch(len(call.place(steps)), dim) if batch_size is None else batch_size
     parts = []
     for begin in range(0, len(x), size):
-        batch, own = x[begin : begin + size], model.rows(slice(begin, begin + size))
+        batch, own = x[begin : begin + size], model.part(begin, size, len(x))
         source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
         with evaluating(model, keep_mode):
             parts.append(_score(own, batch, info, call, source, draw, steps))
