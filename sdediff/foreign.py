@@ -65,7 +65,7 @@ def _mentioned(function: Any, owner: Any = None) -> Iterator[Any]:
         with suppress(ValueError):  # a name that is not bound yet
             holders.append(cell.cell_contents)
     holders += [function.__globals__[name] for name in names if name in function.__globals__]
-    yield from holders[1:]
+    yield from holders[1:] if owner is None or not isinstance(owner, nn.Module) else holders
     for holder in holders:  # and the attributes of those that hold the network for others
         if isinstance(holder, Tensor | nn.Module) or not hasattr(holder, "__dict__"):
             continue
@@ -159,7 +159,7 @@ class Equivariance:
         try:
             once = tensor_of(self.network(x.clone(), told.clone() if isinstance(told, Tensor) else told))
             twice = tensor_of(self.network(torch.cat([x, x]), _twice(told)))
-        except (IndexError, RuntimeError) as error:
+        except Exception as error:  # whatever a network may raise
             raise ValueError(f"the network fails on a part of the batch ({error}): {_CURE}") from error
         if twice.shape[0] != 2 * len(x) or not bool((twice[len(x) :] - once).norm() <= _SAME * once.norm()):
             raise ValueError(f"the network's answer depends on an item's place in the batch: {_CURE}")
