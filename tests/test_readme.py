@@ -32,7 +32,7 @@ def sampler_table() -> str:
 
 def test_examples_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     before = dict(sdediff.SAMPLERS)
     try:
         scope: dict[str, object] = {}
