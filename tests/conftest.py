@@ -1,8 +1,11 @@
-"""What all tests share: one thread (the machine's cores are shared by the workers) and a watch on global state."""
+"""What all tests share: one thread unless ``OMP_NUM_THREADS`` says more (the workers share the machine's cores), and a
+watch on global state."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +15,9 @@ import torch
 from catalogue import PROCESSES
 from sdediff import SDE
 
-torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background job inherits it, and hands it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(params=PROCESSES.values(), ids=PROCESSES.keys())

@@ -257,8 +257,8 @@ def test_langevin_steps_are_per_sample() -> None:
     x = model.sde.prior_sample((3, 2), dtype=torch.float64)
     far = torch.cat([x[:1], 50.0 * x[1:]])
     ends = [PredictorCorrector(0.4, 2).sample(model, model.sde, start, times, noise).x for start in (x, far)]
-    assert torch.equal(ends[0][0], ends[1][0])
-    assert not torch.equal(ends[0][1], ends[1][1])
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-12, atol=1e-12)
+    assert float((ends[0][1:] - ends[1][1:]).abs().min()) > 0.1
 
 
 @pytest.mark.parametrize("name", [name for name, sampler in FIXED.items() if not sampler.stochastic])
