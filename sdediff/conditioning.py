@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.numerics import as_float64, expand, scaled
+from sdediff.numerics import as_float64, expand, scaled, to_nearest
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
@@ -66,7 +66,7 @@ def _by_label(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Te
 
 
 def _by_integer(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-    label = _place(sde, level).round().long() - 1
+    label = to_nearest(_place(sde, level)).long() - 1
     return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
 
@@ -99,9 +99,9 @@ def _anywhere(_sde: SDE, times: Tensor) -> Tensor:
 
 def _on_instants(sde: SDE, times: Tensor) -> Tensor:
     """Inner nodes on the nearest instants, where that is nearer than half way to the next node: they stay in order."""
-    moved = (times * chain_steps(sde)).round().clamp(min=1.0) / chain_steps(sde)
+    moved = to_nearest(times * chain_steps(sde)).clamp(min=1.0) / chain_steps(sde)
     gaps = times.diff().abs()
-    near = (moved - times)[1:-1].abs() < 0.5 * torch.minimum(gaps[:-1], gaps[1:])
+    near = (moved - times)[1:-1].abs() < (0.5 - 1e-6) * torch.minimum(gaps[:-1], gaps[1:])
     return torch.cat([times[:1], torch.where(near, moved[1:-1], times[1:-1]), times[-1:]])
 
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdediff.numerics import to_nearest
 from sdediff.sde import SDE, VPSDE
 
 
@@ -119,7 +120,7 @@ class Chain(Grid):
         times = t_from + (t_to - t_from) * _spaced(steps)
         if sde.instants is None:
             return times
-        instants: Tensor = sde.instants[(times * (len(sde.instants) - 1)).round().long()]
+        instants: Tensor = sde.instants[to_nearest(times * (len(sde.instants) - 1)).long()]
         return instants
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOG_2PI = math.log(2.0 * math.pi)
+_ROUNDING = 1e-9  # of numbers up to a million in float64, with room
 
 
 def as_float64(value: Scalar) -> Tensor:
@@ -40,6 +41,11 @@ def log1mexp(x: Tensor) -> Tensor:
         torch.log(-torch.expm1(torch.where(near_zero, x, -1.0))),
         torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x))),
     )
+
+
+def to_nearest(x: Tensor) -> Tensor:
+    """Round ``x`` to the nearest integers, and down half-way between two, whatever the last bits of ``x`` say."""
+    return (x + (0.5 - _ROUNDING)).floor()
 
 
 def softplus(x: Tensor) -> Tensor:
