@@ -20,7 +20,7 @@ from sdediff.checkpoint import save
 from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
-from sdediff.scoring import Part, Scores, identity, mean_and_error, order, score
+from sdediff.scoring import Part, Scores, identity, mean_and_error, memory, order, score
 from sdediff.scoring.memory import PeakMemory, Pieces, fitting, peak_memory
 from sdediff.scoring.run import BLOCK, reached
 
@@ -185,13 +185,18 @@ def test_peak_memory_is_exact():
     assert (memory.peak, without.peak) == (3 * 4 * 1000 + 4, 2 * 4 * 1000)  # the sum comes when all or one is left
 
 
-def test_fitting_is_in_proportion():
-    cpu = torch.device("cpu")
-    sizes = [fitting(bytes_per_item, cpu) for bytes_per_item in (1e3, 1e6, 1e8, 1e15)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == 1
-    assert sizes[1] > 1
-    assert fitting(1e6, cpu, processes=2) in (sizes[1], sizes[1] // 2)
+def test_fitting_is_in_proportion(monkeypatch):
+    """Powers of two below what fits, whatever memory this machine has to spare just now."""
+    cpu, room = torch.device("cpu"), 100 << 20
+    monkeypatch.setattr(memory, "free_memory", lambda device: room / memory._SHARE)
+    for items in (1, 3, 64, 1000):
+        most = 1 << (items.bit_length() - 1)
+        assert fitting(room / (items + 0.5), cpu) == most
+        assert fitting(room / (items + 0.5) / 2, cpu, processes=2) == most
+    assert fitting(1e15, cpu) == 1
+    assert fitting(1e-3, cpu) == 1 << 16
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e15)  # more than the cache is no use to a processor
+    assert fitting(memory.CACHE / 64.5, cpu) == 64
 
 
 class Limited:
