@@ -24,7 +24,7 @@ def test_a_weight_is_so_many_samples() -> None:
 
 
 def test_the_objective_is_a_mean_of_two_logarithms() -> None:
-    """Log of ``RMS^w typical^(1 - w)``, typical the geometric mean: in proportion to the unit of length, and between."""
+    """Log of ``RMS^w typical^(1 - w)``, typical the geometric mean: between, in proportion to the unit of length."""
     values = torch.tensor([0.04, 0.09, 0.25], dtype=torch.float64)
     rms, typical = math.sqrt(0.38 / 3.0), (0.2 * 0.3 * 0.5) ** (1.0 / 3.0)
     found = math.exp(float(objective(values)))
