@@ -67,8 +67,9 @@ def test_small_steps_lose_no_digits(held, step):
     here, *later = (VP.level_at(v) for v in (0.3, 0.3 + step, 0.3 - 2 * step))
     known = [sdediff.Level(*map(float, level)) for level in (here, later[1])]
     here, there = known[0], sdediff.Level(*map(float, later[0]))
-    # The levels hold lambda to 1e-16, so the steps between them to 1e-16 / step: that much is the problem's own.
-    tolerance = 1e-12 + 1e-15 / step
+    # A level holds lambda, its sine, cosine and angle to a few times 1e-16, each rounded by itself, so the steps
+    # between two to that over the step: this much is the problem's own.
+    tolerance = 1e-12 + 4e-15 / step
     with mpmath.workdps(50):
         lams = [mpmath.mpf(level.half_log_snr) for level in known]
         for j, weight in enumerate(weights(HELD[held](), "logsnr", "exact", known, here, there)):
