@@ -1,42 +1,92 @@
 """Trained models on disk: ``model.json`` says what was built, ``model.safetensors`` holds its numbers. No pickles.
 
-``model.json`` has the format's version, the process with its parameters, the network's name and parameters, the
-prediction, the conditioning and the description of the data. The tensors are the weights (``network.*``) and the
-moments of the data (``moments.*``). Files are written beside their place and moved into it: a reader sees the old one
+``model.json`` has the format's version, the process with its parameters, the network's name and parameters, the exact
+last layer if there is one, the prediction and the conditioning (names, or names and parameters) and the description of
+the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``). Reading trusts
+neither file: the description is validated, its network is compared with the header of the weights, and only then is
+anything allocated. Files are written beside their place and moved into it: a reader sees the old one
 or the new one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import tempfile
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, Field
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.denoiser import ScoreModel
+from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, validated
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS as OWN
-from sdediff.numerics import choose
+from sdediff.networks import Levelled
 from sdediff.predictions import PREDICTIONS
-from sdediff.sde import SDE, SDES
+from sdediff.sde import SDES
+from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors
 from sdediff.types import DataInfo
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
-NETWORKS: dict[str, Callable[..., nn.Module]] = {**OWN, "diffusers": DiffusersNetwork}
-"""Networks that a description can name."""
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = ChainMap({"diffusers": DiffusersNetwork}, OWN)
+"""Networks that a description can name, entries of :data:`sdediff.networks.NETWORKS` made later too."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_MOST_ENTRIES = 1 << 28  # numbers in an item
+
 T = TypeVar("T")
+
+
+def _sensible(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > _MOST_ENTRIES:
+        raise ValueError(f"an item of shape {shape} has more than {_MOST_ENTRIES} entries")
+    return shape
+
+
+class Levels(Section):
+    """Values of integer data: how many, the lowest and the highest."""
+
+    levels: Annotated[int, Field(ge=2, le=1 << 32)]
+    low: Finite = -1.0
+    high: Finite = 1.0
+
+
+class Data(Section):
+    """The description of the data, :class:`~sdediff.types.DataInfo`."""
+
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=8), AfterValidator(_sensible)
+    ]
+    levels: Annotated[int, Field(ge=2, le=1 << 32)] | None
+    low: Finite
+    high: Finite
+    name: Annotated[str, Field(max_length=4096)]
+
+
+class Description(Section):
+    """What ``model.json`` says."""
+
+    format: Literal[1]
+    sde: Named
+    network: Named
+    exact_levels: Levels | None = None
+    prediction: Entry
+    conditioning: Entry
+    learned_variance: bool = False
+    data: Data | None
 
 
 def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
@@ -55,8 +105,11 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     path = Path(path)
     if (path / DESCRIPTION).exists() and not force:
         raise FileExistsError(f"{path} already holds a model; force replaces it")
-    text = json.dumps(describe(model), indent=2) + "\n"
-    tensors = {f"network.{name}": value for name, value in _own_network(model.network).state_dict().items()}
+    description = describe(model)
+    _typed(validated(Description, description))  # whatever is written can be read
+    text = json.dumps(description, indent=2) + "\n"
+    network, _ = _own_network(model.network)
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if model.moments is not None:
         present = {field.name: getattr(model.moments, field.name) for field in fields(Moments)}
         tensors |= {f"moments.{name}": value for name, value in present.items() if value is not None}
@@ -70,7 +123,7 @@ def load(
     device: torch.device | str = "cpu",
     *,
     data: DataInfo | None = None,
-    conditioning: str | None = None,
+    conditioning: str | Conditioning | None = None,
 ) -> ScoreModel:
     """Read a model, in evaluation mode: one of :func:`save`, or a folder of diffusers.
 
@@ -94,6 +147,11 @@ def load(
             f"{path} is not a model: one is a folder with {DESCRIPTION} and {TENSORS}; pickles are refused"
         )
     folder = path.parent if path.is_file() else path
+    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
+        raise FileNotFoundError(
+            f"no folder {path}; names of the Hugging Face hub are not looked up: download the model first, for example "
+            f"by `hf download {path} --local-dir FOLDER`, and load that folder"
+        )
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
         return load_folder(folder, data=data, conditioning=conditioning).to(device).eval()
     if conditioning is not None:
@@ -107,12 +165,14 @@ def _load_own(folder: Path) -> ScoreModel:
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no model in {folder}: {name} is missing")
-    tensors, _ = read_tensors(folder / TENSORS)
     try:
-        return _rebuild(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the model in {folder} is damaged: {type(error).__name__}: {reason}") from None
+        description = validated(Description, read_document(folder / DESCRIPTION))
+        return _rebuild(description, folder / TENSORS)
+    except OSError:
+        raise
+    except Exception as error:  # whatever constructors make of values that nobody has chosen
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"the model in {folder} is damaged: {kind}{' '.join(str(error).split())[:400]}") from None
 
 
 def latest_run(root: str | Path = "runs") -> Path:
@@ -128,31 +188,37 @@ def latest_run(root: str | Path = "runs") -> Path:
 
 
 def describe(model: ScoreModel) -> dict[str, Any]:
-    """What :func:`load` needs to build the model again, as JSON values.
+    """Return what :func:`load` needs to build the model again, as JSON values.
 
     Raises:
         ValueError: if a part is not one of the library's own.
     """
-    network = _own_network(model.network)
-    sde = {field.name: getattr(model.sde, field.name) for field in fields(model.sde)}  # type: ignore[arg-type]
-    predictions = {name: type(prediction) for name, prediction in PREDICTIONS.items()}
+    network, head = _own_network(model.network)
+    if not is_dataclass(model.sde):
+        raise ValueError(f"only processes that are dataclasses can be saved, not {type(model.sde).__name__}")
+    sde = {field.name: getattr(model.sde, field.name) for field in fields(model.sde) if field.init}
     return {
         "format": FORMAT,
         "sde": {"name": _name_of(SDES, type(model.sde), "process"), **sde},
-        "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},  # type: ignore[dict-item]
-        "prediction": _name_of(predictions, type(model.prediction), "prediction"),
-        "conditioning": model.conditioning,
-        **({"learned_variance": True} if model.learned_variance else {}),  # files without it are older
+        "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},
+        **({"exact_levels": head.config} if head is not None else {}),  # files without it are older
+        "prediction": description_of(PREDICTIONS, model.prediction, "prediction"),
+        "conditioning": description_of(CONDITIONINGS, model.asked, "conditioning"),
+        **({"learned_variance": True} if model.learned_variance else {}),
         "data": None if model.data is None else model.data._asdict(),
     }
 
 
-def _own_network(network: object) -> nn.Module:
-    if not isinstance(network, nn.Module) or type(network) not in NETWORKS.values():
+def _own_network(network: object) -> tuple[nn.Module, Levelled | None]:
+    """The network of a table, and the exact layer that it is in."""
+    head, inner = (network, network.network) if isinstance(network, Levelled) else (None, network)
+    if not isinstance(inner, nn.Module) or type(inner) not in NETWORKS.values():
         raise ValueError(
-            f"only networks of the library can be saved ({', '.join(NETWORKS)}), not {type(network).__name__}"
+            f"only networks of the library can be saved ({', '.join(NETWORKS)}), not {type(inner).__name__}"
         )
-    return network
+    if not isinstance(getattr(inner, "config", None), Mapping):
+        raise ValueError(f"{type(inner).__name__} can be saved with a dict `config` of the parameters that build it")
+    return inner, head
 
 
 def _name_of(table: Mapping[str, T], entry: T, what: str) -> str:
@@ -162,25 +228,65 @@ def _name_of(table: Mapping[str, T], entry: T, what: str) -> str:
     raise ValueError(f"only a {what} of the library can be saved ({', '.join(table)}), not {entry!r}")
 
 
-def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> ScoreModel:
-    if description["format"] != FORMAT:
-        raise ValueError(f"format {description['format']!r} is not {FORMAT}")
-    sde_parameters, network_parameters = dict(description["sde"]), dict(description["network"])
-    sde: SDE = choose(SDES, sde_parameters.pop("name"), "process")(**sde_parameters)
-    network = choose(NETWORKS, network_parameters.pop("name"), "network")(**network_parameters)
-    moments = {name.removeprefix("moments."): value for name, value in tensors.items() if name.startswith("moments.")}
-    weights = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    network.load_state_dict(weights, strict=True)
-    data = description["data"]
+def _rebuild(description: Description, weights: Path) -> ScoreModel:
+    """The model of a description and the file of its tensors."""
+    sde, named, levels = _typed(description)
+    data = None if description.data is None else DataInfo(**description.data.model_dump())
+    if data is not None and "shape" in named.parameters and tuple(named.parameters["shape"]) != data.shape:
+        raise ValueError(f"the network is for items {tuple(named.parameters['shape'])}, the data are {data.shape}")
+    shapes = read_shapes(weights)
+    of_network, of_moments = (_part(shapes, prefix) for prefix in ("network.", "moments."))
+    if len(of_network) + len(of_moments) != len(shapes) or not of_moments.keys() <= {f.name for f in fields(Moments)}:
+        raise ValueError(f"{weights.name} holds tensors that are neither weights nor moments")
+    network = build_for(lambda: NETWORKS[named.name](**named.parameters), of_network)
+    tensors, _ = read_tensors(weights)
+    fill(network, _part(tensors, "network."))
+    moments = Moments(**_part(tensors, "moments.")) if of_moments else None
+    if moments is not None:
+        _check_moments(moments, None if data is None else data.shape)
     return ScoreModel(
-        network,
-        sde,
-        prediction=description["prediction"],
-        conditioning=description["conditioning"],
-        moments=Moments(**moments) if moments else None,
-        data=None if data is None else DataInfo(**{**data, "shape": tuple(data["shape"])}),
-        learned_variance=description.get("learned_variance", False),
+        network if levels is None else Levelled(network, **levels.model_dump()),
+        SDES[sde.name](**sde.parameters),
+        prediction=instance(PREDICTIONS, description.prediction, "prediction"),
+        conditioning=description.conditioning
+        if isinstance(description.conditioning, str)
+        else instance(CONDITIONINGS, description.conditioning, "conditioning"),
+        moments=moments,
+        data=data,
+        learned_variance=description.learned_variance,
     )
+
+
+def _typed(description: Description) -> tuple[Named, Named, Levels | None]:
+    """Process, network and exact layer, with the parameters that they take."""
+    network, levels = _exact_levels(description)
+    sde = description.sde.typed(SDES, "sde", "process")
+    return sde, network.typed(NETWORKS, "network", "network"), levels
+
+
+def _part(table: Mapping[str, T], prefix: str) -> dict[str, T]:
+    return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
+
+
+def _exact_levels(description: Description) -> tuple[Named, Levels | None]:
+    """The network and its exact layer, which version 0.1.0 wrote among the network's parameters."""
+    old, keys = description.network.parameters, ("levels", "low", "high")
+    if description.network.name not in ("mlp", "unet") or not all(key in old for key in keys):
+        return description.network, description.exact_levels
+    head = {key: old.pop(key) for key in keys}
+    if head["levels"] is None:
+        return Named(name=description.network.name, **old), None
+    levels = validated(Levels, head, "network")
+    return Named(name=description.network.name, **{**old, "outputs": levels.levels}), levels
+
+
+def _check_moments(moments: Moments, shape: tuple[int, ...] | None) -> None:
+    """Refuse moments that are no mean and covariance of such items."""
+    check_finite({name: value for name, value in vars(moments).items() if value is not None})
+    size = moments.mean.numel()
+    fits = moments.variances.shape == (size,) and (moments.basis is None or moments.basis.shape == (size, size))
+    if not fits or (shape is not None and moments.mean.shape != shape) or bool((moments.variances < 0.0).any()):
+        raise ValueError("the moments are no mean and covariance of the data")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -203,16 +309,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write(
         path, to_bytes({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata)
     )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Named tensors and the metadata of a safetensors file.
-
-    Raises:
-        ValueError: if the file is damaged or of another kind.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from None

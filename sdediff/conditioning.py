@@ -19,8 +19,10 @@ eps falls with sigma, but is small at the first instant already; on data near a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +34,6 @@ from sdediff.types import Level, Scalar, Split
 
 Ask = Callable[[Tensor, Level], Split]
 """One forward of the network."""
-Inputs = Callable[[Tensor, Level, torch.dtype, SDE], tuple[Tensor, Tensor | Level]]
-"""``(x, level, dtype of the network, process)`` to the two arguments of the network."""
 
 
 def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -46,28 +46,6 @@ def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
     tensor = torch.as_tensor(value, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
     return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0]).clone()
-
-
-def _by_time(x: Tensor, level: Level, dtype: torch.dtype, _sde: SDE) -> tuple[Tensor, Tensor]:
-    return x.to(dtype), _per_sample(level.t, x, dtype)
-
-
-def _by_log_snr(x: Tensor, level: Level, dtype: torch.dtype, _sde: SDE) -> tuple[Tensor, Tensor]:
-    return scaled(x, 1.0 / level.scale).to(dtype), _per_sample(level.half_log_snr, x, dtype)
-
-
-def _by_level(x: Tensor, level: Level, _dtype: torch.dtype, _sde: SDE) -> tuple[Tensor, Level]:
-    return x, level
-
-
-def _by_label(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-    label = _place(sde, level) - 1.0
-    return x.to(dtype), _per_sample(float(label) if isinstance(level.t, float) else label, x, dtype)
-
-
-def _by_integer(x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-    label = to_nearest(_place(sde, level)).long() - 1
-    return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
 
 def chain_steps(sde: SDE) -> int:
@@ -93,29 +71,12 @@ def _at_instant(place: Tensor) -> bool:
     return bool(((place == place.round()) & (place >= 1.0)).all())
 
 
-def _anywhere(_sde: SDE, times: Tensor) -> Tensor:
-    return times
-
-
 def _on_instants(sde: SDE, times: Tensor) -> Tensor:
     """Inner nodes on the nearest instants, where that is nearer than half way to the next node: they stay in order."""
     moved = to_nearest(times * chain_steps(sde)).clamp(min=1.0) / chain_steps(sde)
     gaps = times.diff().abs()
     near = (moved - times)[1:-1].abs() < (0.5 - 1e-6) * torch.minimum(gaps[:-1], gaps[1:])
     return torch.cat([times[:1], torch.where(near, moved[1:-1], times[1:-1]), times[-1:]])
-
-
-def _one(_sde: SDE, _level: Level) -> int:
-    return 1
-
-
-def _one_or_two(sde: SDE, level: Level) -> int:
-    place = _place(sde, level)
-    return 1 if _at_instant(place) or bool((place <= 1.0).all()) else 2
-
-
-def _directly(ask: Ask, _sde: SDE, x: Tensor, level: Level) -> Split:
-    return ask(x, level)
 
 
 def _from_first(ask: Ask, sde: SDE, x: Tensor, level: Level) -> Split:
@@ -188,32 +149,115 @@ def _level(sde: SDE, place: Tensor, like: Level) -> Level:
     return sde.levels(times[None])[0] if isinstance(like.t, float) else sde.level(times)
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """How a network is asked.
+class Conditioning(ABC):
+    """How a network is asked; a frozen dataclass, whose fields are saved with the model.
 
     Attributes:
-        inputs: its two arguments at a level.
-        between: how a state is split, given the network's answer at levels that it knows.
-        forwards: how many forwards that takes at a level.
-        labels: whether it needs a chain, whose steps it counts.
-        settle: where the nodes of a grid ``(N + 1,)`` go, between its ends.
+        labels: whether it counts the steps of a chain, and so needs one.
     """
 
-    inputs: Inputs
-    between: Callable[[Ask, SDE, Tensor, Level], Split] = _directly
-    forwards: Callable[[SDE, Level], int] = _one
-    labels: bool = False
-    settle: Callable[[SDE, Tensor], Tensor] = _anywhere
+    labels: ClassVar[bool] = False
+
+    @abstractmethod
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor | Level]:
+        """Return the network's first two arguments.
+
+        Args:
+            x: the state, ``(B, *shape)``.
+            level: the level of the state.
+            dtype: the dtype of the network.
+            sde: the process.
+        """
+
+    def between(self, ask: Ask, sde: SDE, x: Tensor, level: Level) -> Split:
+        """Split a state, given the network's answer at levels that it knows."""
+        return ask(x, level)
+
+    def forwards(self, sde: SDE, level: Level) -> int:
+        """Return the number of forwards that a split at a level takes."""
+        return 1
+
+    def settle(self, sde: SDE, times: Tensor) -> Tensor:
+        """Move the nodes of a grid ``(N + 1,)``, between its ends, to where the network is best asked."""
+        return times
+
+
+@dataclass(frozen=True)
+class ByTime(Conditioning):
+    """``(x, t)`` with t in [0, 1], the process's own time."""
+
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
+        return x.to(dtype), _per_sample(level.t, x, dtype)
+
+
+@dataclass(frozen=True)
+class ByLogSNR(Conditioning):
+    """``(x / scale, lambda)``: the variance-preserving frame, no schedule in it."""
+
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
+        return scaled(x, 1.0 / level.scale).to(dtype), _per_sample(level.half_log_snr, x, dtype)
+
+
+@dataclass(frozen=True)
+class ByLevel(Conditioning):
+    """``(x, Level)``: exact denoisers, which want float64 scalars."""
+
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Level]:
+        return x, level
+
+
+@dataclass(frozen=True)
+class ByLabel(Conditioning):
+    """``(x, t N - 1)``, a real number: the timesteps of a chain from 0 up."""
+
+    labels: ClassVar[bool] = True
+
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
+        label = _place(sde, level) - 1.0
+        return x.to(dtype), _per_sample(float(label) if isinstance(level.t, float) else label, x, dtype)
+
+    def between(self, ask: Ask, sde: SDE, x: Tensor, level: Level) -> Split:
+        return _from_first(ask, sde, x, level)
+
+
+class ByInteger(Conditioning):
+    """``(x, integer)``: the timesteps of a chain for networks that know them alone."""
+
+    labels: ClassVar[bool] = True
+
+    def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
+        label = to_nearest(_place(sde, level)).long() - 1
+        return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
+
+    def settle(self, sde: SDE, times: Tensor) -> Tensor:
+        return _on_instants(sde, times)
+
+
+@dataclass(frozen=True)
+class AtInstants(ByInteger):
+    """Integers at the instants, and an error between them."""
+
+    def between(self, ask: Ask, sde: SDE, x: Tensor, level: Level) -> Split:
+        return _at_instants(ask, sde, x, level)
+
+
+@dataclass(frozen=True)
+class Interpolated(ByInteger):
+    """Integers, and between two instants both neighbours."""
+
+    def between(self, ask: Ask, sde: SDE, x: Tensor, level: Level) -> Split:
+        return _interpolated(ask, sde, x, level)
+
+    def forwards(self, sde: SDE, level: Level) -> int:
+        place = _place(sde, level)
+        return 1 if _at_instant(place) or bool((place <= 1.0).all()) else 2
 
 
 CONDITIONINGS: dict[str, Conditioning] = {
-    "time": Conditioning(_by_time),  # (x, t), t in [0, 1]: the process's own time
-    "logsnr": Conditioning(_by_log_snr),  # (x / scale, lambda): the variance-preserving frame, no schedule in it
-    "level": Conditioning(_by_level),  # (x, Level): exact denoisers, which want float64 scalars
-    "label": Conditioning(_by_label, _from_first, labels=True),  # (x, t N - 1), a real number: timesteps from 0 up
-    "instants": Conditioning(
-        _by_integer, _at_instants, _one, True, _on_instants
-    ),  # (x, integer), at the instants alone
-    "interpolated": Conditioning(_by_integer, _interpolated, _one_or_two, True, _on_instants),  # integers, and between
+    "time": ByTime(),
+    "logsnr": ByLogSNR(),
+    "level": ByLevel(),
+    "label": ByLabel(),
+    "instants": AtInstants(),
+    "interpolated": Interpolated(),
 }

@@ -1,48 +1,44 @@
 """Configuration: one typed, validated, immutable tree, read from TOML or JSON and changed by dotted overrides.
 
 ``sde`` and ``network`` name an entry of a table; their other keys are the parameters of that entry, checked against
-its signature. The defaults are the digits run.
+its signature. Predictions, conditionings, weightings and time laws are named alone, or as a table with a name and
+parameters. The defaults are the digits run.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field
+from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.denoiser import ScoreModel
+from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, validated
 from sdediff.moments import Moments
-from sdediff.networks import NETWORKS, default_network, initialise
+from sdediff.networks import NETWORKS, Levelled, default_network, initialise
 from sdediff.numerics import choose
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import DDPM, SDE, SDES
 from sdediff.types import DataInfo
 
-PROCESSES: dict[str, Callable[..., SDE]] = {**SDES, "ddpm": DDPM.linear, "ddpm-cosine": DDPM.cosine}
-"""What a configuration may name; chains come by their length instead of their betas."""
+PROCESSES: Mapping[str, Callable[..., SDE]] = ChainMap({"ddpm": DDPM.linear, "ddpm-cosine": DDPM.cosine}, SDES)  # type: ignore[arg-type]
+"""What a configuration may name, entries of ``SDES`` made later too; chains come by their length, not their betas."""
 
 MOST_LEVELS = 32
 """Integer data with at most so many levels get the exact last layer, :class:`sdediff.networks.LevelHead`."""
 
-M = TypeVar("M", bound=BaseModel)
+_MOST = 1 << 31  # steps, items: more than any run has, and less than integers overflow at
 
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=_MOST)]
+Natural = Annotated[int, Field(gt=0, lt=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, no unknown keys, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class DataSection(Section):
@@ -50,30 +46,6 @@ class DataSection(Section):
 
     name: str = "digits"
     seed: Seed = 0
-
-
-class Named(BaseModel):
-    """An entry of a table by name; every other key is one of its parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The keys beside ``name``."""
-        return dict(self.model_extra or {})
-
-    def typed(
-        self, table: Mapping[str, Callable[..., Any]], where: str, what: str, *, given: tuple[str, ...] = ()
-    ) -> Self:
-        """The same with parameters of the types that the entry of ``table`` takes; those ``given`` come from elsewhere.
-
-        Raises:
-            ValueError: in one line, for an unknown name or parameters that do not fit.
-        """
-        checked = _validated(_schema(choose(table, self.name, what), given), self.parameters, where)
-        return type(self)(name=self.name, **{key: getattr(checked, key) for key in sorted(checked.model_fields_set)})
 
 
 class SdeSection(Named):
@@ -89,10 +61,10 @@ class NetworkSection(Named):
 
 
 class ModelSection(Section):
-    """What the network predicts and what it is asked with."""
+    """What the network predicts and what it is asked with: names of ``PREDICTIONS`` and ``CONDITIONINGS``."""
 
-    prediction: str = "v_prediction"
-    conditioning: str = "logsnr"
+    prediction: Entry = "v_prediction"
+    conditioning: Entry = "logsnr"
 
 
 class TrainingSection(Section):
@@ -115,15 +87,15 @@ class TrainingSection(Section):
         checkpoint_every: steps between two checkpoints (one is written at the end in any case).
     """
 
-    steps: Annotated[int, Field(gt=0)] = 2000
-    batch_size: Annotated[int, Field(gt=0)] = 128
+    steps: Natural = 2000
+    batch_size: Natural = 128
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
     warmup: Count = 100
     clip: Positive = 1.0
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
-    time_law: str = "uniform"
-    weighting: str = "velocity"
+    time_law: Entry = "uniform"
+    weighting: Entry = "velocity"
     seed: Seed = 0
     log_every: Count = 20
     held_out_every: Count = 200
@@ -147,14 +119,17 @@ class Config(Section):
         Raises:
             ValueError: in one line, naming each wrong setting.
         """
-        config = _validated(cls, values)
+        from sdediff.training.objective import check_objective  # its package imports this module
+
+        config = validated(cls, values)
         sde = config.sde.typed(PROCESSES, "sde", "process")
         PROCESSES[sde.name](**sde.parameters)  # its own check of the values
         network = config.network
         if network.name != "auto":
-            network = network.typed(NETWORKS, "network", "network", given=("shape",))
-        choose(PREDICTIONS, config.model.prediction, "prediction")
-        choose(CONDITIONINGS, config.model.conditioning, "conditioning")
+            network = network.typed(NETWORKS, "network", "network", given=_GIVEN)
+        instance(PREDICTIONS, config.model.prediction, "prediction")
+        instance(CONDITIONINGS, config.model.conditioning, "conditioning")
+        check_objective(config.training.time_law, config.training.weighting)
         return config.model_copy(update={"sde": sde, "network": network})
 
     @classmethod
@@ -166,23 +141,24 @@ class Config(Section):
             ValueError: if it is not TOML or JSON, or a setting is wrong; in one line.
         """
         path = Path(path)
-        readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
-        reader = choose(readers, path.suffix.lower(), f"kind of configuration file ({path})")
-        if not path.is_file():
+        choose({".toml": None, ".json": None}, path.suffix.lower(), f"kind of configuration file ({path})")
+        if not path.exists():
             raise FileNotFoundError(f"no configuration file {path}")
         try:
-            values = reader(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # both decoders' errors, and bytes that are no text
+            values = read_document(path)
+        except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a table of sections, not a {type(values).__name__}")
-        return cls.of(values)
+        try:
+            return cls.of(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def updated(self, overrides: Mapping[str, Any]) -> Self:
-        """The same with settings changed, for example ``{"training.steps": "100", "sde.name": "flow"}``.
+        """Return the same with settings changed, for example ``{"training.steps": "100", "sde.name": "flow"}``.
 
         Strings are read as the setting's type; lists as JSON. Naming another process or network drops the parameters
-        of the old one.
+        of the old one; so does naming another entry elsewhere, whose parameters are a level below:
+        ``{"training.weighting": "min-snr", "training.weighting.gamma": "2"}``.
 
         Raises:
             ValueError: in one line, for an unknown setting or a value that does not fit.
@@ -191,11 +167,19 @@ class Config(Section):
         for section in ("sde", "network"):
             if overrides.get(f"{section}.name", values[section]["name"]) != values[section]["name"]:
                 values[section] = {}
-        for key, value in overrides.items():
+        for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):  # names before parameters
             section, _, name = key.partition(".")
             if section not in values or not name:
                 raise ValueError(f"unknown setting {key!r}; sections are: {', '.join(values)}")
-            values[section][name] = _decoded(value)
+            name, _, parameter = name.partition(".")
+            if not parameter:
+                values[section][name] = _decoded(value)
+                continue
+            entry = values[section].get(name)
+            if not isinstance(entry, str | dict):
+                raise ValueError(f"unknown setting {key!r}: {section}.{name} has no parameters")
+            entry = {"name": entry} if isinstance(entry, str) else entry
+            values[section][name] = {**entry, parameter: _decoded(value)}
         return type(self).of(values)
 
     def to_json(self) -> str:
@@ -204,7 +188,9 @@ class Config(Section):
 
 
 def build(config: Config, data: DataInfo, moments: Moments | None = None) -> ScoreModel:
-    """The untrained model that a configuration describes; its weights are a function of ``training.seed``.
+    """Return the untrained model that a configuration describes; its weights are a function of ``training.seed``.
+
+    A network that can return several tensors (a parameter ``outputs``) gets the exact last layer on data of few levels.
 
     Args:
         config: the configuration.
@@ -217,20 +203,32 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     section = config.network
     if section.name == "auto":
         section = section.model_copy(update={"name": default_network(data.shape)})
-    parameters = section.typed(NETWORKS, "network", "network", given=("shape",)).parameters
-    if data.levels is not None and data.levels <= MOST_LEVELS and _takes_levels(config):
-        parameters = {"levels": data.levels, "low": data.low, "high": data.high, **parameters}
+    make = choose(NETWORKS, section.name, "network")
+    parameters = section.typed(NETWORKS, "network", "network", given=_GIVEN).parameters
+    levels = data.levels if data.levels is not None and data.levels <= MOST_LEVELS else None
+    exact = levels is not None and _takes_levels(config) and "outputs" in inspect.signature(make).parameters
+    parameters = {"shape": data.shape, **parameters, **({"outputs": levels} if exact else {})}
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; what they draw is replaced
-        network = NETWORKS[section.name](shape=data.shape, **parameters)
+        network: nn.Module = make(**parameters)
+    if not hasattr(network, "config"):
+        network.config = parameters  # type: ignore[assignment]
+    if levels is not None and exact:
+        network = Levelled(network, levels, data.low, data.high)
     initialise(network, torch.Generator().manual_seed(config.training.seed))
     return ScoreModel(
         network,
         PROCESSES[config.sde.name](**config.sde.parameters),
-        prediction=config.model.prediction,
-        conditioning=config.model.conditioning,
+        prediction=instance(PREDICTIONS, config.model.prediction, "prediction"),
+        conditioning=config.model.conditioning
+        if isinstance(config.model.conditioning, str)
+        else instance(CONDITIONINGS, config.model.conditioning, "conditioning"),
         moments=moments,
         data=data,
     )
+
+
+_GIVEN = ("shape", "outputs")
+"""Parameters of networks that the data decide."""
 
 
 def _takes_levels(config: Config) -> bool:
@@ -246,31 +244,3 @@ def _decoded(value: Any) -> Any:
         except json.JSONDecodeError as error:
             raise ValueError(f"{value!r} is not a list: {error}") from None
     return value
-
-
-@cache
-def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
-    """The parameters of a table's entry, from its signature."""
-    parameters = inspect.signature(entry, eval_str=True).parameters.values()
-    fields: dict[str, Any] = {
-        p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.name not in given
-    }
-    settings = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return create_model(getattr(entry, "__name__", "Entry"), __config__=settings, **fields)
-
-
-def _validated(model: type[M], values: Any, where: str = "") -> M:
-    """Validate, with all complaints in one line."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("; ".join(_complaint(model, item, where) for item in error.errors())) from None
-
-
-def _complaint(model: type[BaseModel], error: Any, where: str) -> str:
-    path = [where] * bool(where) + [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        for part in error["loc"][:-1]:
-            model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
-        return f"unknown setting {'.'.join(path)}; choose one of: {', '.join(model.model_fields) or '(none)'}"
-    return f"{'.'.join(path)}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"

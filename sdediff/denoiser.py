@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdediff.conditioning import CONDITIONINGS, chain_steps
+from sdediff.conditioning import CONDITIONINGS, Conditioning, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.moments import Moments
@@ -142,7 +142,8 @@ class ScoreModel(Denoiser):
             ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
             the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number
             ``t N - 1``, or, where they know integers alone, ``"interpolated"`` (two forwards between instants, see
-            :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them).
+            :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
+            :class:`~sdediff.conditioning.Conditioning`.
         moments: mean and covariance of the data, for the moment-matched prior.
         data: shape, levels and range of the data, for sampling without a shape and for bits/dim.
         learned_variance: the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1] that
@@ -160,7 +161,7 @@ class ScoreModel(Denoiser):
         sde: SDE,
         prediction: str | Prediction = "epsilon",
         *,
-        conditioning: str = "time",
+        conditioning: str | Conditioning = "time",
         moments: Moments | None = None,
         data: DataInfo | None = None,
         learned_variance: bool = False,
@@ -171,10 +172,16 @@ class ScoreModel(Denoiser):
         behind = [module] if module is not None else [] if isinstance(network, nn.Module) else modules_of(network)
         self.behind = nn.ModuleList(behind)
         self.sde = sde
-        self.prediction = choose(PREDICTIONS, prediction, "prediction") if isinstance(prediction, str) else prediction
+        self.prediction = (
+            prediction if isinstance(prediction, Prediction) else choose(PREDICTIONS, prediction, "prediction")
+        )
         self.conditioning = conditioning
-        self._inputs = choose(CONDITIONINGS, conditioning, "conditioning")
-        if self._inputs.labels:
+        self.asked = (
+            conditioning
+            if isinstance(conditioning, Conditioning)
+            else choose(CONDITIONINGS, conditioning, "conditioning")
+        )
+        if self.asked.labels:
             chain_steps(sde)
         self.moments = moments
         self.data = data
@@ -185,15 +192,15 @@ class ScoreModel(Denoiser):
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
-        return self._inputs.between(self._ask, self.sde, x, level)
+        return self.asked.between(self._ask, self.sde, x, level)
 
     def nfe(self, level: Level) -> int:
         """Return the number of forwards that a split at ``level`` takes: 2 where it is interpolated, else 1."""
-        return self._inputs.forwards(self.sde, level)
+        return self.asked.forwards(self.sde, level)
 
     def snap(self, times: Tensor) -> Tensor:
         """Move nodes of a grid to the nearest instants for networks that know these alone."""
-        return self._inputs.settle(self.sde, times)
+        return self.asked.settle(self.sde, times)
 
     def given(self, condition: ConditionLike) -> ScoreModel:
         """Return the model under a condition, which takes the place of the one that it has."""
@@ -225,7 +232,7 @@ class ScoreModel(Denoiser):
         """One forward of the network, on copies of everything that it could write to."""
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        state, told = self._inputs.inputs(x, level, dtype, self.sde)
+        state, told = self.asked.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
         condition = self.condition.arguments(x, dtype)
         if self.split_batch and self.equivariance is not None:

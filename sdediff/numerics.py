@@ -125,6 +125,6 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     Raises:
         ValueError: naming what came and what is allowed.
     """
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}; choose one of: {', '.join(table)}")
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"unknown {what} {ascii(name)[:80]}; choose one of: {', '.join(table)}")
     return table[name]

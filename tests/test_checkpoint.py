@@ -28,7 +28,7 @@ PROCESSES = [
 
 
 def make(sde, *, network="mlp", shape=(3,), prediction="v_prediction", conditioning="logsnr", moments=True):
-    net = NETWORKS[network](shape=shape, width=8, levels=None)
+    net = NETWORKS[network](shape=shape, width=8)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdediff.config import PROCESSES, Config, build
-from sdediff.networks import MLP, UNet
+from sdediff.networks import MLP, Levelled, UNet
 from sdediff.sde import DDPM, SDES, VPSDE, CosineVPSDE
 from sdediff.types import DataInfo
 
@@ -33,9 +33,9 @@ def test_json_and_toml_round_trip(tmp_path):
     )
     model = build(Config.load(tmp_path / "c.toml"), DIGITS)
     assert model.sde == VPSDE(0.1, 12.5)
-    assert model.network.config["multipliers"] == [1, 2]
+    assert model.network.network.config["multipliers"] == [1, 2]
     assert Config.load(tmp_path / "c.toml").training == config.training
-    assert build(Config().updated({"network.width": "8"}), DIGITS).network.config["width"] == 8
+    assert build(Config().updated({"network.width": "8"}), DIGITS).network.network.config["width"] == 8
     assert Config().updated({}) == Config()
     assert config != Config()
 
@@ -44,15 +44,16 @@ def test_the_defaults_are_the_digits_run():
     config = Config()
     assert config.data.name == "digits"
     model = build(config, DIGITS)
-    assert isinstance(model.network, UNet)
-    assert model.network.config["levels"] == 17
+    assert isinstance(model.network, Levelled)
+    assert isinstance(model.network.network, UNet)
+    assert model.network.config == {"levels": 17, "low": -1.0, "high": 1.0}
     assert model.sde == CosineVPSDE()
     assert isinstance(build(config, DataInfo(shape=(2,))).network, MLP)  # points need no other setting
 
 
 def test_the_exact_layer_goes_with_few_levels_only():
     def levels(info, **overrides):
-        return build(Config().updated(overrides), info).network.config["levels"]
+        return build(Config().updated(overrides), info).network.config.get("levels")
 
     assert levels(DIGITS._replace(levels=256)) is None
     assert levels(DIGITS._replace(levels=None)) is None

@@ -174,7 +174,7 @@ def test_log_level_and_its_inverse() -> None:
 def test_a_plain_function_has_no_moments() -> None:
     """Any callable is a denoiser; moments are looked for, not asked for."""
     sde, exact = VPSDE(), MIXTURE.model(VPSDE())
-    model = ScoreModel(exact._inputs and exact.network, sde, "v_prediction", conditioning="level")
+    model = ScoreModel(exact.network, sde, "v_prediction", conditioning="level")
     assert model.moments is None
     x = starts(MIXTURE, "vp")
     assert (solve(model, x, "ode", steps=40).x - solve(exact, x, "ode", steps=40).x).abs().max() < 1e-3

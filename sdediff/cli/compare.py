@@ -6,7 +6,8 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ EXAMPLES = """\
   sdediff compare --solver ode,unipc3,dpm++2m --forwards 6,12,24
   sdediff compare --solver sde,ancestral,edm-churn --count 1000 --out laws.png"""
 
-NAMES = {**SAMPLERS, "tuned": None}
+NAMES: Mapping[str, Any] = ChainMap({"tuned": None}, SAMPLERS)
 
 MEASURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "RMS error": ("RMS error", lambda row: row.rms),

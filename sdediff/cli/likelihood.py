@@ -39,10 +39,10 @@ from sdediff.cli.scores import WRITERS, Files, Task, bar, finish
 from sdediff.denoiser import Denoiser
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits import BOUNDS
-from sdediff.likelihood.chain import VARIANCES
 from sdediff.likelihood.dequantize import DEQUANTISATIONS
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.trace import EXACT_UP_TO
+from sdediff.samplers.ancestral import VARIANCES
 from sdediff.scoring import METHODS, Method
 from sdediff.scoring.methods import Columns, Work
 

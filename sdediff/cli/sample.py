@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,12 @@ EXAMPLES = """\
 TUNED = "tuned"
 SPECIAL: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
 """Solvers for some models alone: those that have learned the variance of their steps."""
+NAMES: Mapping[str, Any] = ChainMap({**SPECIAL, TUNED: None}, SAMPLERS)
 
 
 @click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
-@solver_options({**SAMPLERS, **SPECIAL, TUNED: None})
+@solver_options(NAMES)
 @click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="How many.")
 @seed_option
 @click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, found along the way.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.sampling import resolve
+from sdediff.tables import Part
 
-DETERMINISTIC: dict[str, Sampler] = {name: solver for name, solver in SAMPLERS.items() if not solver.stochastic}
-"""Solvers that go both ways."""
+DETERMINISTIC: Mapping[str, Sampler] = Part(SAMPLERS, lambda solver: not solver.stochastic)
+"""Solvers that go both ways, entries made later too."""
 
 
 def transport_options(

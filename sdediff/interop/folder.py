@@ -1,11 +1,14 @@
 """Folders of diffusers: ``unet/`` and ``scheduler/`` as its pipelines save them, or a model with its scheduler beside.
 
-Reading opens local files alone, weights as safetensors alone.
+Reading opens local files alone, weights as safetensors alone, and builds classes from a list alone; nothing else that a
+folder names is imported or run. diffusers' own ``from_pretrained`` does not see the folder.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
 
-from sdediff.conditioning import CONDITIONINGS, chain_steps
+from sdediff.conditioning import Conditioning, chain_steps
 from sdediff.denoiser import ScoreModel
-from sdediff.interop.network import DiffusersNetwork, diffusers, diffusers_class
+from sdediff.documents import read_document, shown
+from sdediff.interop.network import MODEL, DiffusersNetwork, check_asked, construct, diffusers, diffusers_class
 from sdediff.interop.schedulers import PREDICTIONS as KNOWN
 from sdediff.interop.schedulers import VARIANCES, chain, make, prediction
 from sdediff.numerics import choose
 from sdediff.predictions import PREDICTIONS
+from sdediff.tensors import build_for, fill, read_shapes, read_tensors
 from sdediff.types import DataInfo
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -31,23 +36,54 @@ PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
 """The pipeline that goes with a scheduler, where it is not DDPM's, which takes any."""
 _SPATIAL = {"UNet1DModel": 1}
 """Dimensions of an item beside its channels, where they are not the two of an image."""
+_AUTOENCODERS = ("vae", "vqvae", "movq", "first_stage_model")
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?P<part>-\d+-of-\d+)?\.safetensors")
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Layers of attention by the names that diffusers gave them before its version 0.17."""
+_MOST_ENTRIES = 1 << 28  # numbers in an item
 
 
 def find_model(folder: Path) -> Path | None:
-    """The folder of the network in a folder of diffusers, ``None`` if it is none."""
+    """Return the folder of the network in a folder of diffusers, ``None`` if it is none.
+
+    Raises:
+        ValueError: if it is a pipeline whose network does not work on the data themselves.
+    """
     for place in (folder / "unet", folder):
         if (place / CONFIG).is_file() and "_class_name" in _read(place / CONFIG):
+            coder = next((name for name in _AUTOENCODERS if (folder / name).is_dir()), None)
+            if coder is not None:
+                raise ValueError(
+                    f"{folder} is a latent pipeline: its network knows the codes of an autoencoder ({coder}/), not the "
+                    f"data, and no autoencoder is read here; load {place} for the network on codes alone"
+                )
             return place
+    if (folder / "transformer" / CONFIG).is_file():
+        name = shown(_read(folder / "transformer" / CONFIG).get("_class_name"))
+        raise ValueError(
+            f"{folder} is a pipeline with a transformer ({name}), which works on the codes of an autoencoder: only "
+            "networks on pixels (unet/) are read here"
+        )
+    if (folder / INDEX).is_file():
+        name = shown(_read(folder / INDEX).get("_class_name"))
+        raise ValueError(
+            f"{folder} is a pipeline of diffusers ({name}) without unet/: only networks on pixels are read"
+        )
     return None
 
 
-def load_folder(folder: Path, *, data: DataInfo | None = None, conditioning: str | None = None) -> ScoreModel:
-    """The model of a folder, bare: without the clipping that the scheduler may ask for.
+def load_folder(
+    folder: Path, *, data: DataInfo | None = None, conditioning: str | Conditioning | None = None
+) -> ScoreModel:
+    """Read the model of a folder, bare: without the clipping that the scheduler may ask for.
+
+    Weights in half precision alone (``variant="fp16"``) are read into single precision, as diffusers does. A network
+    that is trained with classes wants ``condition={"class_labels": ...}``.
 
     Args:
         folder: what diffusers saved.
-        data: what the data are; by default of the network's shape with 256 levels on [-1, 1], of a pipeline with an
-            autoencoder continuous.
+        data: what the data are; by default of the network's shape with 256 levels on [-1, 1], of a network on the codes
+            of an autoencoder continuous.
         conditioning: see :class:`~sdediff.denoiser.ScoreModel`; by default ``"label"``, for a network with a table of
             embeddings ``"interpolated"``.
 
@@ -59,20 +95,38 @@ def load_folder(folder: Path, *, data: DataInfo | None = None, conditioning: str
     place = find_model(folder)
     if place is None:
         raise FileNotFoundError(f"no model of diffusers in {folder}: neither unet/{CONFIG} nor {CONFIG} is there")
-    config = _scheduler_config(folder, place)
+    scheduler = _scheduler_config(folder, place)
+    try:
+        return _model(folder, place, scheduler, data, conditioning)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # whatever constructors make of settings that nobody has chosen
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"the network in {place} is damaged: {reason}") from None
+
+
+def _model(
+    folder: Path,
+    place: Path,
+    config: dict[str, Any],
+    data: DataInfo | None,
+    conditioning: str | Conditioning | None,
+) -> ScoreModel:
+    process, predicted = chain(config), prediction(config)
     inner = _read_network(place)
-    shape = _item_shape(inner.config, type(inner).__name__, place) if data is None else data.shape
-    found, twice = inner.config["out_channels"], bool(inner.config["out_channels"] == 2 * shape[0])
+    settings: Mapping[str, Any] = inner.config  # type: ignore[assignment]
+    shape = _item_shape(settings, type(inner).__name__, place) if data is None else data.shape
+    found, twice = settings["out_channels"], bool(settings["out_channels"] == 2 * shape[0])
     variance = str(config.get("variance_type") or "fixed_small")
     learned = choose(VARIANCES, variance, "variance_type") == "learned" and twice
     if found != shape[0] and not (twice and variance.startswith("learned")):
         raise ValueError(f"the network in {place} returns {found} channels for {shape[0]} (variance_type {variance})")
     network = DiffusersNetwork.of(inner, config, shape[0] if twice and not learned else None)
-    levels = None if any((folder / name).is_dir() for name in ("vae", "vqvae")) else 256
+    levels = None if any((place.parent / name).is_dir() for name in _AUTOENCODERS) else 256
     return ScoreModel(
         network,
-        chain(config),
-        prediction(config),
+        process,
+        predicted,
         conditioning=("interpolated" if network.table else "label") if conditioning is None else conditioning,
         data=DataInfo(shape, levels, name=folder.resolve().name) if data is None else data,
         learned_variance=learned,
@@ -80,18 +134,15 @@ def load_folder(folder: Path, *, data: DataInfo | None = None, conditioning: str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         ValueError: if the file holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_document(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return content
 
 
 def _scheduler_config(folder: Path, place: Path) -> dict[str, Any]:
@@ -105,37 +156,71 @@ def _scheduler_config(folder: Path, place: Path) -> dict[str, Any]:
     )
 
 
-def _read_network(place: Path) -> Any:
-    """The network of a folder, strictly: every weight is there and has its place."""
-    kind = diffusers_class(_read(place / CONFIG)["_class_name"], "model")
-    if not any(place.glob("*.safetensors")):
+def _weight_files(place: Path) -> list[Path]:
+    """The files of the weights: those without a variant, or those of the only variant that is there.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if there are pickles alone, or several variants.
+    """
+    variants: dict[str, list[Path]] = {}
+    for path in sorted(place.iterdir()):
+        if found := _WEIGHTS.fullmatch(path.name):
+            variants.setdefault(found["variant"] or "", []).append(path)
+    if not variants:
         pickles = [path.name for path in sorted(place.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         if pickles:
             raise ValueError(
                 f"{place / pickles[0]} is a pickle, which could execute anything: only safetensors are read "
                 "(diffusers' own save_pretrained writes them)"
             )
-        raise FileNotFoundError(f"no weights in {place}: no *.safetensors")
+        raise FileNotFoundError(f"no weights in {place}: no diffusion_pytorch_model.safetensors")
+    if "" not in variants and len(variants) > 1:
+        raise ValueError(f"{place} holds the variants {', '.join(variants)} of its weights: leave one of them there")
+    files = variants.get("") or next(iter(variants.values()))
+    return [path for path in files if "-of-" not in path.name] or files
+
+
+def _read_network(place: Path) -> nn.Module:
+    """Read the network of a folder, strictly: every weight is there and has its place."""
+    settings = _read(place / CONFIG)
+    kind = diffusers_class(settings["_class_name"], MODEL)
+    check_asked(kind, settings)
+    files = _weight_files(place)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        shapes |= {_renamed(name): shape for name, shape in read_shapes(path).items()}
     try:
-        inner, said = kind.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"the network in {place} is damaged: {' '.join(str(error).split())[:300]}") from None
-    wrong = {
-        what: names for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if (names := said.get(what))
-    }
-    for what, names in wrong.items():
-        raise ValueError(f"the weights in {place} do not fit its {CONFIG}: {what.replace('_', ' ')}: {names[:3]}")
+        inner = build_for(lambda: construct(kind, settings), shapes)
+        weights = {_renamed(name): value for path in files for name, value in read_tensors(path)[0].items()}
+        single = {name: value.float() if value.is_floating_point() and value.itemsize < 4 else value
+                  for name, value in weights.items()}  # fmt: skip
+        fill(inner, single)
+    except OSError:
+        raise
+    except Exception as error:  # whatever constructors make of settings that nobody has chosen
+        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + " ".join(str(error).split())[:400]
+        raise ValueError(f"the network in {place} is damaged: {reason}") from None
     return inner
+
+
+def _renamed(name: str) -> str:
+    """A weight's name today."""
+    *path, layer, kind = name.split(".") if name.count(".") > 1 else ("", "", name)
+    if layer not in _RENAMED or not any("attentions" in part for part in path):
+        return name
+    return ".".join((*path, _RENAMED[layer], kind))
 
 
 def _item_shape(config: Mapping[str, Any], name: str, place: Path) -> tuple[int, ...]:
     size = config.get("sample_size")
     if size is None:
         raise ValueError(f"the network in {place} does not say its sample_size: give data=DataInfo(shape=...)")
-    sides = (size,) * _SPATIAL.get(name, 2) if isinstance(size, int) else tuple(size)
-    return (config["in_channels"], *sides)
+    sides = [size] * _SPATIAL.get(name, 2) if isinstance(size, int) else list(size)
+    shape = (config["in_channels"], *sides)
+    if not all(isinstance(side, int) and side >= 1 for side in shape) or math.prod(shape) > _MOST_ENTRIES:
+        raise ValueError(f"the network in {place} is for items of shape {shown(shape)}: no such items are known")
+    return shape
 
 
 def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> None:
@@ -157,7 +242,7 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
             "only models whose network is a class of diffusers can be exported (read by sdediff.load, or "
             f"DiffusersNetwork.of(...)), not {type(network).__name__}"
         )
-    if not CONDITIONINGS[model.conditioning].labels:
+    if not model.asked.labels:
         raise ValueError(
             "diffusers counts the timesteps of a chain: only a DDPM asked by label can be exported, not "
             f"{type(model.sde).__name__} asked by {model.conditioning}"

@@ -1,19 +1,63 @@
-"""A network of diffusers as one of ours: ``(x, label) -> tensor like x``, and a description it can be built from."""
+"""A network of diffusers as one of ours: ``(x, label) -> tensor like x``, and a description it can be built from.
+
+Which classes of diffusers may be built is a list: what a file names is looked up there, before anything is imported.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from sdediff.documents import shown
 
 EXTRA = "pip install 'sdediff[diffusers]'"
 
 
+class Kind(NamedTuple):
+    """Classes of diffusers that a file may name.
+
+    Attributes:
+        what: they are.
+        names: of the classes.
+        base: the class of diffusers that all of them derive from.
+        cure: what to do about others.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    base: str
+    cure: str
+
+
+MODEL = Kind(
+    "network",
+    ("UNet1DModel", "UNet2DModel"),
+    "ModelMixin",
+    "networks on pixels that are asked for a state, a timestep and at most a class; others go into "
+    "ScoreModel(network, DDPM(betas), conditioning='label'), what else they take into condition=",
+)
+SCHEDULER = Kind(
+    "scheduler",
+    (
+        "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+        "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "RePaintScheduler", "SASolverScheduler",
+        "TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler",
+    ),
+    "SchedulerMixin",
+    "others have no table of betas, which says on which chain the network was trained",
+)  # fmt: skip
+
+
 def diffusers() -> ModuleType:
-    """The package.
+    """Import the package.
 
     Raises:
         ValueError: if it is not installed.
@@ -25,19 +69,28 @@ def diffusers() -> ModuleType:
     return package
 
 
-def diffusers_class(name: str, what: str) -> Any:
-    """A class of diffusers by name.
+def diffusers_class(name: object, kind: Kind) -> Any:
+    """Return a class of diffusers by a name that a file gave.
 
     Raises:
-        ValueError: if there is none, or diffusers cannot import it here.
+        ValueError: if the name is not in the list, or diffusers has no such class or cannot import it here.
     """
+    if not isinstance(name, str) or name not in kind.names:
+        raise ValueError(f"{shown(name)} is no {kind.what} that is read here: {', '.join(kind.names)} are; {kind.cure}")
+    package = diffusers()
     try:
-        found = getattr(diffusers(), name, None)
+        found, base = getattr(package, name, None), getattr(package, kind.base)
     except (ImportError, RuntimeError) as error:  # of a package that it takes in: diffusers imports late
         raise ValueError(f"diffusers cannot import {name}: {' '.join(str(error).split())}") from None
-    if not inspect.isclass(found):
-        raise ValueError(f"the installed diffusers has no {what} {name!r}")
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ValueError(f"the installed diffusers has no {kind.what} {name!r}")
     return found
+
+
+def construct(kind: Any, settings: dict[str, Any]) -> Any:
+    """Build an object of a class of diffusers from the settings that its constructor takes; the rest is left out."""
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**{name: value for name, value in settings.items() if name in known and name != "self"})
 
 
 class DiffusersNetwork(nn.Module):
@@ -51,7 +104,7 @@ class DiffusersNetwork(nn.Module):
         inner: the network itself, where it exists already.
 
     Raises:
-        ValueError: if the network needs more than a state and a timestep, or measures time in other units.
+        ValueError: if the network needs more than a state, a timestep and a class, or measures time in other units.
     """
 
     def __init__(
@@ -63,11 +116,13 @@ class DiffusersNetwork(nn.Module):
         inner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        kind = diffusers_class(class_name, "model")
-        _check_asked(kind, settings)
+        kind = diffusers_class(class_name, MODEL)
+        check_asked(kind, settings)
         self.config = {"class_name": class_name, "settings": settings, "scheduler": scheduler, "channels": channels}
         self.channels = channels
-        self.inner: nn.Module = kind.from_config(settings) if inner is None else inner
+        self.classes: int | None = settings.get("num_class_embeds")
+        self.conditional = self.classes is not None or settings.get("class_embed_type") is not None
+        self.inner: nn.Module = construct(kind, settings) if inner is None else inner
 
     @classmethod
     def of(
@@ -82,28 +137,47 @@ class DiffusersNetwork(nn.Module):
         """Whether it knows integer labels alone."""
         return self.config["settings"].get("time_embedding_type") == "learned"  # type: ignore[union-attr]
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Its output at the state ``x`` ``(B, C, ...)`` and the labels ``(B,)``."""
-        output: Tensor = self.inner(x, label).sample
+    def forward(self, x: Tensor, label: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Return its output at the state ``x`` ``(B, C, ...)`` and the labels ``(B,)``.
+
+        Args:
+            x: the state.
+            label: timesteps of the chain, real numbers or integers.
+            class_labels: the items' classes, for networks that are trained with them.
+
+        Raises:
+            ValueError: if a network with classes is given none or unknown ones, or another one is given some.
+        """
+        if not self.conditional:
+            if class_labels is not None:
+                raise ValueError("this model was trained without classes: it takes no class_labels")
+            output: Tensor = self.inner(x, label).sample
+        else:
+            output = self.inner(x, label, class_labels=self._checked(class_labels)).sample
         return output if self.channels is None else output[:, : self.channels]
 
+    def _checked(self, class_labels: Tensor | None) -> Tensor:
+        table = self.config["settings"].get("class_embed_type") is None  # type: ignore[union-attr]
+        which = f", 0..{self.classes - 1}" if table and self.classes is not None else ""
+        wanted = f"this model wants condition={{'class_labels': ...}}: one label an item{which}"
+        if class_labels is None:
+            raise ValueError(wanted)
+        if table:
+            if class_labels.is_floating_point() or class_labels.is_complex() or class_labels.dtype == torch.bool:
+                raise ValueError(f"{wanted}; came numbers of dtype {class_labels.dtype}")
+            low, high = int(class_labels.min()), int(class_labels.max())
+            if low < 0 or (self.classes is not None and high >= self.classes):
+                raise ValueError(f"{wanted}; came {low} to {high}")
+        return class_labels
 
-def _check_asked(kind: Any, settings: dict[str, Any]) -> None:
-    """Refuse networks that want more than a state and a timestep."""
-    first, second, *others = list(inspect.signature(kind.forward).parameters.values())[1:]
-    needed = [other.name for other in others if other.default is inspect.Parameter.empty and other.kind not in _REST]
-    if settings.get("num_class_embeds") is not None or settings.get("class_embed_type") is not None:
-        needed.append("class_labels")
-    if needed or "timestep" not in second.name:
-        needs = ", ".join(needed) or f"{first.name} and {second.name}"
-        raise ValueError(
-            f"{kind.__name__} is asked for {needs}: only networks of a state and a timestep can be read; put the rest "
-            "into a function, ScoreModel(lambda x, k: network(x, k, ...).sample, DDPM(betas), conditioning='label')"
-        )
+
+def check_asked(kind: Any, settings: dict[str, Any]) -> None:
+    """Refuse networks that are asked with noise levels.
+
+    Raises:
+        ValueError: if the network is one of them.
+    """
     if settings.get("time_embedding_type") == "fourier":
         raise ValueError(
             f"this {kind.__name__} is asked with noise levels (time_embedding_type 'fourier'), not timesteps"
         )
-
-
-_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

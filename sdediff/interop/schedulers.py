@@ -8,13 +8,15 @@ of a step is chosen, whether the clean half is clipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser, ScoreModel
-from sdediff.interop.network import DiffusersNetwork, diffusers_class
+from sdediff.documents import Finite, Positive, validated
+from sdediff.interop.network import SCHEDULER, DiffusersNetwork, construct, diffusers_class
 from sdediff.numerics import choose
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.base import Sampler
@@ -33,7 +35,35 @@ VARIANCES = {
 }
 """Their variances under our names. "learned" predicts the variance itself, without bounds: it is left out."""
 
-_DARKEST = 1e-14  # alpha-bar where theirs is 0: the process needs a log-SNR, and 1e-7 of signal is below float32
+_LONGEST = 100_000  # steps of a chain
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+class Settings(BaseModel):
+    """The settings of a scheduler that are used here; others are left to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_train_timesteps: Annotated[int, Field(ge=1, le=_LONGEST)] = 1000
+    beta_start: Finite | None = None
+    beta_end: Finite | None = None
+    trained_betas: Annotated[
+        Annotated[list[Finite], Field(min_length=1, max_length=_LONGEST)] | None, BeforeValidator(_listed)
+    ] = None
+    prediction_type: str = "epsilon"
+    variance_type: str | None = None
+    timestep_spacing: str = "leading"
+    steps_offset: Annotated[int, Field(ge=0, le=_LONGEST)] = 0
+    clip_sample: bool = False
+    clip_sample_range: Positive = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    sample_max_value: Positive = 1.0
+    set_alpha_to_one: bool = True
+    rescale_betas_zero_snr: bool = False
 
 
 def make(config: Mapping[str, Any]) -> Any:
@@ -43,16 +73,15 @@ def make(config: Mapping[str, Any]) -> Any:
         ValueError: if diffusers has no such class, does not accept the configuration, or it trains no chain.
     """
     name = config.get("_class_name")
-    kind = diffusers_class(str(name), "scheduler")
+    kind = diffusers_class(name, SCHEDULER)
+    validated(Settings, dict(config), "scheduler")
     try:
-        # what "_use_default_values" names would be put back to its default, whatever the configuration says
-        scheduler = kind.from_config({key: value for key, value in config.items() if key != "_use_default_values"})
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(f"diffusers refuses this {name}: {' '.join(str(error).split())}") from None
-    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-        raise ValueError(
-            f"{name} has no table of betas; schedulers of DDPM chains have (DDPM, DDIM, PNDM, DPMSolver, ...)"
-        )
+        scheduler = construct(kind, dict(config))
+    except Exception as error:  # whatever it makes of settings that nobody has chosen
+        raise ValueError(f"diffusers refuses this {name}: {' '.join(str(error).split())[:300]}") from None
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, Tensor) or table.ndim != 1 or table.numel() == 0:
+        raise ValueError(f"this {name} has no table of betas")
     return scheduler
 
 
@@ -74,13 +103,11 @@ def chain(config: Mapping[str, Any]) -> DDPM:
             there; or if alpha-bar does not fall throughout.
     """
     bar = make(config).alphas_cumprod.double()
-    if float(bar[-1]) == 0.0:
-        if prediction(config) == "epsilon":
-            raise ValueError(
-                "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
-                "says nothing about the data; it needs v_prediction or sample"
-            )
-        bar[-1] = min(_DARKEST, 1e-2 * float(bar[-2]))
+    if float(bar[-1]) == 0.0 and prediction(config) == "epsilon":
+        raise ValueError(
+            "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
+            "says nothing about the data; it needs v_prediction or sample"
+        )
     log_bar = bar.log()
     return DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
 

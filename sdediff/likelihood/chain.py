@@ -25,8 +25,8 @@ from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.placing import Places, Spread, of_draws, of_pairs, stratified_pairs
 from sdediff.likelihood.reconstruction import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource
-from sdediff.numerics import expand, sum_features
-from sdediff.samplers.ancestral import VARIANCES as FRACTIONS
+from sdediff.numerics import choose, expand, sum_features
+from sdediff.samplers.ancestral import VARIANCES
 from sdediff.samplers.base import bridge_std
 from sdediff.types import Level, Split
 
@@ -64,8 +64,13 @@ class Variance(NamedTuple):
         return split.fraction.double()
 
 
-VARIANCES = {name: Variance(fixed) for name, fixed in FRACTIONS.items()}
-"""Variances of the reverse steps, those of ancestral sampling."""
+def variance(name: str) -> Variance:
+    """Return a variance of the reverse steps by its name, one of those of ancestral sampling.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return Variance(choose(VARIANCES, name, "variance"))
 
 
 class Items(NamedTuple):

@@ -1,10 +1,16 @@
-"""Networks ``(x, conditioning) -> tensor like x``. ``NETWORKS`` is the list: a new one is one file and one line."""
+"""Networks ``(x, conditioning) -> tensor like x``. ``NETWORKS`` is the list: a new one is one file and one line.
+
+An entry is called with the ``shape`` of an item and the parameters of the configuration. One with a parameter
+``outputs`` can return several tensors like the state, side by side along the channels; on data of few levels it is
+asked for one a level, and the exact layer is put on top (:class:`Levelled`). A dict ``config`` says which parameters
+build a network again; :func:`sdediff.config.build` gives it to those that have none.
+"""
 
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from sdediff.networks.levels import LevelHead
+from sdediff.networks.levels import LevelHead, Levelled
 from sdediff.networks.mlp import MLP
 from sdediff.networks.unet import UNet
 from sdediff.networks.zero import initialise
@@ -17,4 +23,4 @@ def default_network(shape: Sequence[int]) -> str:
     return "unet" if len(shape) == 3 and min(shape[1:]) >= 4 else "mlp"
 
 
-__all__ = ["MLP", "NETWORKS", "LevelHead", "UNet", "default_network", "initialise"]
+__all__ = ["MLP", "NETWORKS", "LevelHead", "Levelled", "UNet", "default_network", "initialise"]

@@ -57,6 +57,8 @@ class LevelHead(nn.Module):
         super().__init__()
         if levels < 2:
             raise ValueError(f"data of levels need at least 2 of them, not {levels}")
+        if not low < high:
+            raise ValueError(f"levels need low < high, not {low} and {high}")
         self.levels, self.low, self.delta = levels, low, (high - low) / (levels - 1)
 
     def forward(self, logits: Tensor, y: Tensor, half_log_snr: Tensor) -> Tensor:
@@ -70,4 +72,26 @@ class LevelHead(nn.Module):
         mass, mean = bin_moments(lower, self.delta / noise_to_signal)
         mean_z = (torch.softmax(logits + mass, dim=1) * mean).sum(dim=1)
         result: Tensor = -(mean_z + sin * y) / cos
+        return result
+
+
+class Levelled(nn.Module):
+    """A network with the exact layer on top: its outputs are the logits of the levels.
+
+    Args:
+        network: called as ``network(x, half_log_snr, ...)``, to ``(B, levels * C, ...)`` for states ``(B, C, ...)``.
+        levels: the number of levels.
+        low: the value of level 0.
+        high: the value of the highest level.
+    """
+
+    def __init__(self, network: nn.Module, levels: int, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.head = LevelHead(levels, low, high)
+        self.config = {"levels": levels, "low": low, "high": high}
+
+    def forward(self, x: Tensor, half_log_snr: Tensor, *condition: Tensor, **named: Tensor) -> Tensor:
+        """States ``(B, C, ...)`` of the variance-preserving frame and lambda ``(B,)`` to the velocity."""
+        result: Tensor = self.head(self.network(x, half_log_snr, *condition, **named), x, half_log_snr)
         return result

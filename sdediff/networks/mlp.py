@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sdediff.networks.embedding import Embedding
-from sdediff.networks.levels import LevelHead
 from sdediff.networks.zero import zeroed
 
 
@@ -35,10 +34,10 @@ class MLP(nn.Module):
         shape: of one item.
         width: of the hidden layers; even.
         blocks: number of residual blocks.
-        levels: if given, the data have that many integer levels and the output goes through
-            :class:`~sdediff.networks.levels.LevelHead`.
-        low: value of the lowest level.
-        high: value of the highest level.
+        outputs: the number of tensors like the state that are returned, side by side along the channels.
+
+    Raises:
+        ValueError: if a number is not positive.
     """
 
     def __init__(
@@ -47,31 +46,31 @@ class MLP(nn.Module):
         *,
         width: int = 128,
         blocks: int = 3,
-        levels: int | None = None,
-        low: float = -1.0,
-        high: float = 1.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        size = math.prod(shape)
+        size, self.outputs = math.prod(shape), outputs
+        if len(shape) < 1 or min(*shape, width, outputs) < 1 or blocks < 0:
+            raise ValueError(
+                f"shape, width and outputs must be positive, not {tuple(shape)}, {width} and {outputs}; "
+                f"the number of blocks is at least 0, not {blocks}"
+            )
         self.config = {
             "shape": list(shape),
             "width": width,
             "blocks": blocks,
-            "levels": levels,
-            "low": low,
-            "high": high,
+            "outputs": outputs,
         }
         self.embedding = Embedding(width)
         self.entry = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.exit = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, size * (levels or 1))))
-        self.head = None if levels is None else LevelHead(levels, low, high)
+        self.exit = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, size * outputs)))
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """States ``(B, *shape)`` and a scalar each ``(B,)`` to a tensor like the states."""
+        """States ``(B, *shape)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the states."""
         embedding = self.embedding(conditioning)
         hidden = self.entry(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
         output: Tensor = self.exit(hidden)
-        return output.reshape(x.shape) if self.head is None else self.head(output, x, conditioning)
+        return output.reshape(x.shape[0], self.outputs * x.shape[1], *x.shape[2:])

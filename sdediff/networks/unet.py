@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdediff.networks.embedding import Embedding
-from sdediff.networks.levels import LevelHead
 from sdediff.networks.zero import zeroed
 
 
@@ -67,10 +66,7 @@ class UNet(nn.Module):
         shape: of an image, ``(C, H, W)`` with sides of at least 4.
         width: channels at full resolution.
         multipliers: channels of each resolution in units of ``width``.
-        levels: if given, the data have that many integer levels and the output goes through
-            :class:`~sdediff.networks.levels.LevelHead`.
-        low: value of the lowest level.
-        high: value of the highest level.
+        outputs: the number of tensors like the state that are returned, side by side along the channels.
 
     Raises:
         ValueError: if the shape is not that of an image, or a number of channels is not positive.
@@ -82,22 +78,20 @@ class UNet(nn.Module):
         *,
         width: int = 32,
         multipliers: Sequence[int] = (1, 2, 2),
-        levels: int | None = None,
-        low: float = -1.0,
-        high: float = 1.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        if len(shape) != 3 or min(shape[1:]) < 4:
+        if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 4:
             raise ValueError(f"the U-Net needs images (C, H, W) with sides of at least 4, not shape {tuple(shape)}")
-        if width < 1 or not multipliers or min(multipliers) < 1:
-            raise ValueError(f"width and multipliers must be positive, not {width} and {list(multipliers)}")
+        if not multipliers or min(width, outputs, *multipliers) < 1:
+            raise ValueError(
+                f"width, multipliers and outputs must be positive, not {width}, {list(multipliers)} and {outputs}"
+            )
         self.config = {
             "shape": list(shape),
             "width": width,
             "multipliers": list(multipliers),
-            "levels": levels,
-            "low": low,
-            "high": high,
+            "outputs": outputs,
         }
         features, widths = 4 * width, [multiplier * width for multiplier in multipliers]
         before, after = [width, *widths[:-1]], [*widths[1:], widths[-1]]
@@ -109,12 +103,11 @@ class UNet(nn.Module):
         self.middle = Attention(widths[-1])
         self.up = nn.ModuleList(ResBlock(a + c, c, features) for a, c in zip(after, widths, strict=True))
         self.exit = nn.Sequential(
-            _norm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], shape[0] * (levels or 1), 3, padding=1))
+            _norm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], shape[0] * outputs, 3, padding=1))
         )
-        self.head = None if levels is None else LevelHead(levels, low, high)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` and a scalar each ``(B,)`` to a tensor like the images."""
+        """Images ``(B, C, H, W)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the images."""
         embedding = self.embedding(conditioning)
         hidden, skips = self.entry(x) + self.position, []
         for depth, block in enumerate(self.down):
@@ -126,4 +119,4 @@ class UNet(nn.Module):
                 hidden = functional.interpolate(hidden, size=skip.shape[-2:])
             hidden = block(torch.cat([hidden, skip], dim=1), embedding)
         output: Tensor = self.exit(hidden)
-        return output if self.head is None else self.head(output, x, conditioning)
+        return output

@@ -20,6 +20,8 @@ from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
 _MOST_SHOWN = 8
 _MAX_BETA = 0.999  # Nichol & Dhariwal 2021: a last step of beta = 1 would leave no signal at all
+_MOST_STEPS = 1_000_000
+_DARKEST = 1e-14  # alpha-bar where a chain's is 0: the process needs a log-SNR, and 1e-7 of signal is below float32
 
 
 def _double_double_cumsum(values: Iterable[float]) -> tuple[list[float], list[float]]:
@@ -39,10 +41,13 @@ class DDPM(VariancePreserving):
     """The discrete chain with transition variances ``betas``.
 
     Args:
-        betas: ``beta_1 .. beta_N``, each in (0, 1): floats, a tensor or an array.
+        betas: ``beta_1 .. beta_N``, each in (0, 1): floats, a tensor or an array. The last may be 1, as in schedules of
+            zero terminal SNR (Lin et al. 2024); it then leaves 1e-14 of the signal's variance, or a hundredth of what
+            is left before, which a float32 state cannot tell from none. What such a network predicts must say
+            something about the data there: v or the sample, not epsilon.
 
     Raises:
-        ValueError: if there are none, or one is outside (0, 1) or not finite.
+        ValueError: if there are none or more than a million, or one is outside (0, 1) or not finite.
     """
 
     betas: tuple[float, ...]
@@ -51,8 +56,14 @@ class DDPM(VariancePreserving):
         values = torch.as_tensor(betas, dtype=torch.float64)
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f"betas must be a non-empty list of numbers, not shape {tuple(values.shape)}")
+        _check_steps(len(values))
+        if float(values[-1]) == 1.0 and bool((values[:-1] < 1.0).all()):
+            before = float(torch.log1p(-values[:-1]).sum().exp())
+            values = torch.cat([values[:-1], 1.0 - values.new_tensor([min(_DARKEST / max(before, _DARKEST), 1e-2)])])
         if not bool(((values > 0.0) & (values < 1.0)).all()):
-            raise ValueError(f"betas must lie in (0, 1); came {float(values.min()):g} to {float(values.max()):g}")
+            raise ValueError(
+                f"betas must lie in (0, 1), the last may be 1; came {float(values.min()):g} to {float(values.max()):g}"
+            )
         object.__setattr__(self, "betas", tuple(values.tolist()))
 
     def __repr__(self) -> str:
@@ -134,5 +145,5 @@ class DDPM(VariancePreserving):
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"a chain needs at least 1 step, not {steps}")
+    if not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"a chain has at least 1 step and at most {_MOST_STEPS:,}, not {steps}")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.numerics import choose, expand, flatten, softplus
+from sdediff.documents import Finite, Named, Positive, function
+from sdediff.numerics import expand, flatten, softplus
 from sdediff.sde import SDE
 from sdediff.types import Level
 
@@ -48,7 +49,7 @@ def logsnr(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
     return t, torch.full_like(u, 1.0 / float(high - low))
 
 
-def logsnr_normal(sde: SDE, u: Tensor, mean: float = 1.2, std: float = 2.0) -> tuple[Tensor, Tensor]:
+def logsnr_normal(sde: SDE, u: Tensor, mean: Finite = 1.2, std: Positive = 2.0) -> tuple[Tensor, Tensor]:
     """Normal in lambda, cut at the ends (Karras et al. 2022, with a wider spread): most draws where most is learned."""
     low, high = ((end - mean) / std for end in _ends(sde))
     mass_low, mass_high = torch.special.ndtr(low), torch.special.ndtr(high)
@@ -75,7 +76,7 @@ def likelihood(sde: SDE, level: Level) -> Tensor:  # noqa: ARG001 - the table's 
     return torch.ones_like(torch.as_tensor(level.half_log_snr))
 
 
-def min_snr(sde: SDE, level: Level, gamma: float = 5.0) -> Tensor:
+def min_snr(sde: SDE, level: Level, gamma: Positive = 5.0) -> Tensor:
     """Equal weight in t, times ``min(1, gamma / SNR)`` (Hang et al. 2023)."""
     snr = torch.exp(2.0 * torch.as_tensor(level.half_log_snr))
     return simple(sde, level) * (gamma / snr).clamp(max=1.0)
@@ -101,22 +102,38 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
+def _chosen(time_law: str | Named, weighting: str | Named) -> tuple[Law, Weighting]:
+    """The entries of both tables, their parameters bound."""
+    return (
+        function(TIME_LAWS, time_law, "time law", given=("sde", "u")),
+        function(WEIGHTINGS, weighting, "weighting", given=("sde", "level")),
+    )
+
+
+def check_objective(time_law: str | Named, weighting: str | Named) -> None:
+    """Refuse what :class:`Objective` would refuse.
+
+    Raises:
+        ValueError: for a name that is not in its table, or parameters that its entry does not take.
+    """
+    _chosen(time_law, weighting)
+
+
 class Objective:
     """A time law and a weighting for one process.
 
     Args:
         sde: the forward process.
-        time_law: a name of ``TIME_LAWS``.
-        weighting: a name of ``WEIGHTINGS``.
+        time_law: a name of ``TIME_LAWS``, or a name and parameters.
+        weighting: a name of ``WEIGHTINGS``, or a name and parameters.
 
     Raises:
-        ValueError: for a name that is not in its table.
+        ValueError: for a name that is not in its table, or parameters that its entry does not take.
     """
 
-    def __init__(self, sde: SDE, time_law: str = "logsnr", weighting: str = "likelihood") -> None:
+    def __init__(self, sde: SDE, time_law: str | Named = "logsnr", weighting: str | Named = "likelihood") -> None:
         self.sde = sde
-        self._law = choose(TIME_LAWS, time_law, "time law")
-        self._weighting = choose(WEIGHTINGS, weighting, "weighting")
+        self._law, self._weighting = _chosen(time_law, weighting)
         # Weights of the velocity's error, ``||eps_hat - eps||^2 / cos^2``, have mean one: the loss is a weighted mean
         # of errors of order one, so it, and the bound on the gradient, mean the same for every weighting.
         level, weights = self._weights((torch.arange(4096, dtype=torch.float64) + 0.5) / 4096)

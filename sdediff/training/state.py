@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sdediff.checkpoint import read_tensors, write_tensors
+from sdediff.checkpoint import write_tensors
+from sdediff.tensors import read_tensors
 
 STATE = "state.safetensors"
 

@@ -1,26 +1,80 @@
 """``tuned.json``: solvers tuned for the model beside it, by their number of steps.
 
 The file names its format and the fingerprint of the model; with another model, or after more training, it does not fit
-and is refused. It is written beside its place and moved into it.
+and is refused. It is validated before anything of it is used, and written beside its place and moved into it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
 import torch
+from pydantic import Field, model_validator
 
 from sdediff.checkpoint import describe, write
 from sdediff.denoiser import ScoreModel
+from sdediff.documents import Finite, Section, read_document, validated
+from sdediff.moments import Moments
 from sdediff.samplers.tuned import Method, Row, Tuned
+from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
 
 FORMAT = 1
 FILE = "tuned.json"
+_MOST = 4096  # steps
+
+Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MOST + 1)]
+Weights = tuple[Numbers, Numbers]
+Steps = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
+
+
+class MethodSection(Section):
+    """The multistep method under the rows, :class:`~sdediff.samplers.tuned.Method`."""
+
+    memory: Annotated[int, Field(ge=0, le=_MOST)]
+    correct: bool
+
+
+class Solver(Section):
+    """A tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, and its errors on held-out trajectories."""
+
+    half_log_snr: Numbers
+    rows: Annotated[tuple[Weights, ...], Field(min_length=1, max_length=_MOST)]
+    clean: Weights
+    method: MethodSection
+    asked: Numbers
+    held_out: dict[str, dict[str, Finite | None]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.sampler()
+        return self
+
+    def sampler(self, moments: Moments | None = None) -> Tuned:
+        """Return the sampler."""
+        rows = tuple(Row(*weights) for weights in self.rows)
+        method = Method(self.method.memory, self.method.correct)
+        return Tuned(self.half_log_snr, rows, Row(*self.clean), method, self.asked, moments)
+
+
+class Document(Section):
+    """What the file says."""
+
+    format: int
+    model: str
+    solvers: dict[Steps, Solver]
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        for steps, solver in self.solvers.items():
+            if int(steps) != len(solver.rows):
+                raise ValueError(f"the solver of {steps} steps has {len(solver.rows)}")
+        return self
 
 
 def fingerprint(model: ScoreModel) -> str:
@@ -52,7 +106,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
     """
     path, own = Path(run) / FILE, fingerprint(model)
     try:
-        kept = _read(path, own)
+        kept = {key: solver.model_dump() for key, solver in _read(path, own).items()}
     except (FileNotFoundError, ValueError):
         kept = {}
     for each in tunings:
@@ -62,7 +116,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
             "clean": each.solver.clean,
             "method": each.solver.method._asdict(),
             "asked": each.solver.asked,
-            "held_out": {"before": each.before._asdict(), "after": each.after._asdict()},
+            "held_out": {"before": _errors(each.before), "after": _errors(each.after)},
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}
     write(path, (json.dumps({"format": FORMAT, "model": own, "solvers": solvers}) + "\n").encode())
@@ -88,38 +142,28 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
         steps = there[-1]
     if steps not in there:
         raise ValueError(f"{path} has no solver of {steps} steps, only of {', '.join(map(str, there))}")
-    try:
-        return _solver(solvers[str(steps)], model)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    return solvers[str(steps)].sampler(model.moments)
 
 
-def _solver(entry: dict[str, Any], model: ScoreModel) -> Tuned:
-    def row(weights: list[list[float]]) -> Row:
-        step, back = (tuple(float(value) for value in part) for part in weights)
-        return Row(step, back)
-
-    nodes, asked = (tuple(float(value) for value in entry[key]) for key in ("half_log_snr", "asked"))
-    return Tuned(
-        nodes,
-        tuple(row(each) for each in entry["rows"]),
-        row(entry["clean"]),
-        Method(**entry["method"]),
-        asked,
-        model.moments,
-    )
+def _errors(found: Errors) -> dict[str, float | None]:
+    """Errors as JSON knows them: what is no number is null."""
+    return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
 
 
-def _read(path: Path, own: str) -> dict[str, Any]:
+def _read(path: Path, own: str) -> dict[str, Solver]:
+    """The solvers of the file, by their number of steps."""
     if not path.is_file():
         raise FileNotFoundError(f"no solver was tuned in {path.parent} ({path.name} is missing)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind, model, solvers = content["format"], content["model"], dict(content["solvers"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    if kind != FORMAT:
-        raise ValueError(f"{path} has format {kind!r}, not {FORMAT}: tune again")
-    if model != own:
+        content = read_document(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    kind, model = content.get("format"), content.get("model")
+    if isinstance(kind, int) and kind != FORMAT:
+        raise ValueError(f"{path} has format {kind}, not {FORMAT}: tune again")
+    if isinstance(model, str) and model != own:
         raise ValueError(f"{path} was tuned for another model, or before more training: tune again")
-    return solvers
+    try:
+        return validated(Document, content).solvers
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
