@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from sdediff.conditioning import CONDITIONINGS
+from sdediff.data.layout import AUTO, LAYOUTS
 from sdediff.denoiser import ScoreModel
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS, default_network, initialise
@@ -46,10 +47,17 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Which data: a name of ``DATASETS`` or a path, and the seed of the hold-out (and of synthetic points)."""
+    """Which data.
+
+    Attributes:
+        name: of ``DATASETS``, or a path.
+        seed: of the hold-out, and of synthetic points.
+        layout: the axes of an item in a file, a name of ``LAYOUTS``.
+    """
 
     name: str = "digits"
     seed: Seed = 0
+    layout: str = AUTO
 
 
 class Named(BaseModel):
@@ -153,6 +161,7 @@ class Config(Section):
         network = config.network
         if network.name != "auto":
             network = network.typed(NETWORKS, "network", "network", given=("shape",))
+        choose(LAYOUTS, config.data.layout, "layout")
         choose(PREDICTIONS, config.model.prediction, "prediction")
         choose(CONDITIONINGS, config.model.conditioning, "conditioning")
         return config.model_copy(update={"sde": sde, "network": network})

@@ -65,6 +65,7 @@ def train(
     config: Config,
     run_dir: str | Path,
     *,
+    data: Dataset | None = None,
     resume: bool = False,
     force: bool = False,
     device: str = "cpu",
@@ -78,6 +79,7 @@ def train(
     Args:
         config: data, process, network and optimisation.
         run_dir: the folder of the run.
+        data: what the configuration names, where it is read already.
         resume: go on from the state in ``run_dir``.
         force: replace the run that is there.
         device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
@@ -92,7 +94,9 @@ def train(
     """
     folder = Path(run_dir)
     _check_folder(folder, config, resume=resume, force=force)
-    run = _Run(config, folder, device)
+    section = config.data
+    data = load_dataset(section.name, section.seed, section.layout) if data is None else data
+    run = _Run(config, folder, device, data)
     step = load_state(folder, run.model, run.average, run.optimizer) if resume else 0
     if step > config.training.steps:
         raise ValueError(
@@ -107,10 +111,9 @@ def train(
 class _Run:
     """The parts of a run, put together from its configuration."""
 
-    def __init__(self, config: Config, folder: Path, device: str) -> None:
+    def __init__(self, config: Config, folder: Path, device: str, data: Dataset) -> None:
         from accelerate import Accelerator  # slow to import, and wanted nowhere else
 
-        data = load_dataset(config.data.name, config.data.seed)
         settings = config.training
         self.config, self.folder = config, folder
         self.workers: Any = Accelerator(cpu=torch.device(device).type == "cpu")
