@@ -163,7 +163,7 @@ def command(
     )
     items, words = read_items(data, opened, number)
     if MAIN:
-        console.note(f"{words}: {describe(items, opened.info)}")
+        console.note(f"data: {words}, {describe(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
     settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}

@@ -100,7 +100,7 @@ def command(
     with warnings_as_lines(show=MAIN):
         dataset = load_dataset(config.data.name, config.data.seed, config.data.layout)
     if MAIN:
-        console.note(f"training on {config.data.name} ({place}), to {folder}\n  {dataset}")
+        console.note(f"training on {config.data.name}: {dataset} ({place}), to {folder}")
 
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
