@@ -30,7 +30,7 @@ class Items(NamedTuple):
     def part(self, index: Tensor) -> Items:
         """Return the items of an index ``(k,)``, with their labels."""
         labels = None if self.labels is None else self.labels[index]
-        return Items(self.x[index].contiguous(), labels, self.classes)
+        return Items(self.x[index], labels, self.classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sdediff.data.arrays import Array
-from sdediff.data.levels import MOST_LEVELS, extremes, in_parts
+from sdediff.data.levels import MOST_LEVELS, extremes
+from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
 
@@ -27,9 +28,11 @@ def as_items(array: Array, where: str) -> Tensor:
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
             return _finite(torch.from_numpy(array.astype(np.float32, copy=False)), where)
+    if array.dtype.kind == "b":
+        return torch.from_numpy(array.view(np.uint8) != 0).view(torch.int8)  # files may hold other bytes than 0 and 1
     data = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    if data.dtype in (torch.bool, torch.uint8):
-        return data.view(torch.int8) if data.dtype == torch.bool else data
+    if data.dtype == torch.uint8:
+        return data
     low, high = extremes(data)
     if low < 0 or high >= MOST_LEVELS:
         raise ValueError(f"{where}: integer data are levels 0 .. {MOST_LEVELS - 1}; came {low} to {high}")

@@ -73,8 +73,7 @@ def load_items(
         FileNotFoundError: if there is nothing at ``path``.
         ValueError: if it cannot be read or used, in one line.
     """
-    items = _items(_source(path, layout), names, None if shape is None else tuple(shape))
-    return items._replace(x=items.x.contiguous())
+    return _items(_source(path, layout), names, None if shape is None else tuple(shape))
 
 
 class _Source(NamedTuple):
@@ -109,9 +108,9 @@ def _items(source: _Source, names: Sequence[str], shape: tuple[int, ...] | None 
     if name is None:
         others = ", ".join(source.arrays) or "none"
         raise ValueError(f"{source.path} must hold one array, or {' or '.join(names)}; it holds {others}")
-    x, where = as_items(source.arrays[name](), str(source.path)), str(source.path)
-    if not (source.layout is None or name in OURS or (source.layout == AUTO and x.shape[1:] == shape)):
-        x = arrange(x, source.layout, where)
+    x, ordered = as_items(source.arrays[name](), str(source.path)), source.layout is None or name in OURS
+    if not (ordered or (source.layout == AUTO and x.shape[1:] == shape)):
+        x = arrange(x, str(source.layout), str(source.path)).contiguous()
     return Items(x, _labels(source, LABELS.get(name, _LABELS), len(x)), source.classes)
 
 

@@ -8,8 +8,10 @@ system and are left alone. A folder of folders is read as one class a folder, in
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,12 +94,20 @@ def _stacked(files: Sequence[Path], folder: Path) -> Array:
 
 
 def _picture(file: Path) -> _Picture:
-    with readable(file), Image.open(file, formats=_FORMATS) as image:
+    with readable(file), _no_bombs(), Image.open(file, formats=_FORMATS) as image:
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photo's others are its thumbnails
         _refuse_deep_colours(image)
         picture = _pixels(ImageOps.exif_transpose(image))
     several = ("have several frames, of which the first is taken",) if frames > 1 else ()
     return picture._replace(done=picture.done + several)
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Refuse what Pillow only warns of: headers that promise more than 89 million pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _refuse_deep_colours(image: ImageFile.ImageFile) -> None:
@@ -115,7 +125,7 @@ def _pixels(image: Image.Image) -> _Picture:
     if image.mode == "F":
         return _Picture(np.asarray(image), "floats", done)
     if image.mode == "1":
-        return _Picture(np.asarray(image), "bilevel", done)
+        return _Picture(np.asarray(image.convert("L")) > 0, "bilevel", done)
     grey = image.mode in _GREY
     if image.mode in _ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -7,18 +7,16 @@ bin beyond ``low`` and ``high``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
 MOST_LEVELS = 1 << 16
 """The most levels that the readers take integers for."""
 
 _BARE = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
-_PART = 1 << 20  # entries looked at together
 
 
 def level_count(info: DataInfo) -> int:
@@ -53,13 +51,6 @@ def extremes(x_int: Tensor) -> tuple[int, int]:
     """Return the smallest and the largest of integers ``(n, ...)`` of any type, a part of the items at a time."""
     ends = [plain(part).aminmax() for part in in_parts(x_int)]
     return min(int(end.min) for end in ends), max(int(end.max) for end in ends)
-
-
-def in_parts(x: Tensor) -> Iterator[Tensor]:
-    """Yield the items of a tensor ``(n, ...)``, about a million entries at a time."""
-    size = max(1, _PART * len(x) // max(1, x.numel()))
-    for start in range(0, len(x), size):
-        yield x[start : start + size]
 
 
 def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:

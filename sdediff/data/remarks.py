@@ -51,7 +51,8 @@ def are_levels(x: Tensor, info: DataInfo) -> bool:
     if not bool(((x == x.round()) & (x >= 0) & (x < info.levels)).all()):
         return False
     position = (x.double() - info.low) * (info.levels - 1) / (info.high - info.low)
-    return bool(((position - position.round()).abs() > 1e-3).any() or (x > info.high).any())
+    off = (position - position.round()).abs() > 1e-3
+    return bool((x > info.high).any() or (off.any() and (x != x.flatten()[0]).any()))
 
 
 def said_of_levels(info: DataInfo) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
-from sdediff.data import Dataset, bin_width, load_dataset, to_values
+from sdediff.data import Dataset, bin_width, load_dataset
 from sdediff.denoiser import ScoreModel
 from sdediff.generation import sample
 from sdediff.moments import Moments
@@ -231,10 +231,11 @@ def _due(step: int, every: int) -> bool:
 
 def _moments(data: Dataset) -> Moments:
     """Mean and covariance of the training data as the model sees them, the variance of the dequantisation included."""
+    moments = Moments.fit(data.train)
     if data.train.is_floating_point():
-        return Moments.fit(data.train)
-    moments = Moments.fit(to_values(data.train, data.info))
-    return Moments(moments.mean, moments.variances + bin_width(data.info) ** 2 / 12.0, moments.basis)
+        return moments
+    width = bin_width(data.info)
+    return Moments(data.info.low + width * moments.mean, width**2 * (moments.variances + 1.0 / 12.0), moments.basis)
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:
