@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS
+from sdediff.data.layout import AUTO, LAYOUTS
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, validated
 from sdediff.moments import Moments
@@ -42,10 +43,17 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DataSection(Section):
-    """Which data: a name of ``DATASETS`` or a path, and the seed of the hold-out (and of synthetic points)."""
+    """Which data.
+
+    Attributes:
+        name: of ``DATASETS``, or a path.
+        seed: of the hold-out, and of synthetic points.
+        layout: the axes of an item in a file, a name of ``LAYOUTS``.
+    """
 
     name: str = "digits"
     seed: Seed = 0
+    layout: str = AUTO
 
 
 class SdeSection(Named):
@@ -127,6 +135,7 @@ class Config(Section):
         network = config.network
         if network.name != "auto":
             network = network.typed(NETWORKS, "network", "network", given=_GIVEN)
+        choose(LAYOUTS, config.data.layout, "layout")
         instance(PREDICTIONS, config.model.prediction, "prediction")
         instance(CONDITIONINGS, config.model.conditioning, "conditioning")
         check_objective(config.training.time_law, config.training.weighting)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.numerics import LOG_2PI, flatten
+from sdediff.numerics import LOG_2PI, flatten, in_parts
 from sdediff.types import Level
 
 
@@ -44,13 +44,21 @@ class Moments:
 
     @classmethod
     def fit(cls, data: Tensor, *, full_up_to: int = 1024) -> Moments:
-        """Moments of ``data`` ``(n, *shape)``: the full covariance up to that many dimensions, else its diagonal."""
-        flat = flatten(data).double()
-        mean = flat.mean(dim=0)
-        if flat.shape[1] > full_up_to or flat.shape[0] < 2:
-            return cls(mean.reshape(data.shape[1:]), flat.var(dim=0, correction=0))
-        centred = flat - mean
-        return cls.of(mean.reshape(data.shape[1:]), centred.T @ centred / flat.shape[0])
+        """Fit ``data`` ``(n, *shape)``, of any number type and a part at a time.
+
+        Args:
+            data: the items.
+            full_up_to: the most dimensions that get the full covariance; beyond, its diagonal.
+        """
+        flat = flatten(data)
+        count, dim = flat.shape
+        mean = torch.stack([part.double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
+        centred = (part.double() - mean for part in in_parts(flat))
+        if dim > full_up_to or count < 2:
+            variances = sum((part.square().sum(dim=0) for part in centred), start=torch.zeros_like(mean)) / count
+            return cls(mean.reshape(data.shape[1:]), variances)
+        products = sum((part.T @ part for part in centred), start=mean.new_zeros(dim, dim))
+        return cls.of(mean.reshape(data.shape[1:]), products / count)
 
     def to(self, x: Tensor) -> Moments:
         """The same on the dtype and device of ``x``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 LOG_2PI = math.log(2.0 * math.pi)
 _ROUNDING = 1e-9  # of numbers up to a million in float64, with room
+
+PART = 1 << 20
+"""Entries of a data set that are worked on together where all at once would take memory."""
 
 
 def as_float64(value: Scalar) -> Tensor:
@@ -117,6 +120,13 @@ def error_of_mean(values: Tensor) -> float:
 def standard_normal_log_prob(x: Tensor) -> Tensor:
     """Log-density of N(0, I) in nats: ``(B, *shape)`` to ``(B,)``."""
     return -0.5 * sum_features(x.square() + LOG_2PI)
+
+
+def in_parts(x: Tensor) -> Iterator[Tensor]:
+    """Yield the items of a tensor ``(n, ...)``, about a million entries at a time."""
+    size = max(1, PART * len(x) // max(1, x.numel()))
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

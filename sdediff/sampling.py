@@ -199,6 +199,9 @@ def check_state(x: Tensor) -> None:
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"a state must be a float tensor (B, *shape), not {came}")
+        hint = ""
+        if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
+            hint = "; levels become the model's values by sdediff.data.to_values(x, model.data)"
+        raise ValueError(f"a state must be a float tensor (B, *shape), not {came}{hint}")
     if not all_finite(x):
         raise ValueError("the state holds NaN or infinity")

@@ -15,6 +15,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from sdediff.conditions import ConditionLike
+from sdediff.data.levels import to_values
+from sdediff.data.remarks import warn_of_levels
 from sdediff.denoiser import Denoiser
 from sdediff.numerics import expand, flatten
 from sdediff.samplers import Sampler
@@ -89,7 +91,8 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
 
     Args:
         model: a denoiser with its process.
-        x: data ``(B, *shape)``; or the states that a decoding by ``"reversible"`` left.
+        x: data ``(B, *shape)``, floats as the model sees them or integer levels, which are taken at the centres of
+            their bins; or the states that a decoding by ``"reversible"`` left.
         solver: a deterministic solver; ``"ode"`` with no further option is adaptive at 1e-6. ``"reversible"`` gives
             states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, which :func:`decode` takes back to
             ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes any
@@ -100,7 +103,15 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
-    return _transport(model, x, solver, (model.sde.t_min, model.sde.t_max), options)
+    return _transport(model, _as_values(model, x), solver, (model.sde.t_min, model.sde.t_max), options)
+
+
+def _as_values(model: Denoiser, x: Tensor) -> Tensor:
+    """Return levels as the model's values, floats as they are; warn of floats that are levels."""
+    if model.data is None or model.data.levels is None or not isinstance(x, Tensor) or x.is_complex():
+        return x
+    warn_of_levels(x, model.data)
+    return x if x.is_floating_point() else to_values(x, model.data, dtype=model.state_dtype)
 
 
 def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Unpack[Options]) -> Tensor:

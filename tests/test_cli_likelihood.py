@@ -44,7 +44,7 @@ def refused(*args: object, code: int = 2) -> str:
     """Run a command that must fail with one line; the line."""
     result = call(*args)
     assert result.exit_code == code, (result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("run: ")]
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("run: ", "data: "))]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert result.stdout == ""

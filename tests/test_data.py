@@ -214,7 +214,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         "two.npz": "it holds a, b",
         "kinds.npz": "differ in kind",
         "ragged": "one size",
-        "broken": "no readable image",
+        "broken": "cannot be read",
     }
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message) as caught:

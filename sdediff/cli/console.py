@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,20 @@ class Console:
                 bar.update(done - bar.n)
 
             yield report
+
+
+@contextmanager
+def warnings_as_lines(*, show: bool = True) -> Iterator[None]:
+    """Print what the library warns of in data, each once and in one line on the error stream, whatever the filters."""
+    from sdediff.data import DataWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(warning.message) for warning in caught) if show else ():
+                click.echo(f"warning: {text}", err=True)
 
 
 def _plain(value: Any) -> Any:

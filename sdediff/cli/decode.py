@@ -101,7 +101,7 @@ def command(
 
 def _read(file: Path) -> tuple[Tensor, str, dict[str, Any]]:
     """The latents of a file, and the solver and its options that the file names, if it does."""
-    z = load_items(file, ("latents",))
+    z = load_items(file, ("latents",), layout=None).x
     named: dict[str, str] = {}
     if file.suffix == ".npz":
         with np.load(file) as arrays:

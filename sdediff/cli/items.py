@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.cli.console import Report
+from sdediff.cli.console import Report, warnings_as_lines
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import Run, run_config
 from sdediff.data import DATASETS, load_dataset, to_levels, to_values
 from sdediff.data.files import load_items
+from sdediff.data.layout import AUTO
+from sdediff.data.remarks import DataWarning, are_levels, said_of_levels
 
 NAMES = ("x_test", "data", "levels", "samples")
 """Arrays of an ``.npz`` that are items; the levels of samples go before their values."""
@@ -37,13 +40,16 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> tuple[T
         FileNotFoundError: if they are not there.
         ValueError: if they cannot be read, or are not of the shape of the run's data.
     """
-    items, words = _items(data, run)
+    with warnings_as_lines():
+        items, words = _items(data, run)
     if tuple(items.shape[1:]) != run.info.shape:
         raise ValueError(f"{words}: the run's items have shape {run.info.shape}, these {tuple(items.shape[1:])}")
     if run.info.levels is None:
         items = items.float()
     elif not items.is_floating_point():
         to_values(items, run.info)  # says which levels are allowed
+    elif are_levels(items, run.info):
+        raise ValueError(f"{words}: {said_of_levels(run.info)}")
     return items[:number], words
 
 
@@ -53,11 +59,13 @@ def _items(data: str | None, run: Run) -> tuple[Tensor, str]:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
     if config is not None and own:  # with its own seed: another would hold out what it was trained on
-        return load_dataset(config.data.name, config.data.seed).held_out, f"held-out {config.data.name}"
+        section = config.data
+        return load_dataset(section.name, section.seed, section.layout).held_out, f"held-out {section.name}"
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return load_dataset(name).held_out, f"held-out {name}"
-    return load_items(Path(name), NAMES), name
+    layout = AUTO if config is None else config.data.layout
+    return load_items(Path(name), NAMES, layout, run.info.shape).x, name
 
 
 def as_values(items: Tensor, run: Run) -> Tensor:
@@ -98,6 +106,8 @@ def write_samples(x: Tensor, run: Run, files: Mapping[str, Path], **also: Any) -
 def backdrop(run: Run) -> Tensor | None:
     """The held-out points to draw beneath others, if they are still there."""
     try:
-        return _items(None, run)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # it was said when the run was trained
+            return _items(None, run)[0]
     except (ValueError, OSError):  # a picture without them is better than none
         return None

@@ -36,6 +36,7 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan
 from sdediff.cli.runs import counting, find_run, open_run, pick_device
 from sdediff.cli.scores import WRITERS, Files, Task, bar, finish
+from sdediff.data import describe
 from sdediff.denoiser import Denoiser
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits import BOUNDS
@@ -161,6 +162,8 @@ def command(
         (find_run(console) if MAIN else latest_run()) if run is None else run, str(workers.device), console
     )
     items, words = read_items(data, opened, number)
+    if MAIN:
+        console.note(f"data: {words}, {describe(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
     settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}

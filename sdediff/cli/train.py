@@ -12,7 +12,7 @@ import click
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.cli.console import Console
+from sdediff.cli.console import Console, warnings_as_lines
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import COUNT, PATH, POSITIVE, device_option, json_option
 from sdediff.cli.runs import find_run, pick_device, read_metrics
@@ -97,14 +97,15 @@ def command(
     folder = run or RUNS / Path(config.data.name).stem
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
-    dataset = load_dataset(config.data.name, config.data.seed)
+    with warnings_as_lines(show=MAIN):
+        dataset = load_dataset(config.data.name, config.data.seed, config.data.layout)
     if MAIN:
-        console.note(f"training on {config.data.name} ({place}), to {folder}")
+        console.note(f"training on {config.data.name}: {dataset} ({place}), to {folder}")
 
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
 
-    result = train(config, folder, resume=resume, force=force, device=str(place), on_sample=draw)
+    result = train(config, folder, data=dataset, resume=resume, force=force, device=str(place), on_sample=draw)
     if MAIN:
         _report(result, console)
     if result.interrupted:

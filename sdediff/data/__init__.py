@@ -7,29 +7,49 @@ from pathlib import Path
 from sdediff.data.dataset import Dataset
 from sdediff.data.digits import digits
 from sdediff.data.files import load_file
+from sdediff.data.layout import AUTO, LAYOUTS, describe
 from sdediff.data.levels import bin_width, to_levels, to_values
+from sdediff.data.remarks import DataWarning, remarks, warn
 from sdediff.data.toy import TOYS, toy
 
 DATASETS: dict[str, Callable[[int], Dataset]] = {"digits": digits, **{name: partial(toy, name) for name in TOYS}}
 
 
-def load_dataset(name_or_path: str | Path, seed: int = 0) -> Dataset:
-    """Data by name or from a path.
+def load_dataset(name_or_path: str | Path, seed: int = 0, layout: str = AUTO) -> Dataset:
+    """Read data by name or from a path.
 
     Args:
         name_or_path: a key of ``DATASETS``, a ``.npy`` or ``.npz`` file, or a folder of images.
         seed: chooses the hold-out, and draws the synthetic ones.
+        layout: the axes of an item in a file, a name of ``LAYOUTS``.
 
     Raises:
         FileNotFoundError: if it is neither a name nor a path that exists.
         ValueError: if what is there cannot be used; in one line.
+
+    Warns:
+        DataWarning: of data that can be used but hardly mean what they say, with the cure.
     """
     if str(name_or_path) in DATASETS:
         return DATASETS[str(name_or_path)](seed)
     path = Path(name_or_path)
     if not path.exists():
         raise FileNotFoundError(f"no data {str(path)!r}: neither a path nor one of {', '.join(DATASETS)}")
-    return load_file(path, seed)
+    data = load_file(path, seed, layout)
+    for line in remarks(data.train) if data.info.levels is None else ():
+        warn(f"{path}: {line}")
+    return data
 
 
-__all__ = ["DATASETS", "TOYS", "Dataset", "bin_width", "load_dataset", "to_levels", "to_values"]
+__all__ = [
+    "DATASETS",
+    "LAYOUTS",
+    "TOYS",
+    "DataWarning",
+    "Dataset",
+    "bin_width",
+    "describe",
+    "load_dataset",
+    "to_levels",
+    "to_values",
+]

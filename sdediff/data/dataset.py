@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdediff.data.layout import describe
 from sdediff.types import DataInfo
 
 HELD_OUT_SHARE = 0.2
+
+
+class Items(NamedTuple):
+    """Items as they stand in a file.
+
+    Attributes:
+        x: ``(n, *shape)``; integer levels, or float32 for continuous data.
+        labels: the class of each, int64 ``(n,)``, where the file has labels.
+        classes: names of the classes ``0, 1, ...``, where they have names.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def part(self, index: Tensor) -> Items:
+        """Return the items of an index ``(k,)``, with their labels."""
+        labels = None if self.labels is None else self.labels[index]
+        return Items(self.x[index], labels, self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,11 +38,12 @@ class Dataset:
     """Data split once into a part to learn from and a part to judge by.
 
     Attributes:
-        train: ``(n, *shape)``; integer levels, or float32 for continuous data.
+        train: ``(n, *shape)``; integer levels of the type that they are stored in, or float32 for continuous data.
         held_out: the same for the rest.
         info: shape, levels, range and name.
-        train_labels: ``(n,)`` class indices where there are any.
+        train_labels: the class of each item of ``train``, int64 ``(n,)``, where the source has labels.
         held_out_labels: the same for the rest.
+        classes: names of the classes ``0, 1, ...``, where they have names.
     """
 
     train: Tensor
@@ -29,16 +51,30 @@ class Dataset:
     info: DataInfo
     train_labels: Tensor | None = None
     held_out_labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line, for example ``256 images 1x8x8, grey, 17 levels; 64 held out; 10 classes``."""
+        parts = [describe(self.train, self.info), f"{len(self.held_out):,} held out"]
+        if self.train_labels is not None:
+            names = f" ({', '.join(self.classes)})" * bool(self.classes)
+            parts.append(f"{len(self.classes) or 1 + int(self.train_labels.max())} classes{names}")
+        return "; ".join(parts)
 
 
-def split(data: Tensor, info: DataInfo, seed: int, share: float = HELD_OUT_SHARE) -> Dataset:
-    """Hold a random ``share`` of the items out, at least one; ``seed`` chooses which.
+def split(items: Items, info: DataInfo, seed: int, share: float = HELD_OUT_SHARE) -> Dataset:
+    """Hold a random ``share`` of the items out, at least one, each with its label; ``seed`` chooses which.
 
     Raises:
         ValueError: if there are fewer than two items.
     """
-    if len(data) < 2:
-        raise ValueError(f"{info.name or 'the data'}: a hold-out needs at least 2 items, not {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    count = max(1, round(share * len(data)))
-    return Dataset(train=data[order[count:]], held_out=data[order[:count]], info=info)
+    if len(items.x) < 2:
+        raise ValueError(f"{info.name or 'the data'}: a hold-out needs at least 2 items, not {len(items.x)}")
+    order = torch.randperm(len(items.x), generator=torch.Generator().manual_seed(seed))
+    count = max(1, round(share * len(items.x)))
+    return join(items.part(order[count:]), items.part(order[:count]), info)
+
+
+def join(train: Items, held_out: Items, info: DataInfo) -> Dataset:
+    """Return two parts as one data set."""
+    return Dataset(train.x, held_out.x, info, train.labels, held_out.labels, train.classes)

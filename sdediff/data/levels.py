@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
+
+MOST_LEVELS = 1 << 16
+"""The most levels that the readers take integers for."""
+
+_BARE = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
 def level_count(info: DataInfo) -> int:
@@ -33,6 +39,20 @@ def bin_width(info: DataInfo) -> float:
     return (info.high - info.low) / (level_count(info) - 1)
 
 
+def plain(x_int: Tensor) -> Tensor:
+    """Return integers in a type that every operation knows: booleans and wider unsigned types as ``int64``.
+
+    PyTorch stores, indexes and converts ``uint16``, ``uint32`` and ``uint64``, but neither compares nor subtracts them.
+    """
+    return x_int.to(torch.int64) if x_int.dtype in _BARE else x_int
+
+
+def extremes(x_int: Tensor) -> tuple[int, int]:
+    """Return the smallest and the largest of integers ``(n, ...)`` of any type, a part of the items at a time."""
+    ends = [plain(part).aminmax() for part in in_parts(x_int)]
+    return min(int(end.min) for end in ends), max(int(end.max) for end in ends)
+
+
 def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Levels to the model's values.
 
@@ -49,8 +69,9 @@ def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: tor
     levels = level_count(info)
     if x_int.is_floating_point() or x_int.is_complex():
         raise ValueError(f"levels must be integers 0 .. {levels - 1}, not {x_int.dtype}")
-    if x_int.numel() and not 0 <= int(x_int.min()) <= int(x_int.max()) < levels:
-        raise ValueError(f"levels must lie in 0 .. {levels - 1}; came {int(x_int.min())} to {int(x_int.max())}")
+    low, high = extremes(x_int) if x_int.numel() else (0, 0)
+    if low < 0 or high >= levels:
+        raise ValueError(f"levels must lie in 0 .. {levels - 1}; came {low} to {high}")
     if dtype is None:
         dtype = torch.get_default_dtype() if u is None else u.dtype
     position = x_int.to(dtype) if u is None else x_int.to(dtype) + (u.to(dtype) - 0.5)

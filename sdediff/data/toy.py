@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdediff.data.dataset import Dataset, split
+from sdediff.data.dataset import Dataset, Items, split
 from sdediff.types import DataInfo
 
 POINTS = 20_000
@@ -84,4 +84,4 @@ TOYS: dict[str, Draw] = {
 def toy(name: str, seed: int = 0) -> Dataset:
     """20,000 points of ``TOYS[name]``, a fifth of them held out."""
     points = TOYS[name](POINTS, np.random.default_rng(seed % (1 << 64)))
-    return split(torch.from_numpy(points).float(), DataInfo(shape=(2,), name=name), seed)
+    return split(Items(torch.from_numpy(points).float()), DataInfo(shape=(2,), name=name), seed)

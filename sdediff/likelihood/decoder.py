@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from sdediff.data.levels import bin_width, level_count
+from sdediff.data.levels import bin_width, level_count, plain
 from sdediff.numerics import LOG_2PI, log1mexp, softplus, sum_features
 from sdediff.types import DataInfo
 
@@ -42,7 +42,7 @@ def log_discretised_gaussian(x: Tensor, mean: Tensor, std: float | Tensor, info:
 
 def log_bin_mass(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
     """Log of the mass of each entry's bin, float64 ``(B, *shape)``; exact to rounding however far in the tail."""
-    top, width, std = level_count(info) - 1, bin_width(info), _as_tensor(std, x)
+    top, width, std, x = level_count(info) - 1, bin_width(info), _as_tensor(std, x), plain(x)
     offset = (info.low + width * x.double() - mean.double()) / std
     half = 0.5 * width / std
     below = torch.where(x <= 0, -math.inf, offset - half)
@@ -63,7 +63,7 @@ def log_level_posterior(x: Tensor, z: Tensor, std: float | Tensor, info: DataInf
         std: of the noise about the levels in the model's units: sigma over alpha.
         info: levels and range.
     """
-    count, width, std = level_count(info), bin_width(info), _as_tensor(std, x)
+    count, width, std, x = level_count(info), bin_width(info), _as_tensor(std, x), plain(x)
     residual = (z.double() - info.low) / width - x.double()  # in bins
     rate = 0.5 * (width / std).square()
     chunk = max(1, _BUDGET // max(1, x.numel()))

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from sdediff.data.levels import bin_width, to_values
+from sdediff.data.remarks import warn_of_levels
 from sdediff.likelihood.decoder import log_level_posterior
 from sdediff.noise import NoiseSource
 from sdediff.numerics import LOG_2PI, sum_features
@@ -87,13 +88,14 @@ def integer_data(
 
 
 def check_items(x: Tensor, data: DataInfo | None) -> None:
-    """Refuse what is not a batch of the model's items."""
+    """Refuse what is not a batch of the model's items; warn of floats that are levels."""
     if not isinstance(x, Tensor) or x.is_floating_point():
         check_state(x)
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"the data must be a non-empty batch (B, *shape), not {tuple(x.shape)}")
     if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
         raise ValueError(f"the model's items have shape {tuple(data.shape)}, not {tuple(x.shape[1:])}")
+    warn_of_levels(x, data)
 
 
 # ---- uniform, which log_likelihood too uses ------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
-from sdediff.data import Dataset, bin_width, load_dataset, to_values
+from sdediff.data import Dataset, bin_width, load_dataset
 from sdediff.denoiser import ScoreModel
 from sdediff.generation import sample
 from sdediff.moments import Moments
@@ -65,6 +65,7 @@ def train(
     config: Config,
     run_dir: str | Path,
     *,
+    data: Dataset | None = None,
     resume: bool = False,
     force: bool = False,
     device: str = "cpu",
@@ -78,6 +79,7 @@ def train(
     Args:
         config: data, process, network and optimisation.
         run_dir: the folder of the run.
+        data: what the configuration names, where it is read already.
         resume: go on from the state in ``run_dir``.
         force: replace the run that is there.
         device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
@@ -92,7 +94,9 @@ def train(
     """
     folder = Path(run_dir)
     _check_folder(folder, config, resume=resume, force=force)
-    run = _Run(config, folder, device)
+    section = config.data
+    data = load_dataset(section.name, section.seed, section.layout) if data is None else data
+    run = _Run(config, folder, device, data)
     step = load_state(folder, run.model, run.average, run.optimizer) if resume else 0
     if step > config.training.steps:
         raise ValueError(
@@ -107,10 +111,9 @@ def train(
 class _Run:
     """The parts of a run, put together from its configuration."""
 
-    def __init__(self, config: Config, folder: Path, device: str) -> None:
+    def __init__(self, config: Config, folder: Path, device: str, data: Dataset) -> None:
         from accelerate import Accelerator  # slow to import, and wanted nowhere else
 
-        data = load_dataset(config.data.name, config.data.seed)
         settings = config.training
         self.config, self.folder = config, folder
         self.workers: Any = Accelerator(cpu=torch.device(device).type == "cpu")
@@ -228,10 +231,11 @@ def _due(step: int, every: int) -> bool:
 
 def _moments(data: Dataset) -> Moments:
     """Mean and covariance of the training data as the model sees them, the variance of the dequantisation included."""
+    moments = Moments.fit(data.train)
     if data.train.is_floating_point():
-        return Moments.fit(data.train)
-    moments = Moments.fit(to_values(data.train, data.info))
-    return Moments(moments.mean, moments.variances + bin_width(data.info) ** 2 / 12.0, moments.basis)
+        return moments
+    width = bin_width(data.info)
+    return Moments(data.info.low + width * moments.mean, width**2 * (moments.variances + 1.0 / 12.0), moments.basis)
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:

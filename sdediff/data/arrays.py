@@ -1,0 +1,88 @@
+"""NumPy files: an array is read if it is asked for, holds numbers, and can be as large as it says.
+
+A header of a few bytes can promise petabytes, and an array of objects is a pickle, which executes. So the header of an
+array is read first, and what it promises is held against what the file has. A ``.npy`` is then mapped, not read: its
+pages come as they are used. Of an ``.npz`` every array stays where it is until it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Members = Mapping[str, Callable[[], Array]]
+"""The arrays of a file by name, each read when it is called."""
+
+_SUFFIX = ".npy"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_RATIO = 1032  # the most bytes that deflate makes of one
+
+
+def members(path: Path) -> Members:
+    """Return what a ``.npy`` (under the name ``data``) or an ``.npz`` holds.
+
+    Raises:
+        ValueError: if the file is damaged; its arrays raise the same when they are read, and for objects.
+    """
+    with readable(path):
+        with path.open("rb") as file:
+            archive = file.read(4) in _ZIP
+        if not archive:
+            return {"data": partial(_mapped, path)}
+        with zipfile.ZipFile(path) as opened:
+            names = [name for name in opened.namelist() if name.endswith(_SUFFIX)]
+        return {name.removesuffix(_SUFFIX): partial(_member, path, name) for name in names}
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever a reader of files raises on a damaged one into one line that names it."""
+    try:
+        yield
+    except Exception as error:  # decoders raise nearly anything on damaged bytes, from KeyError to SyntaxError
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+
+
+def _mapped(path: Path) -> Array:
+    with readable(path):
+        with path.open("rb") as file:
+            _check_header(file, path.stat().st_size)
+        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)  # writable for PyTorch; the file is not touched
+        return array
+
+
+def _member(path: Path, name: str) -> Array:
+    with readable(path), zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(name).file_size
+        if size > _RATIO * path.stat().st_size:
+            raise ValueError(f"{name} claims {size:,} bytes, more than the file can hold")
+        with archive.open(name) as file:
+            _check_header(file, size)
+        with archive.open(name) as file:
+            array: Array = npy.read_array(file, allow_pickle=False)
+            return array
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    """Refuse objects, and shapes that ``size`` bytes do not hold."""
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"unknown version {version} of the format")
+    read: Any = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0  # 3.0 differs in names
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which could execute anything: save arrays of numbers")
+    promised, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or promised > held:
+        raise ValueError(f"its header promises {dtype} {shape}, {promised:,} bytes; the file holds {held:,}")

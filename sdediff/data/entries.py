@@ -1,0 +1,72 @@
+"""Arrays to tensors: items checked, in the smallest type that PyTorch handles, and their class labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdediff.data.arrays import Array
+from sdediff.data.levels import MOST_LEVELS, extremes
+from sdediff.numerics import in_parts
+from sdediff.types import DataInfo
+
+
+def as_items(array: Array, where: str) -> Tensor:
+    """Return an array as items ``(n, ...)``: float32, or integers of the type they have; views where that is possible.
+
+    Bytes stay bytes, and are not looked at; a wider unsigned type becomes the signed one of its width where its values
+    allow that, which costs nothing.
+
+    Raises:
+        ValueError: for another number type, no items, values that are not finite or are no levels.
+    """
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: data must be integers or floats, not {array.dtype}")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+            return _finite(torch.from_numpy(array.astype(np.float32, copy=False)), where)
+    if array.dtype.kind == "b":
+        return torch.from_numpy(array.view(np.uint8) != 0).view(torch.int8)  # files may hold other bytes than 0 and 1
+    data = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if data.dtype == torch.uint8:
+        return data
+    low, high = extremes(data)
+    if low < 0 or high >= MOST_LEVELS:
+        raise ValueError(f"{where}: integer data are levels 0 .. {MOST_LEVELS - 1}; came {low} to {high}")
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(data.dtype)
+    return data if signed is None or high > torch.iinfo(signed).max else data.view(signed)
+
+
+def _finite(data: Tensor, where: str) -> Tensor:
+    count = sum(int((~part.isfinite()).sum()) for part in in_parts(data))
+    if count:
+        raise ValueError(f"{where}: {count} of {data.numel()} entries are NaN or infinite; leave those items out")
+    return data
+
+
+def levels_of(*parts: Tensor) -> int | None:
+    """Return how many levels items have: 256 of bytes, else up to the largest, at least 2; ``None`` of floats."""
+    if parts[0].is_floating_point():
+        return None
+    return 256 if parts[0].dtype == torch.uint8 else max(2, 1 + max(extremes(part)[1] for part in parts))
+
+
+def as_labels(array: Array, count: int, where: str) -> Tensor:
+    """Return an array as the class labels of ``count`` items, int64 ``(n,)``.
+
+    Raises:
+        ValueError: if they are not one whole number of at least 0 an item.
+    """
+    if array.shape not in ((count,), (count, 1)):
+        raise ValueError(f"{where}: labels must be one an item, ({count},), not {array.shape}")
+    if array.dtype.kind not in "biu" or int(array.min()) < 0:
+        raise ValueError(f"{where}: labels must be whole numbers from 0 on, not {array.dtype}")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def info_of(name: str, *parts: Tensor) -> DataInfo:
+    """Return what items are, given all parts of them."""
+    return DataInfo(shape=tuple(parts[0].shape[1:]), levels=levels_of(*parts), name=name)

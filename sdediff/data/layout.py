@@ -1,0 +1,106 @@
+"""Which axes an array of items has, and what items of a shape are called.
+
+Everything behind the readers has channels first: rows ``(D,)``, series ``(C, L)``, images ``(C, H, W)``, volumes
+``(C, D, H, W)``. A layout names the axes of one item as they stand in a file, a letter each: ``C`` channels, ``L`` the
+length of a series, ``D``, ``H`` and ``W`` depth, height and width; where none is ``C`` there is one channel.
+
+``"auto"`` reads the layout off the shape where only one can be meant: an axis of at most 4 entries, first or last, is
+the channels; integers without such an axis, and square items of floats, are grey images. Floats ``(128, 12)`` may be a
+series in either order or an image, and ``(16, 16, 16)`` a volume or channels: those are refused, with what to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sdediff.numerics import choose
+from sdediff.types import DataInfo
+
+AUTO = "auto"
+
+LAYOUTS = {
+    AUTO: "by the shape, where only one can be meant",
+    "CL": "series, channels first",
+    "LC": "series, channels last",
+    "L": "series of one channel",
+    "CHW": "images, channels first",
+    "HWC": "images, channels last",
+    "HW": "grey images",
+    "CDHW": "volumes, channels first",
+    "DHWC": "volumes, channels last",
+    "DHW": "volumes of one channel",
+}
+"""What ``data.layout`` may be."""
+
+MOST_CHANNELS = 4
+"""The longest axis that is taken for channels without being told."""
+
+_NAMES = {1: "rows", 2: "series", 3: "images", 4: "volumes"}
+_COLOURS = {1: "grey", 3: "colour"}
+
+
+def arrange(data: Tensor, layout: str, where: str) -> Tensor:
+    """Return items ``(n, *item)`` with their channels first, as a view.
+
+    Args:
+        data: the items as they stand in the file.
+        layout: a name of ``LAYOUTS``.
+        where: the name of the file.
+
+    Raises:
+        ValueError: for an unknown layout, one with another number of axes, or a shape that may mean several.
+    """
+    choose(LAYOUTS, layout, "layout")
+    item = tuple(data.shape[1:])
+    name = _guess(item, data.is_floating_point(), where) if layout == AUTO else layout
+    if name is None:
+        return data
+    if len(name) != len(item):
+        raise ValueError(f"{where}: the layout {name!r} has {len(name)} axes, the items {item} have {len(item)}")
+    return data.movedim(1 + name.index("C"), 1) if "C" in name else data[:, None]
+
+
+def _guess(item: tuple[int, ...], floats: bool, where: str) -> str | None:
+    """Return the layout that a shape must have; ``None`` for rows, and for more axes than a volume's."""
+    if len(item) not in (2, 3, 4):
+        return None
+    layouts = [name for name in LAYOUTS if name != AUTO and len(name) == len(item)]
+    first, last = (next(name for name in layouts if name[end] == "C") for end in (0, -1))
+    few = [size <= MOST_CHANNELS for size in item]
+    if len(item) == 2 and (item[0] == item[1] or not (floats or any(few))):
+        return "HW"
+    if few[0]:
+        return first
+    if few[-1] and len(item) > 2:
+        return last
+    meanings = ", ".join(f"{name} ({LAYOUTS[name]})" for name in layouts)
+    raise ValueError(f"{where}: items {item} can mean several things; say which by data.layout, one of: {meanings}")
+
+
+def describe(data: Tensor, info: DataInfo) -> str:
+    """Return in a few words what items are, for example ``320 images 1x128x12, grey, 256 levels``.
+
+    Args:
+        data: the items ``(n, *shape)``.
+        info: of the data.
+    """
+    words = [f"{len(data):,} {_what(data.shape[1:])}"]
+    if len(info.shape) > 1:
+        channels = data.shape[1]
+        colour = _COLOURS.get(channels) if len(info.shape) == 3 else None
+        words.append(colour or f"{channels} channel{'s' * (channels != 1)}")
+    if not data.is_floating_point():
+        words.append(f"{info.levels} levels")
+    elif info.levels is None:
+        words.append("continuous")
+    else:
+        words.append(f"continuous (the model's {info.levels} levels lie on [{info.low:g}, {info.high:g}])")
+    return ", ".join(words)
+
+
+def _what(item: Sequence[int]) -> str:
+    if len(item) == 1:
+        return f"rows of {item[0]} column{'s' * (item[0] != 1)}"
+    return f"{_NAMES.get(len(item), 'items')} {'x'.join(map(str, item))}"

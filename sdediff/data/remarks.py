@@ -1,0 +1,123 @@
+"""What is odd about data, said before anything is learned from them, with the cure.
+
+A network works on values of about unit size, and a density exists where values are spread: columns in other units,
+constant columns, columns of a few values and levels stored as floats train without an error and give numbers that mean
+little. None of that is refused. The library warns, with :class:`DataWarning`; the command line prints the same lines.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from sdediff.data.levels import MOST_LEVELS
+from sdediff.types import DataInfo
+
+LARGEST, SMALLEST = 10.0, 0.1
+"""Means and deviations up to the one, and deviations down to the other, are of about unit size."""
+
+FEW = 256
+"""Values that a quarter of the items could not share if they were continuous."""
+
+_LOOK, _ITEMS, _TO_NAME = 1 << 20, 8, 3  # entries looked at; items that tell something; columns that are named
+
+
+class DataWarning(UserWarning):
+    """Data that can be used, but hardly mean what they say; the message names the cure."""
+
+
+def warn(text: str) -> None:
+    """Warn of data at the line outside of the library that led here."""
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "sdediff":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, DataWarning, stacklevel=depth + 1)
+
+
+def warn_of_levels(x: Tensor, info: DataInfo | None) -> None:
+    """Warn where floats for a model of integer data are the levels themselves, not the model's values for them."""
+    if info is not None and are_levels(x, info):
+        warn(said_of_levels(info))
+
+
+def are_levels(x: Tensor, info: DataInfo) -> bool:
+    """Return whether floats are whole numbers ``0 .. levels - 1`` that are not all values of the model's levels."""
+    if info.levels is None or not x.is_floating_point() or x.numel() == 0:
+        return False
+    if not bool(((x == x.round()) & (x >= 0) & (x < info.levels)).all()):
+        return False
+    position = (x.double() - info.low) * (info.levels - 1) / (info.high - info.low)
+    off = (position - position.round()).abs() > 1e-3
+    return bool((x > info.high).any() or (off.any() and (x != x.flatten()[0]).any()))
+
+
+def said_of_levels(info: DataInfo) -> str:
+    """Return what is to be said of floats that are levels."""
+    top = (info.levels or 1) - 1
+    return (
+        f"these floats are the levels 0 .. {top} of {info.name or 'the data'}, not the model's values, which lie on "
+        f"[{info.low:g}, {info.high:g}]: give integers, or sdediff.data.to_values(x.long(), model.data)"
+    )
+
+
+def remarks(x: Tensor) -> list[str]:
+    """Return a line for each oddity of continuous data ``(n, *shape)``, each with its cure.
+
+    A column is an entry of rows ``(D,)``, else a channel.
+    """
+    x = x[: max(_ITEMS, _LOOK * len(x) // max(1, x.numel()))]
+    if len(x) < _ITEMS:
+        return []
+    if (levels := _levels(x.flatten())) is not None:
+        return [
+            f"the floats lie on {levels:,} evenly spaced values from {float(x.min()):g} to {float(x.max()):g}, as "
+            f"levels do: stored as integers 0 .. {levels - 1} they are dequantised and counted in bits/dim"
+        ]
+    columns = x.movedim(1, -1).flatten(0, -2).double()
+    counts = 1 + (columns.sort(dim=0).values.diff(dim=0) != 0).sum(dim=0)
+    mean, std = columns.mean(dim=0), columns.std(dim=0)
+    constant, few = counts == 1, (counts > 1) & (counts <= min(FEW, len(columns) // 4))
+    units = ((mean.abs() > LARGEST) | (std > LARGEST) | (std < SMALLEST)) & ~constant & ~few
+    what = "column" if x.ndim == 2 else "channel"
+
+    def line(found: Tensor, does: str, detail: Callable[[int], str], cure: str) -> list[str]:
+        places = [int(i) for i in found.nonzero()]
+        named = ", ".join(f"{i} ({detail(i)})" for i in places[:_TO_NAME]) + ", ..." * (len(places) > _TO_NAME)
+        return [f"{len(places)} of {len(found)} {what}s {does}: {named}; {cure}"] * bool(places)
+
+    return [
+        *line(
+            constant,
+            "hold one value only",
+            lambda i: f"{mean[i]:g}",
+            "a density has no bound there: leave them out",
+        ),
+        *line(
+            few,
+            "take few values",
+            lambda i: f"{counts[i]} values",
+            "a density has no bound there: make them a condition, store levels as integers, or spread the values by "
+            "noise as wide as their distance",
+        ),
+        *line(
+            units,
+            "are far from unit size",
+            lambda i: f"mean {mean[i]:.3g}, deviation {std[i]:.3g}",
+            "train on (x - mean) / deviation of each, and keep both: samples go back by them, and the log-density in "
+            "your units is that of the model less the sum of log(deviation)",
+        ),
+    ]
+
+
+def _levels(x: Tensor) -> int | None:
+    """Return how many levels floats ``(n,)`` lie on, if on an even grid whose values come again and again."""
+    values = np.unique(x.numpy()).astype(np.float64)
+    if len(values) < 2 or len(x) < 4 * len(values):
+        return None
+    position = (values - values[0]) / np.diff(values).min()
+    even = bool((np.abs(position - position.round()) < 1e-2).all()) and float(position[-1]) < MOST_LEVELS
+    return 1 + round(float(position[-1])) if even else None
