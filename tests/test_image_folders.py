@@ -65,9 +65,9 @@ def test_16_bit_and_float_images_keep_their_values(tmp_path):
     assert load_dataset(tmp_path / "deep.png").info.levels == int(deep.max()) + 1
 
 
-def png(pixels, colour_type):
+def png(pixels, colour_type, size=None):
     """A PNG of 16 bits a channel, which Pillow reads but does not write for colours."""
-    height, width = pixels.shape[:2]
+    height, width = pixels.shape[:2] if size is None else size
 
     def chunk(kind, content):
         body = kind + content
@@ -97,6 +97,10 @@ def test_bilevel_images_have_two_levels(tmp_path):
     data = load_dataset(tmp_path)
     assert data.info.levels == 2
     assert np.array_equal(data.train[0, 0].numpy(), pixels)
+    Image.fromarray(GREY).save(tmp_path / "c.png")
+    with pytest.warns(DataWarning, match="2 of 3 images are turned into grey"):
+        images = load_items(tmp_path).x
+    assert np.array_equal(images[:, 0].numpy(), [pixels * 255, pixels * 255, GREY])
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "RGB with a transparent colour"])
@@ -174,9 +178,18 @@ def test_sizes_and_kinds_that_differ_are_refused_by_name(tmp_path):
 
 
 def test_only_image_formats_are_opened(tmp_path):
-    """A PostScript file by the name of an image would be handed to an interpreter."""
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 7\nshowpage\n%%EOF\n")
+    """By the name of an image, a PostScript file would be handed to an interpreter."""
+    Image.fromarray(COLOUR).save(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").rename(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").load()  # what Pillow reads where nobody says which formats
     with pytest.raises(ValueError, match=r"a\.png cannot be read: "):
+        load_items(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # of which Pillow's own only warns
+def test_headers_that_promise_too_many_pixels_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(GREY[..., None], 0, size=(10_000, 10_000)))
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: .*100000000 pixels"):
         load_items(tmp_path)
 
 

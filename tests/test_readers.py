@@ -2,15 +2,21 @@
 
 import io
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import sdediff
 from sdediff import numerics
+from sdediff.cli import main
+from sdediff.cli.console import Console
+from sdediff.cli.items import read_items
+from sdediff.cli.runs import open_run
 from sdediff.data import LAYOUTS, load_dataset, to_values
 from sdediff.data.files import load_items
 from sdediff.data.layout import AUTO
@@ -165,6 +171,30 @@ def test_a_layout_of_other_axes_is_refused_and_known_shapes_stay(tmp_path):
         load_items(tmp_path / "x.npy", layout="NCHW")
     assert np.array_equal(load_items(tmp_path / "x.npy", shape=(5, 6)).x, x)
     assert np.array_equal(load_items(tmp_path / "x.npz", ("samples",), layout="LC").x, x)  # written by us, in order
+
+
+def test_a_run_keeps_the_layout_of_its_data(tmp_path, monkeypatch):
+    """What a run held out, its file and its own samples are items of the run, also where the axes are as long."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(20, 6, 6)).astype(np.float32))
+    shutil.copy("x.npy", "y.npy")  # a file that the run was not trained on
+    small = ["network.name=mlp", "network.width=8", "training.sample_every=0", "data.layout=LC"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    for args in (
+        ["train", "--data", "x.npy", "--run", "run", "--steps", "1", *settings],
+        ["sample", "--run", "run", "-n", "3", "--steps", "2", "--out", "samples.npz"],
+        *(["encode", *data, "--run", "run", "--steps", "2", "--force"] for data in ([], ["y.npy"], ["samples.npz"])),
+    ):
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 0, (result.output, result.exception)
+    assert sdediff.load("run").data.shape == (6, 6)
+    run, moments = open_run(Path("run"), "cpu", Console()), sdediff.load("run").moments
+    with np.load("samples.npz") as arrays:
+        assert np.array_equal(read_items("samples.npz", run)[0], arrays["samples"])
+    assert np.array_equal(read_items("y.npy", run)[0], np.load("x.npy").swapaxes(1, 2))
+    data = load_dataset("x.npy", layout="LC")
+    assert torch.equal(read_items(None, run)[0], data.held_out)
+    assert torch.allclose(moments.mean.double(), data.train.double().mean(0), atol=1e-6)
 
 
 # ---- labels ------------------------------------------------------------------------------------------------------

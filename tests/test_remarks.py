@@ -135,12 +135,12 @@ def test_the_command_line_prints_lines_whatever_the_filters(tmp_path, monkeypatc
 
 # ---- levels as floats ----------------------------------------------------------------------------------------------
 
-INFO = DataInfo((3,), 17, name="digits")
+INFO = DataInfo((3,), 18, name="digits")  # of an even number of levels none is in the middle
 X = torch.tensor([[0, 5, 16], [3, 2, 1], [9, 9, 0]])
 
 
 def exact(dtype=torch.float64):
-    """An exact model of three columns, with seventeen levels on [-1, 1]."""
+    """An exact model of three columns, with eighteen levels on [-1, 1]."""
     data = sdediff.analytic.GaussianMixture(means=[[-0.5, 0.0, 0.3]], covariances=[0.1])
     model = data.model(sdediff.VPSDE())
     model.data = INFO
@@ -158,7 +158,7 @@ VERBS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_levels_as_floats_are_noticed(verb, dtype):
     with pytest.warns(
-        DataWarning, match=r"the levels 0 \.\. 16 of digits, not .* \[-1, 1\]: give integers, or"
+        DataWarning, match=r"the levels 0 \.\. 17 of digits, not .* \[-1, 1\]: give integers, or"
     ) as said:
         VERBS[verb](X.to(dtype).double())
     assert [warning.filename for warning in said] == [__file__]
@@ -184,8 +184,8 @@ def test_integers_are_encoded_at_the_centres_of_their_bins():
     for dtype in (torch.uint8, torch.uint16, torch.int64):
         z = sdediff.encode(model, X.to(dtype), steps=4)
         assert torch.equal(z, sdediff.encode(model, to_values(X, INFO, dtype=z.dtype), steps=4))
-    with pytest.raises(ValueError, match=r"levels must lie in 0 \.\. 16; came 1 to 17"):
-        sdediff.encode(model, X + 1, steps=4)
+    with pytest.raises(ValueError, match=r"levels must lie in 0 \.\. 17; came 2 to 18"):
+        sdediff.encode(model, X + 2, steps=4)
     model.data = INFO._replace(levels=None)
     with pytest.raises(ValueError, match=r"must be a float tensor .* not torch\.int64 .*by sdediff\.data\.to_values"):
         sdediff.encode(model, X, steps=4)
