@@ -27,7 +27,7 @@ def looks(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[Seen]:
         probes = trace.probes(node)
         products = probes @ matrix
         share = (probes * products).sum(dim=2).mean(dim=1)
-        seen.append(Seen(share, share.expand(2, -1), share, probes, products))
+        seen.append(Seen(share, share.expand(2, -1), share, share, probes, products))
     return seen
 
 

@@ -26,7 +26,7 @@ from sdediff.dynamics import Frame, to_x, velocity
 from sdediff.foreign import evaluating
 from sdediff.likelihood.divergence import Field
 from sdediff.likelihood.quadrature import Quadrature
-from sdediff.likelihood.trace import Seen, Trace
+from sdediff.likelihood.trace import End, Seen, Trace
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
 from sdediff.samplers.base import Progress, StepSampler, walk
@@ -110,6 +110,11 @@ class Path:
     def seen(self) -> Sequence[Seen]:
         """Of the divergence, one a node."""
         return self.witness.seen
+
+    def end(self, node: int) -> End:
+        """Return what was seen at the first node, 0, or at the last, -1."""
+        state = self.witness.states[node]
+        return End(self.levels[node], self.white, state, self.noise[node], self.seen[node])
 
     def gaussian(self) -> float:
         """What the data's own Gaussian adds to the log-determinant, nats."""

@@ -23,6 +23,9 @@ Law = Callable[[Tensor, Moments], Tensor]
 """``(half log-SNR at the edges of G cells, falling; moments)`` to the mass of each cell, ``(G,)``, of any sum."""
 
 CELLS = 512
+import os
+C=float(os.environ.get("C",1/3)); FLOOR=float(os.environ.get("FLOOR",1.0))
+KURT=float(os.environ.get("KURT",3.0))
 """Cells of the law of a continuous bound."""
 
 
@@ -112,17 +115,18 @@ class Spread:
         """Degrees of freedom of the estimate's Student statistic (Satterthwaite 1946), at least 1, ``(B,)``."""
         certain = self.doubt <= 0.0  # nothing varied
         degrees = self.variance.square() / torch.where(certain, 1.0, self.doubt) - 2.0
-        return torch.where(certain, math.inf, degrees.clamp(min=1.0))
+        return torch.where(certain, math.inf, degrees.clamp(min=FLOOR))
 
 
 def of_pairs(values: Tensor) -> Spread:
     """Of the mean of stratified pairs ``(M, B)``."""
     variances = (values[0::2] - values[1::2]).square() / len(values) ** 2
-    return Spread(variances.sum(dim=0), variances.square().sum(dim=0) / 3.0)
+    return Spread(variances.sum(dim=0), variances.square().sum(dim=0) * C)
 
 
 def of_draws(values: Tensor) -> Spread:
     """Of the mean of independent draws ``(n, B)``; NaN for a single one."""
     n = len(values)
     variance = values.var(dim=0) / n if n > 1 else torch.full_like(values[0], math.nan)
-    return Spread(variance, variance.square() / (n + 1))
+    kv=KURT/n-(n-3)/(n*(n-1)) if n>1 else 1.0
+    return Spread(variance, variance.square() * 0.5*kv/(1+kv))

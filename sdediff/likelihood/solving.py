@@ -102,8 +102,8 @@ def _solve_once(
             systematic = {
                 "solver": path.defect(),
                 "quadrature": path.missed_between_nodes(),
-                "t_min": blur_effect(path, model.sde),
-                "prior": prior_effect(path, call.moments),
+                "t_min": blur_effect(path.end(0)),
+                "prior": prior_effect(path.end(-1), call.moments),
             }
         products = sum(looks.plan) * len(x0)
         if call.target is not None and random is not None:

@@ -58,6 +58,7 @@ class Seen(NamedTuple):
         share: its part of the log-determinant, ``(B,)``.
         coarse: its parts by the rules on every second and on every fourth node, ``(2, B)``; 0 where it is none of them.
         trace: of J, ``(B,)``.
+        square: the squared norm of J, the sum of all its entries' squares, ``(B,)``.
         probes: ``(B, K, D)``; none, ``K = 0``, where the trace is exact.
         products: ``M^T e`` of the matrix M whose trace the share is, but for a constant, ``(B, K, D)``.
     """
@@ -65,6 +66,7 @@ class Seen(NamedTuple):
     share: Tensor
     coarse: Tensor
     trace: Tensor
+    square: Tensor
     probes: Tensor
     products: Tensor
 
@@ -72,6 +74,24 @@ class Seen(NamedTuple):
     def shares(self) -> Tensor:
         """``e_i (M^T e)_i``, ``(B, K, D)``."""
         return self.probes * self.products
+
+
+class End(NamedTuple):
+    """What was seen at one end of a path.
+
+    Attributes:
+        level: its level.
+        white: the axes.
+        y: the state of the frame, ``(B, *shape)``.
+        noise: its noise half in these axes, ``(B, D)``.
+        seen: of the divergence.
+    """
+
+    level: Level[float]
+    white: Whitened
+    y: Tensor
+    noise: Tensor
+    seen: Seen
 
 
 class Weights(NamedTuple):
@@ -136,11 +156,12 @@ class ExactTrace(Trace):
         return torch.zeros_like(seen[0].share)
 
     def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
-        velocity, diagonal = diagonal_through(self.parameters, field, y, self.white.axes(y))
-        diagonal, (factors, rate) = wide(diagonal), self.weights[node]
+        velocity, rows = diagonal_through(self.parameters, field, y, self.white.axes(y))
+        (diagonal, squares), (factors, rate) = wide(rows).unbind(dim=1), self.weights[node]
         shares = (factors.to(diagonal)[:, None] * (diagonal - rate.to(diagonal))).sum(dim=2)
         none = diagonal[:, None, :][:, :0]
-        return velocity, Seen(shares[0], shares[1:].detach(), diagonal.sum(dim=1), none, none)
+        of_j = diagonal.sum(dim=1), squares.detach().sum(dim=1)
+        return velocity, Seen(shares[0], shares[1:].detach(), *of_j, none, none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +208,7 @@ class HutchinsonTrace(Trace):
     def see(self, probes: Tensor, products: Tensor, node: int) -> Seen:
         """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
+        square = products.detach().square().sum(dim=2).mean(dim=1)
         known, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
         turned = self.white.turn(probes)
         excess = self.white.turn(products) - known * turned
@@ -194,7 +216,7 @@ class HutchinsonTrace(Trace):
         diagonal = (turned * excess).mean(dim=1)
         shares = (diagonal * factors[:, None]).sum(dim=2) - left[:, None]
         trace = diagonal.sum(dim=1) + known.sum() * (probes.shape[2] // len(known))
-        return Seen(shares[0], shares[1:].detach(), trace, probes, self.white.back(factors[0] * excess))
+        return Seen(shares[0], shares[1:].detach(), trace, square, probes, self.white.back(factors[0] * excess))
 
 
 def _totals(levels: Sequence[Level[float]], white: Whitened, stride: int) -> Tensor:
