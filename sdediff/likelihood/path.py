@@ -71,6 +71,21 @@ class Witness(Frame):
         return split_of(slope, y, level)
 
 
+    def end(self, node: int) -> End:
+        """Return what was seen at a node, for what it tells of an end of the path."""
+        y, level, white = self.states[node], self.trace.levels[node], self.trace.white
+        noise = white.turn(flatten(split_of(self.velocities[node], y, level).eps))
+        return End(level, white, y, noise, self.seen[node])
+
+
+def look_at_ends(model: Denoiser, first: Tensor, last: Tensor, trace: Trace) -> tuple[End, End]:
+    """Look at the states of the frame at both ends of a path, by a trace placed on these two; a forward each."""
+    witness, (start, end) = Witness(model, trace), trace.levels
+    witness(first, start)
+    witness(last, end)
+    return witness.end(0), witness.end(1)
+
+
 def split_of(slope: Tensor, y: Tensor, level: Level[float]) -> Split:
     """The halves of a state ``y`` of the frame, by the velocity there."""
     return Split.linear(y, slope, (level.cos, -level.sin), (level.sin, level.cos))
@@ -113,8 +128,7 @@ class Path:
 
     def end(self, node: int) -> End:
         """Return what was seen at the first node, 0, or at the last, -1."""
-        state = self.witness.states[node]
-        return End(self.levels[node], self.white, state, self.noise[node], self.seen[node])
+        return self.witness.end(node)
 
     def gaussian(self) -> float:
         """What the data's own Gaussian adds to the log-determinant, nats."""
