@@ -15,6 +15,7 @@ from sdediff.analytic import GaussianMixture
 from sdediff.likelihood import divergence, log_likelihood
 from sdediff.likelihood.divergence import value_and_diagonal, value_and_products
 from sdediff.likelihood.probes import PROBES, Sights, standard_error
+from sdediff.likelihood.trace import SMALL
 from sdediff.samplers import SAMPLERS
 from sdediff.types import Level
 
@@ -322,8 +323,8 @@ def test_stated_interval_covers_the_truth(name, probes):
     """
     make, informed = COVERED[name]
     law = make()
-    if probes >= law.dim:
-        pytest.skip("the exact trace costs less")
+    if probes >= law.dim or law.dim <= SMALL:
+        pytest.skip("the trace is exact there")
     x, model = law.sample(2000, seed=5).double(), law.model(VPSDE())
     model.moments = model.moments if informed else None
     result = log_likelihood(model, x, trace="hutchinson", probes=probes, steps=40, seed=7)
@@ -484,11 +485,11 @@ X = torch.zeros(2, 2)
         (X, {"steps": 5, "rtol": 1e-5}, "either steps"),
         (X, {"steps": 5, "solver": "dopri5"}, "either steps"),
         (X, {"solver": "rk5"}, "unknown solver of the likelihood's path 'rk5'"),
-        (X, {"solver": "rk4"}, r"by rk4: .* one forward a step \(ode, .*adaptive one \(adaptive, dopri5, "),
+        (X, {"solver": "rk4"}, r"by rk4: .* one forward a step \(ode, .*one \(dopri5, .*adaptive\)"),
         (X, {"solver": "sde"}, "cannot be solved by sde"),
         (X, {"solver": "adaptive-sde"}, "cannot be solved by adaptive-sde"),
         (X, {"solver": SAMPLERS["heun"]}, "by Heun: it needs a deterministic solver of one forward a step"),
-        (X, {"solver": "ode", "rtol": 1e-3}, "need one of the adaptive solvers adaptive, dopri5"),
+        (X, {"solver": "ode", "rtol": 1e-3}, "need one of the adaptive solvers dopri5"),
         (X, {"target_error": 0.0}, "must be positive"),
         (X, {"target_error": 0.1, "rtol": 1e-3}, "adaptive solver has rtol"),
         (X, {"grid": [1.0, 0.5, 1e-5]}, "times must rise"),

@@ -21,7 +21,7 @@ _BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills
 
 
 def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """The field and the exact diagonal of its Jacobian, with the squares of its rows; one forward, ``D`` vector-Jacobian products.
+    """The field, the exact diagonal of its Jacobian and its squares; one forward, ``D`` vector-Jacobian products.
 
     Args:
         field: ``(B, *shape) -> (B, *shape)``, each sample on its own.

@@ -116,7 +116,7 @@ class Spread:
 
     @property
     def degrees(self) -> Tensor:
-        """Degrees of freedom of the estimate's Student statistic (Satterthwaite 1946), at least ``FEWEST``, ``(B,)``."""
+        """Degrees of freedom of Student's statistic (Satterthwaite 1946), at least ``FEWEST``, ``(B,)``."""
         certain = self.doubt <= 0.0  # nothing varied
         degrees = self.variance.square() / torch.where(certain, 1.0, self.doubt) - 2.0
         return torch.where(certain, math.inf, degrees.clamp(min=FEWEST))

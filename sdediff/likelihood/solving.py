@@ -104,7 +104,7 @@ def _solve_once(
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the log-likelihood is not finite; check the data and the model's output")
     error, latent = found.standard_error, to_x(found.y, end)
-    budget = ErrorBudget({"probes": error}, found.systematic)
+    budget = ErrorBudget({"probes": error}, found.systematic, values=log_prob.detach())
     return LogLikelihood(log_prob, error, latent, found.nfe, found.products, budget)
 
 
@@ -163,8 +163,7 @@ def _ride(
     start, end = levels[0], levels[-1]
     kept = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
     fine, loose = (
-        solver.carry(model, x0 * start.cos, start, end, kept, call.law, source)
-        for solver in (method, method.looser())
+        solver.carry(model, x0 * start.cos, start, end, kept, call.law, source) for solver in (method, method.looser())
     )
     terms = [(part.integral, _prior(model, part.y, end, call.moments)) for part in (fine, loose)]
     looks: Trace = ExactTrace(dim=x0[0].numel())

@@ -31,6 +31,11 @@ from sdediff.types import Level
 
 EXACT_UP_TO = 32
 """Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
+SMALL = 4
+"""Dimensions up to which the trace is exact even where probes are asked for: so few signs often agree by chance, and do
+not tell how far they are off."""
+SHORT = 24
+"""Nodes up to which a path is short: a probe of each would not tell how far the estimate is off."""
 STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
 
 
@@ -41,7 +46,7 @@ def probes_for(trace: str, probes: int, dim: int) -> int | None:
         ValueError: for an unknown trace.
     """
     exact = choose({"auto": dim <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
-    return None if exact or probes >= dim else probes
+    return None if exact or probes >= dim or dim <= SMALL else probes
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
@@ -189,11 +194,15 @@ class HutchinsonTrace(Trace):
 
         No rule knows where a network is rough: every node has half of the mean at least, so that the error falls as
         their number grows, and is at most 1.4 times the least one where the rule is right. A single probe a node does
-        not show its spread: the nodes that weigh most have a few more, which do.
+        not show its spread: on short paths, whose nodes are too unlike to tell one another's, all have two, on long
+        ones those that weigh most.
         """
         wanted, nodes = _deviations(self.levels, self.weights), len(self.levels)
+        if self.count == 1 and nodes <= SHORT:
+            return [2] * nodes
         more = math.isqrt(nodes) if self.count == 1 else 0
-        return _apportion(wanted / wanted.sum(), self.count * nodes + more, max(min(self.count, 2), self.count // 2))
+        least = max(min(self.count, 2), self.count // 2)
+        return _apportion(wanted / wanted.sum(), self.count * nodes + more, least)
 
     def probes(self, node: int) -> Tensor:
         """``(B, K, D)``."""
@@ -240,8 +249,9 @@ def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> A
     """
     angles = np.array([level.angle for level in levels])
     sizes = np.array([float(weight.factors[0].square().mean().sqrt()) for weight in weights])
-    deviations: Array = sizes * (0.3 + angles) * (0.5 * np.pi - angles) ** 1.5
-    return deviations + 1e-3 * deviations.max()
+    deviations: Array = sizes * (0.3 + angles) * np.sqrt(np.pi / 2.0 - angles) ** 3
+    deviations += 1e-3 * deviations.max()
+    return deviations
 
 
 def _apportion(shares: Array, total: int, least: int) -> list[int]:
