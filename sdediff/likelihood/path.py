@@ -61,7 +61,10 @@ class Witness(Frame):
         """Split the state ``y`` at the next node."""
         node, levels = len(self.states), self.trace.levels
         if node == len(levels) or level != levels[node] or rows is not None:
-            raise ValueError("the likelihood needs a solver that asks the network once at every node, and only there")
+            raise ValueError(
+                "the likelihood needs a solver that asks the network once at every node, and only there: let the "
+                "solver say how often it asks, or take another, for example 'ode' or, with rtol, 'adaptive'"
+            )
 
         self.nfe += self.denoise.nfe(level)
         slope, seen = self.trace.look(self.field(level), y, node)
