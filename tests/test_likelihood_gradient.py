@@ -139,7 +139,8 @@ def recorded(parameters: object, field: divergence.Field, y: Tensor, directions:
     rows = [e.reshape(y.shape) for e in probes.unbind(dim=1)]
     products = [torch.autograd.grad(value, leaf, e, create_graph=True)[0].flatten(1) for e in rows]
     found = torch.stack(products, dim=1)
-    return value, found if directions.ndim == 3 else (found * probes).sum(dim=2)
+    along = torch.stack([(found * probes).sum(dim=2), found.square().sum(dim=2)], dim=1)
+    return value, found if directions.ndim == 3 else along
 
 
 def record_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,7 @@ def _summarise(
         random,
         {name: torch.cat([part.systematic[name] for part in parts]) for name in parts[0].systematic},
         {} if math.isnan(of_mean) else {"population": of_mean * nats},
+        value,
         scale=nats,
         unit="bits/dim",
     )

@@ -15,6 +15,13 @@ SEEN_BY_PROBES = ("quadrature",)
 """Systematic parts that are differences of divergences, as noisy as those where the trace is random."""
 
 
+_CURES = {
+    "t_min": "the data are narrower than the noise of the first level, whose density is reported",
+    "prior": "the process ends too far from its prior: give it more noise, or its data's moments",
+}
+"""What helps against a part; against all others more steps do."""
+
+
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
     """The parts of the error of every item's log-likelihood.
@@ -23,6 +30,7 @@ class ErrorBudget:
         random: standard errors of what was drawn, nats ``(B,)`` each, independent between items: they average out.
         systematic: signed effects of what was approximated, nats ``(B,)`` each: they do not.
         of_mean: standard errors of the mean over items that no single item has, nats: that of a sample of a population.
+        values: the numbers whose errors these are, nats ``(B,)``; empty where they are not at hand.
         scale: nats of one ``unit``.
         unit: ``"nats"`` or ``"bits/dim"``.
     """
@@ -30,6 +38,7 @@ class ErrorBudget:
     random: Mapping[str, Tensor]
     systematic: Mapping[str, Tensor]
     of_mean: Mapping[str, float] = field(default_factory=dict)
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: float = 1.0
     unit: str = "nats"
 
@@ -41,6 +50,25 @@ class ErrorBudget:
     def noisy(self, name: str) -> bool:
         """Whether an item's effect was seen through random probes and is mostly their noise."""
         return name in SEEN_BY_PROBES and _rms(self.random.get("probes", torch.zeros(1))) > 0.0
+
+    @property
+    def warning(self) -> str:
+        """What is to be said of numbers that mean nothing: whose systematic error is above them, or not finite.
+
+        A density has no natural zero, so that its errors are compared with a nat a call, too. Empty where all is well.
+        """
+        effects = [wide(part).abs() for name, part in self.systematic.items() if not self.noisy(name)]
+        if not effects or not len(self.values):
+            return ""
+        size = torch.stack(effects).sum(dim=0)
+        lost = int((~(size <= wide(self.values).abs().clamp(min=1.0))).sum())
+        if lost == 0:
+            return ""
+        worst = max(self.systematic, key=lambda name: _rms(self.systematic[name]))
+        return (
+            f"{lost} of {len(size)} items mean nothing: their systematic error, most of it {worst}, exceeds their "
+            f"value; {_CURES.get(worst, 'take more steps')}"
+        )
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """For every part, in ``unit``: the root mean square over ``item``s and the effect on their ``mean``.
@@ -61,13 +89,13 @@ class ErrorBudget:
         return rows
 
     def __str__(self) -> str:
-        """A table, one line a part; effects that have a sign show it."""
+        """A table, one line a part; effects that have a sign show it. A last line warns of numbers without meaning."""
         lines = [f"{'error, ' + self.unit:24s} {'an item (RMS)':>14s} {'the mean':>12s}"]
         for name, row in self.as_dict().items():
             item = "" if math.isnan(row["item"]) else f"{row['item']:.1e}"
             mean = f"{row['mean']:+.1e}" if name in self.systematic else f"{row['mean']:.1e}"
             lines.append(f"{name:24s} {item:>14s} {mean:>12s}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.warning] if self.warning else lines)
 
 
 def _rms(values: Tensor) -> float:
@@ -88,4 +116,5 @@ def join(parts: list[ErrorBudget]) -> ErrorBudget:
         first,
         random={name: torch.cat([part.random[name] for part in parts]) for name in first.random},
         systematic={name: torch.cat([part.systematic[name] for part in parts]) for name in first.systematic},
+        values=torch.cat([part.values for part in parts]),
     )

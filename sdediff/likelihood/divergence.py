@@ -21,7 +21,7 @@ _BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills
 
 
 def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """The field and the exact diagonal of its Jacobian; one forward, ``D`` vector-Jacobian products.
+    """The field, the exact diagonal of its Jacobian and its squares; one forward, ``D`` vector-Jacobian products.
 
     Args:
         field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
@@ -29,15 +29,17 @@ def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, T
         axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken.
 
     Returns:
-        The value ``(B, *shape)`` and ``q . J q`` of every row q, ``(B, D)``; its sum is the divergence.
+        The value ``(B, *shape)`` and, of every row q, ``q . J q`` and ``|J^T q|^2``: ``(B, 2, D)``. The sum of the
+        first is the divergence, that of the second the squared norm of J.
     """
     value, pull = _forward(field, y)
     count = len(y)
     parts = []
     for rows in torch.split(axes.to(y), chunk_size(y)):
         products = pull(rows[:, None, :].expand(-1, count, -1))  # (chunk, B, D)
-        parts.append(torch.einsum("kbd,kd->bk", products, rows))
-    return value, torch.cat(parts, dim=1)
+        along = torch.einsum("kbd,kd->bk", products, rows)
+        parts.append(torch.stack([along, products.square().sum(dim=2).T], dim=1))
+    return value, torch.cat(parts, dim=2)
 
 
 def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:

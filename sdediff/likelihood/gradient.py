@@ -39,8 +39,8 @@ class _Look(NamedTuple):
     products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-# The diagonal along an axis q is q . (J^T q).
-_DIAGONAL = _Look(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, :, None] * axes))
+# The diagonal along an axis q is q . (J^T q); the squares tell of errors, which have no gradients.
+_DIAGONAL = _Look(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, 0, :, None] * axes))
 _PRODUCTS = _Look(value_and_products, lambda probes, of: (probes, of))
 
 

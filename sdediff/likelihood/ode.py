@@ -33,7 +33,7 @@ from sdediff.likelihood.solving import Call, solve
 from sdediff.likelihood.trace import EXACT_UP_TO, HutchinsonTrace, probes_for
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.samplers.base import StepSampler
+from sdediff.samplers.base import Sampler, StepSampler
 from sdediff.sampling import GridLike
 from sdediff.types import DataInfo
 
@@ -50,7 +50,7 @@ def log_likelihood(
     model: Denoiser,
     x: Tensor,
     *,
-    solver: str | StepSampler | None = None,
+    solver: str | Sampler | None = None,
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -79,7 +79,8 @@ def log_likelihood(
         x: ``(B, *shape)``; floats are continuous data, integers are levels and are dequantised here.
         solver: of the path: a deterministic entry of ``SAMPLERS`` that asks the network once a node (``"ode"``,
             ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an adaptive
-            method of torchdiffeq (``"dopri5"``), which takes tolerances and keeps its probes along the path.
+            one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances, keeps
+            its probes along the path and solves twice, to see its error. By name, or the sampler itself.
         steps: intervals of the path, one forward each and one at the end. By default 40, and 80 or 160 for the
             items whose solver error is above 1e-3 bits a dimension.
         rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
@@ -178,8 +179,9 @@ def _score(
     if info is None:
         return solve(model, x, call, source, draw, steps, call.refinable)
     result = solve(model, dequantise(x, info, source, draw), call, source, draw, steps, call.refinable)
-    budget = replace(result.error_budget, scale=math.log(2.0) * x[0].numel(), unit="bits/dim")
     log_prob = result.log_prob + log_bin_volume(info, x.shape[1:])
+    scale = math.log(2.0) * x[0].numel()
+    budget = replace(result.error_budget, values=log_prob.detach(), scale=scale, unit="bits/dim")
     return replace(result, log_prob=log_prob, error_budget=budget, discrete=True)
 
 

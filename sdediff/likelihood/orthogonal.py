@@ -54,8 +54,8 @@ class OrthogonalTrace(HutchinsonTrace):
         """Of the mean of both replicates, ``(B,)``."""
         halves = [torch.chunk(look.shares, 2, dim=1) for look in seen]
         first, second = (torch.stack([pair[i].mean(dim=1) for pair in halves]).sum(dim=0) for i in (0, 1))
-        # a quarter of the coordinates counts as independent: they share the signs of the others
-        degrees = max(1.0, 0.25 * first.shape[1])
+        # a fifth of the coordinates counts as independent: they share the signs of the others
+        degrees = max(1.0, 0.2 * first.shape[1])
         return (0.5 * (first - second).square().sum(dim=1)).sqrt() * (1.0 + 0.5 / degrees)
 
 

@@ -22,6 +22,12 @@ from sdediff.noise import NoiseSource
 Law = Callable[[Tensor, Moments], Tensor]
 """``(half log-SNR at the edges of G cells, falling; moments)`` to the mass of each cell, ``(G,)``, of any sum."""
 
+KURTOSIS = 5.0
+"""Of a draw of the bound, a sum of squares: between a normal's, 3, and that of the square of one normal, 15."""
+
+FEWEST = 0.85
+"""Fewest degrees of freedom: with a pair or two of such draws the statistic has longer tails than Cauchy's."""
+
 CELLS = 512
 """Cells of the law of a continuous bound."""
 
@@ -97,7 +103,8 @@ class Spread:
 
     Attributes:
         variance: of the estimate, unbiased, ``(B,)``; NaN where a single draw does not tell.
-        doubt: half the variance of ``variance`` as an estimate, were the draws normal, ``(B,)``.
+        doubt: half the variance of ``variance`` as an estimate, of draws as unlike normals as the squares are that a
+            bound is made of, ``(B,)``.
     """
 
     variance: Tensor
@@ -109,20 +116,28 @@ class Spread:
 
     @property
     def degrees(self) -> Tensor:
-        """Degrees of freedom of the estimate's Student statistic (Satterthwaite 1946), at least 1, ``(B,)``."""
+        """Degrees of freedom of Student's statistic (Satterthwaite 1946), at least ``FEWEST``, ``(B,)``."""
         certain = self.doubt <= 0.0  # nothing varied
         degrees = self.variance.square() / torch.where(certain, 1.0, self.doubt) - 2.0
-        return torch.where(certain, math.inf, degrees.clamp(min=1.0))
+        return torch.where(certain, math.inf, degrees.clamp(min=FEWEST))
 
 
 def of_pairs(values: Tensor) -> Spread:
-    """Of the mean of stratified pairs ``(M, B)``."""
+    """Of the mean of stratified pairs ``(M, B)``.
+
+    Where the levels of a pair differ, so do the laws of its draws: their difference has tails without end, and half of
+    the square of its square is doubt (a third of a normal's, 4/9 of that of two squares of normals).
+    """
     variances = (values[0::2] - values[1::2]).square() / len(values) ** 2
-    return Spread(variances.sum(dim=0), variances.square().sum(dim=0) / 3.0)
+    return Spread(variances.sum(dim=0), 0.5 * variances.square().sum(dim=0))
 
 
 def of_draws(values: Tensor) -> Spread:
     """Of the mean of independent draws ``(n, B)``; NaN for a single one."""
     n = len(values)
-    variance = values.var(dim=0) / n if n > 1 else torch.full_like(values[0], math.nan)
-    return Spread(variance, variance.square() / (n + 1))
+    if n == 1:
+        unknown = torch.full_like(values[0], math.nan)
+        return Spread(unknown, unknown)
+    variance = values.var(dim=0) / n
+    relative = KURTOSIS / n - (n - 3) / (n * (n - 1))  # variance of the variance, over its square
+    return Spread(variance, 0.5 * relative / (1.0 + relative) * variance.square())

@@ -94,9 +94,11 @@ def reconstruction_cost(
         noise_std = math.exp(-level.half_log_snr)
         return -decoder.log_prob(x0.double() + noise_std * eps.double(), noise_std)
     split = model(level.alpha * x0 + level.sigma * eps, level)
-    cost = -decoder.log_prob(split.x0, std(split))
+    width = std(split)
+    cost = -decoder.log_prob(split.x0, width)
     if not decoder.gaussian:
         return cost
-    # With std = sigma / alpha the cost is a constant and half the squared error of the noise.
+    # The cost is a constant and half the squared error of the noise, times (sigma / alpha / std)^2.
+    share = 0.5 if isinstance(width, Tensor) else 0.5 * (math.exp(-level.half_log_snr) / width) ** 2
     mean = control.mean(torch.tensor([level.half_log_snr], dtype=torch.float64))[0]
-    return cost + 0.5 * (mean - control.drawn(eps, level.half_log_snr))
+    return cost + share * (mean - control.drawn(eps, level.half_log_snr))

@@ -77,7 +77,12 @@ def replace_rows(whole: LogLikelihood, rows: list[int], part: LogLikelihood) -> 
         return {name: put(values, new[name]) for name, values in old.items()}
 
     old, new = whole.error_budget, part.error_budget
-    parts = replace(old, random=put_all(old.random, new.random), systematic=put_all(old.systematic, new.systematic))
+    parts = replace(
+        old,
+        random=put_all(old.random, new.random),
+        systematic=put_all(old.systematic, new.systematic),
+        values=put(old.values, new.values),
+    )
     return replace(
         whole,
         log_prob=put(whole.log_prob, part.log_prob),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+
+from typing_extensions import TypeIs
+
 from sdediff.denoiser import Denoiser
 from sdediff.grids import Grid, LogSNR, Reference
 from sdediff.integrators.torchdiffeq import ADAPTIVE_METHODS
-from sdediff.likelihood.augmented import Augmented
+from sdediff.likelihood.augmented import Augmented, within
 from sdediff.likelihood.path import asks_once_a_node
 from sdediff.numerics import choose
-from sdediff.samplers import SAMPLERS
-from sdediff.samplers.base import StepSampler
+from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers.base import Crossing, StepSampler
+from sdediff.samplers.engines import AdaptiveODE
 from sdediff.samplers.relative import Relative
 from sdediff.sampling import GridLike, place
 from sdediff.sde import SDE
@@ -24,7 +30,6 @@ GRID, CHAIN_GRID = Reference(3.5), LogSNR()
 """Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there.
 Those of networks trained on a chain have a kink at every instant, and the first instants cover most noise levels:
 even steps in log-SNR are the ones that see them all."""
-_TOLERANCE = 1e-5
 
 
 def find_ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float, float]:
@@ -38,29 +43,46 @@ def find_ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float
 
 
 def find_method(
-    solver: str | StepSampler | None, steps: int | None, rtol: float | None, atol: float | None, grid: GridLike | None
+    solver: str | Sampler | None, steps: int | None, rtol: float | None, atol: float | None, grid: GridLike | None
 ) -> StepSampler | Augmented:
-    """How the path is solved."""
+    """Return how the path is solved.
+
+    Raises:
+        ValueError: for a solver that cannot, naming those that can; for options that do not go together.
+    """
     tolerances = [value for value in (rtol, atol) if value is not None]
-    if solver in ADAPTIVE_METHODS or (solver is None and tolerances):
+    if solver is None:
+        method: Sampler = AdaptiveODE() if tolerances else CLIMBER
+    else:
+        method = choose(SOLVERS, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
+    if can_ride(method):
         if steps is not None or grid is not None:
             raise ValueError("give either steps and a grid, or rtol/atol (adaptive), not both")
-        tolerances = (tolerances or [_TOLERANCE]) * 2
         if not all(value > 0.0 for value in tolerances):
             raise ValueError(f"rtol and atol must be positive, not {tolerances[0]} and {tolerances[-1]}")
-        return Augmented("dopri5" if solver is None else str(solver), tolerances[0], tolerances[1])
+        return Augmented(within(method, tolerances[0], tolerances[-1]) if tolerances else method)
     if tolerances:
-        raise ValueError(f"rtol and atol need one of the adaptive solvers {', '.join(ADAPTIVE_METHODS)}, not {solver}")
-    if solver is None:
-        return CLIMBER
-    allowed = {name: method for name, method in SAMPLERS.items() if asks_once_a_node(method)}
-    method = choose(allowed, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
-    if not asks_once_a_node(method):
-        raise ValueError(
-            f"the path needs a deterministic solver of one forward a step, not {type(method).__name__}; "
-            f"for example one of: {', '.join(allowed)}"
-        )
-    return method
+        raise ValueError(f"rtol and atol need one of the adaptive solvers {', '.join(_names(can_ride))}, not {solver}")
+    if asks_once_a_node(method):
+        return method
+    raise ValueError(
+        f"the likelihood's path cannot be solved by {solver if isinstance(solver, str) else type(method).__name__}: it "
+        f"needs a deterministic solver of one forward a step ({', '.join(_names(asks_once_a_node))}), or an adaptive "
+        f"one ({', '.join(_names(can_ride))})"
+    )
+
+
+def can_ride(method: object) -> TypeIs[Crossing]:
+    """Tell whether the log-density can ride along with a method: one that keeps its errors small by itself."""
+    return isinstance(method, Crossing) and not method.stochastic
+
+
+SOLVERS: Mapping[str, Sampler] = ChainMap(SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS})
+"""By name: the entries of ``SAMPLERS``, and the adaptive methods of torchdiffeq."""
+
+
+def _names(fits: Callable[[object], bool]) -> list[str]:
+    return [name for name, method in SOLVERS.items() if fits(method)]
 
 
 def find_levels(

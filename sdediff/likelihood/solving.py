@@ -11,15 +11,15 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import to_x
-from sdediff.likelihood.augmented import Augmented
+from sdediff.likelihood.augmented import Augmented, solver_error
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.likelihood.ends import blur_effect, prior_effect
-from sdediff.likelihood.path import follow
+from sdediff.likelihood.path import follow, look_at_ends
 from sdediff.likelihood.probes import ProbeLaw
 from sdediff.likelihood.refine import refine
 from sdediff.likelihood.result import LogLikelihood, replace_rows
 from sdediff.likelihood.route import STEPS
-from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, draw_probes
+from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, draw_probes
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
 from sdediff.samplers.base import StepSampler
@@ -73,47 +73,111 @@ def solve(
 def _roughness(result: LogLikelihood, call: Call) -> Tensor:
     """What more steps would mend, nats ``(B,)``: each item's own, so that it is solved as if it were alone."""
     systematic = result.error_budget.systematic
-    if not systematic:
+    if isinstance(call.method, Augmented):  # which has its tolerances
         return torch.zeros_like(result.log_prob)
     return systematic["solver"] + (systematic["quadrature"] if call.probes is None else 0.0)
+
+
+class _Solved(NamedTuple):
+    """What a path gave: its last state of the frame, the log-determinant, the error's parts, and what it took."""
+
+    y: Tensor
+    log_determinant: Tensor
+    standard_error: Tensor
+    systematic: dict[str, Tensor]
+    nfe: int
+    products: int
 
 
 def _solve_once(
     model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
 ) -> LogLikelihood:
     """In the variance-preserving frame throughout."""
-    levels, dim = call.place(steps), x0[0].numel()
-    start, end = levels[0], levels[-1]
+    levels = call.place(steps)
     if isinstance(call.method, Augmented):
-        kept = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
-        y, integral, error, nfe = call.method.carry(model, x0 * start.cos, start, end, kept, call.law)
-        products = nfe * (dim if call.probes is None else call.probes) * len(x0)
-        systematic: dict[str, Tensor] = {}
+        found = _ride(model, x0, call, call.method, levels, source, draw)
     else:
-        white = Whitened(model.moments)
-        exact, random = ExactTrace(dim=dim, parameters=call.parameters), None
-        if call.probes is not None:
-            random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
-        looks = exact.on(levels, white) if random is None else random
-        path = follow(model, x0 * start.alpha, call.method, looks, source)
-        y, integral, nfe = path.y, path.log_determinant(), path.witness.nfe
-        with torch.no_grad():
-            error = path.standard_error()
-            systematic = {
-                "solver": path.defect(),
-                "quadrature": path.missed_between_nodes(),
-                "t_min": blur_effect(path, model.sde),
-                "prior": prior_effect(path, call.moments),
-            }
-        products = sum(looks.plan) * len(x0)
-        if call.target is not None and random is not None:
-            rough = systematic["solver"] > call.tolerance if doublings > 0 else torch.zeros(len(x0), dtype=torch.bool)
-            refined = refine(path, random, exact.on(levels, white), source, call.target, rough.to(error.device))
-            integral, error = refined.log_determinant, refined.standard_error
-            nfe, products = nfe + refined.nfe, products + refined.products
-    latent = to_x(y, end)
-    log_prob = model.sde.prior_log_prob(latent, t=float(end.t), moments=call.moments)
-    log_prob = log_prob + integral + dim * math.log(end.scale * start.cos)
+        found = _climb(model, x0, call, call.method, levels, source, draw, doublings > 0)
+    start, end = levels[0], levels[-1]
+    log_prob = _prior(model, found.y, end, call.moments) + found.log_determinant
+    log_prob = log_prob + x0[0].numel() * math.log(end.scale * start.cos)
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the log-likelihood is not finite; check the data and the model's output")
-    return LogLikelihood(log_prob, error, latent, nfe, products, ErrorBudget({"probes": error}, systematic))
+    error, latent = found.standard_error, to_x(found.y, end)
+    budget = ErrorBudget({"probes": error}, found.systematic, values=log_prob.detach())
+    return LogLikelihood(log_prob, error, latent, found.nfe, found.products, budget)
+
+
+def _prior(model: Denoiser, y: Tensor, end: Level[float], moments: Moments | None) -> Tensor:
+    """The log-density of the prior at the last state of the frame, ``(B,)``."""
+    return model.sde.prior_log_prob(to_x(y, end), t=float(end.t), moments=moments)
+
+
+def _climb(
+    model: Denoiser,
+    x0: Tensor,
+    call: Call,
+    method: StepSampler,
+    levels: list[Level[float]],
+    source: NoiseSource,
+    draw: int,
+    refinable: bool,
+) -> _Solved:
+    """By a path over nodes, and a quadrature along it."""
+    white, dim = Whitened(model.moments), x0[0].numel()
+    exact, random = ExactTrace(dim=dim, parameters=call.parameters), None
+    if call.probes is not None:
+        random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
+    looks = exact.on(levels, white) if random is None else random
+    path = follow(model, x0 * levels[0].alpha, method, looks, source)
+    with torch.no_grad():
+        systematic = {
+            "solver": path.defect(),
+            "quadrature": path.missed_between_nodes(),
+            "t_min": blur_effect(path.end(0)),
+            "prior": prior_effect(path.end(-1), call.moments),
+        }
+        error = path.standard_error()
+    nfe, products = path.witness.nfe, sum(looks.plan) * len(x0)
+    if call.target is None or random is None:
+        return _Solved(path.y, path.log_determinant(), error, systematic, nfe, products)
+    rough = systematic["solver"] > call.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
+    more = refine(path, random, exact.on(levels, white), source, call.target, rough.to(error.device))
+    spent = nfe + more.nfe, products + more.products
+    return _Solved(path.y, more.log_determinant, more.standard_error, systematic, *spent)
+
+
+def _ride(
+    model: Denoiser,
+    x0: Tensor,
+    call: Call,
+    method: Augmented,
+    levels: list[Level[float]],
+    source: NoiseSource,
+    draw: int,
+) -> _Solved:
+    """By an adaptive solver, twice: what ten times the tolerance changes tells the size of what is missed.
+
+    There is no quadrature; the two ends are looked at for what they tell of the blur and the prior.
+    """
+    start, end = levels[0], levels[-1]
+    kept = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
+    fine, loose = (
+        solver.carry(model, x0 * start.cos, start, end, kept, call.law, source) for solver in (method, method.looser())
+    )
+    terms = [(part.integral, _prior(model, part.y, end, call.moments)) for part in (fine, loose)]
+    looks: Trace = ExactTrace(dim=x0[0].numel())
+    if call.probes is not None:
+        looks = HutchinsonTrace(call.law, call.probes, source, draw)
+    path = look_at_ends(model, x0 * start.cos, fine.y, looks.on([start, end], Whitened(model.moments)))
+    systematic = {
+        "solver": solver_error(*terms),
+        "quadrature": torch.zeros_like(fine.integral),
+        "t_min": blur_effect(path[0]),
+        "prior": prior_effect(path[-1], call.moments),
+    }
+    each = x0[0].numel() if kept is None else kept.shape[1]
+    spent = fine.nfe + loose.nfe
+    nfe = spent + sum(model.nfe(level) for level in (start, end))
+    products = (each * spent + sum(looks.plan)) * len(x0)
+    return _Solved(fine.y, fine.integral, fine.standard_error, systematic, nfe, products)

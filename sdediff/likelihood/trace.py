@@ -31,6 +31,11 @@ from sdediff.types import Level
 
 EXACT_UP_TO = 32
 """Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
+SMALL = 4
+"""Dimensions up to which the trace is exact even where probes are asked for: so few signs often agree by chance, and do
+not tell how far they are off."""
+SHORT = 24
+"""Nodes up to which a path is short: a probe of each would not tell how far the estimate is off."""
 STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
 
 
@@ -41,7 +46,7 @@ def probes_for(trace: str, probes: int, dim: int) -> int | None:
         ValueError: for an unknown trace.
     """
     exact = choose({"auto": dim <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
-    return None if exact or probes >= dim else probes
+    return None if exact or probes >= dim or dim <= SMALL else probes
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
@@ -58,6 +63,7 @@ class Seen(NamedTuple):
         share: its part of the log-determinant, ``(B,)``.
         coarse: its parts by the rules on every second and on every fourth node, ``(2, B)``; 0 where it is none of them.
         trace: of J, ``(B,)``.
+        square: the squared norm of J, the sum of all its entries' squares, ``(B,)``.
         probes: ``(B, K, D)``; none, ``K = 0``, where the trace is exact.
         products: ``M^T e`` of the matrix M whose trace the share is, but for a constant, ``(B, K, D)``.
     """
@@ -65,6 +71,7 @@ class Seen(NamedTuple):
     share: Tensor
     coarse: Tensor
     trace: Tensor
+    square: Tensor
     probes: Tensor
     products: Tensor
 
@@ -72,6 +79,24 @@ class Seen(NamedTuple):
     def shares(self) -> Tensor:
         """``e_i (M^T e)_i``, ``(B, K, D)``."""
         return self.probes * self.products
+
+
+class End(NamedTuple):
+    """What was seen at one end of a path.
+
+    Attributes:
+        level: its level.
+        white: the axes.
+        y: the state of the frame, ``(B, *shape)``.
+        noise: its noise half in these axes, ``(B, D)``.
+        seen: of the divergence.
+    """
+
+    level: Level[float]
+    white: Whitened
+    y: Tensor
+    noise: Tensor
+    seen: Seen
 
 
 class Weights(NamedTuple):
@@ -136,11 +161,12 @@ class ExactTrace(Trace):
         return torch.zeros_like(seen[0].share)
 
     def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, Seen]:
-        velocity, diagonal = diagonal_through(self.parameters, field, y, self.white.axes(y))
-        diagonal, (factors, rate) = wide(diagonal), self.weights[node]
+        velocity, rows = diagonal_through(self.parameters, field, y, self.white.axes(y))
+        (diagonal, squares), (factors, rate) = wide(rows).unbind(dim=1), self.weights[node]
         shares = (factors.to(diagonal)[:, None] * (diagonal - rate.to(diagonal))).sum(dim=2)
         none = diagonal[:, None, :][:, :0]
-        return velocity, Seen(shares[0], shares[1:].detach(), diagonal.sum(dim=1), none, none)
+        of_j = diagonal.sum(dim=1), squares.detach().sum(dim=1)
+        return velocity, Seen(shares[0], shares[1:].detach(), *of_j, none, none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +190,19 @@ class HutchinsonTrace(Trace):
     draw: int = 0
 
     def counts(self) -> list[int]:
-        """Probes of every node; as many as make the variance smallest where :func:`_spread` is the deviation."""
-        angles = np.array([level.angle for level in self.levels])
-        wanted = np.abs(np.gradient(angles)) * _spread(angles)
-        return _apportion(wanted / wanted.sum(), self.count * len(angles), least=min(self.count, 2))
+        """Probes of every node; as many as make the variance smallest where it is the square of :func:`_deviations`.
+
+        No rule knows where a network is rough: every node has half of the mean at least, so that the error falls as
+        their number grows, and is at most 1.4 times the least one where the rule is right. A single probe a node does
+        not show its spread: on short paths, whose nodes are too unlike to tell one another's, all have two, on long
+        ones those that weigh most.
+        """
+        wanted, nodes = _deviations(self.levels, self.weights), len(self.levels)
+        if self.count == 1 and nodes <= SHORT:
+            return [2] * nodes
+        more = math.isqrt(nodes) if self.count == 1 else 0
+        least = max(min(self.count, 2), self.count // 2)
+        return _apportion(wanted / wanted.sum(), self.count * nodes + more, least)
 
     def probes(self, node: int) -> Tensor:
         """``(B, K, D)``."""
@@ -187,6 +222,7 @@ class HutchinsonTrace(Trace):
     def see(self, probes: Tensor, products: Tensor, node: int) -> Seen:
         """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
+        square = products.detach().square().sum(dim=2).mean(dim=1)
         known, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
         turned = self.white.turn(probes)
         excess = self.white.turn(products) - known * turned
@@ -194,7 +230,7 @@ class HutchinsonTrace(Trace):
         diagonal = (turned * excess).mean(dim=1)
         shares = (diagonal * factors[:, None]).sum(dim=2) - left[:, None]
         trace = diagonal.sum(dim=1) + known.sum() * (probes.shape[2] // len(known))
-        return Seen(shares[0], shares[1:].detach(), trace, probes, self.white.back(factors[0] * excess))
+        return Seen(shares[0], shares[1:].detach(), trace, square, probes, self.white.back(factors[0] * excess))
 
 
 def _totals(levels: Sequence[Level[float]], white: Whitened, stride: int) -> Tensor:
@@ -205,10 +241,17 @@ def _totals(levels: Sequence[Level[float]], white: Whitened, stride: int) -> Ten
     return totals
 
 
-def _spread(angle: Array) -> Array:
-    """Where the off-diagonal of J is large, by the angle: measured on exact problems and a trained network."""
-    spread: Array = angle * (0.5 * np.pi - angle) ** 2
-    return spread
+def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> Array:
+    """How large the off-diagonal of J times the quadrature's weight is at every node, in any unit.
+
+    Of J itself it is a rule, measured on exact problems and a trained network: it ends with the noise, where every law
+    looks like its Gaussian; near the data exact fields have little of it, those of networks as much as elsewhere.
+    """
+    angles = np.array([level.angle for level in levels])
+    sizes = np.array([float(weight.factors[0].square().mean().sqrt()) for weight in weights])
+    deviations: Array = sizes * (0.3 + angles) * np.sqrt(np.pi / 2.0 - angles) ** 3
+    deviations += 1e-3 * deviations.max()
+    return deviations
 
 
 def _apportion(shares: Array, total: int, least: int) -> list[int]:

@@ -157,9 +157,15 @@ class Crossing(Sampler):
     """A method that chooses its own steps between two levels of finite lambda.
 
     If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
+
+    Attributes:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
     """
 
     adaptive: ClassVar[bool] = True
+    rtol: float
+    atol: float
     cost: ClassVar[str] = "by tolerance"
 
     @abstractmethod
