@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from sdediff import plots, tuning
-from sdediff.checkpoint import write
 from sdediff.cli import tables
 from sdediff.cli.console import Console, columns
 from sdediff.cli.options import (
@@ -33,6 +32,7 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, open_run
 from sdediff.comparison import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
+from sdediff.files import write
 from sdediff.samplers import SAMPLERS, Sampler
 
 EXAMPLES = """\

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdediff.checkpoint import write
+from sdediff.files import write
 
 
 def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, force: bool = False) -> dict[str, Path]:

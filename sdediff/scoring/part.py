@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.checkpoint import write
 from sdediff.denoiser import Denoiser
+from sdediff.files import write
 
 Settings = Mapping[str, Any]
 """Everything that the figures depend on, by name, as JSON values."""

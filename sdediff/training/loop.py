@@ -24,6 +24,7 @@ from sdediff import checkpoint
 from sdediff.config import Config, build
 from sdediff.data import Dataset, bin_width, load_dataset
 from sdediff.denoiser import ScoreModel
+from sdediff.files import write
 from sdediff.generation import sample
 from sdediff.moments import Moments
 from sdediff.training import ema
@@ -141,7 +142,7 @@ class _Run:
         settings, start, begin = self.config.training, time.monotonic(), step
         record = None
         if self.main:
-            checkpoint.write(self.folder / CONFIG, self.config.to_json().encode())
+            write(self.folder / CONFIG, self.config.to_json().encode())
             record = Record(self.folder, step)
         total, count, loss, held_out, stop = torch.zeros((), device=self.device), 0, math.nan, math.nan, False
         bar = tqdm(total=settings.steps, initial=step, disable=not (progress and self.main), unit="step")
