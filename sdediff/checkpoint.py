@@ -174,13 +174,13 @@ def _load_own(folder: Path) -> ScoreModel:
         raise ValueError(f"the model in {folder} is damaged: {kind}{' '.join(str(error).split())[:400]}") from None
 
 
-def latest_run(root: str | Path = "runs") -> Path:
-    """The folder under ``root`` whose model was written last.
+def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
+    """Return the folder under ``root`` in which a file, the model's by default, was written last.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    found = sorted(Path(root).glob(f"*/{DESCRIPTION}"), key=lambda file: (file.stat().st_mtime_ns, file))
+    found = sorted(Path(root).glob(f"*/{holding}"), key=lambda file: (file.stat().st_mtime_ns, file))
     if not found:
         raise FileNotFoundError(f"no run under {Path(root)}")
     return found[-1].parent

@@ -127,6 +127,7 @@ def compare(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     condition: ConditionLike = None,
+    report: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Errors of several solvers, from noise to data, against a tight solve of the probability-flow ODE.
 
@@ -147,6 +148,7 @@ def compare(
         progress: called as ``progress(done, total)``, in forwards, roughly.
         condition: what the network is told about each start, a tensor or a tuple or dict of tensors: one row a start,
             or one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        report: called after every row with what is found so far.
 
     Returns:
         A :class:`Comparison`: ``rows``, ``reference``, ``starts``.
@@ -170,8 +172,12 @@ def compare(
     with torch.no_grad(), evaluating(model):
         truth, nfe = batches.run(partial(_tight, tolerance), _GUESS)
         early, _ = batches.run(partial(_early, 10.0 * tolerance), _GUESS)
-        rows = tuple(_row(job, batches, truth, seed) for job in jobs)
-    return Comparison(rows, Reference(tolerance, nfe, *errors(early, truth)), shape[0])
+        result = Comparison((), Reference(tolerance, nfe, *errors(early, truth)), shape[0])
+        for job in jobs:
+            result = result._replace(rows=(*result.rows, _row(job, batches, truth, seed)))
+            if report is not None:
+                report(result)
+    return result
 
 
 _Work = Callable[[Denoiser, Tensor, int, Progress], Solution]

@@ -17,6 +17,7 @@ import click
 from sdediff import plots, tuning
 from sdediff.cli import tables
 from sdediff.cli.console import Console, columns
+from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import (
     PATH,
     POSITIVE,
@@ -111,19 +112,25 @@ def command(
     console = Console(as_json)
     opened = open_run(run, device, console)
     files = plan(out, opened.folder / "comparisons", "compare", (".png", ".csv"), force=force)
-    start = time.perf_counter()
-    with console.bar("comparing", unit="forward") as report:
-        result = compare(
-            opened.model,
-            (count, *opened.info.shape),
-            _entries(_flat(solvers, SOLVERS), opened),
-            forwards=_flat(forwards, FORWARDS),
-            rtols=_flat(rtols, TOLERANCES),
-            tolerance=tolerance,
-            seed=seed,
-            batch_size=batch_size,
-            progress=report,
-        )
+    start, found, interrupted = time.perf_counter(), list[Comparison](), False
+    try:
+        with console.bar("comparing", unit="forward") as report:
+            result = compare(
+                opened.model,
+                (count, *opened.info.shape),
+                _entries(_flat(solvers, SOLVERS), opened),
+                forwards=_flat(forwards, FORWARDS),
+                rtols=_flat(rtols, TOLERANCES),
+                tolerance=tolerance,
+                seed=seed,
+                batch_size=batch_size,
+                progress=report,
+                report=found.append,
+            )
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        result, interrupted = found[-1], True
     seconds = time.perf_counter() - start
     _write_csv(files[".csv"], result.rows)
     plots.trade_off(_panels(result), files[".png"], xlabel="forwards of the network")
@@ -136,9 +143,13 @@ def command(
         rows=[_plain(row) for row in result.rows],
         seconds=seconds,
         seed=seed,
+        interrupted=interrupted,
         picture=files[".png"],
         numbers=files[".csv"],
     )
+    if interrupted:
+        console.note(f"stopped after {len(result.rows)} rows; the last solvers are missing")
+        raise SystemExit(INTERRUPTED)
 
 
 def _flat(given: tuple[tuple[Any, ...], ...], default: Sequence[Any]) -> tuple[Any, ...]:

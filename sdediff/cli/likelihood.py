@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def command(
     dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better).
 
     Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
-    mean over all. With --out what is done is kept: after Ctrl-C the same command goes on.
+    mean over all. With --out what is done is kept: after Ctrl-C, or any other end, the same command goes on.
     """
     console = Console(as_json)
     name = "elbo" if elbo else "flow"
@@ -167,7 +168,7 @@ def command(
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
     settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}
-    with bar(task, MAIN) as report:
+    with bar(task, MAIN) as report, _hint():
         scores = scoring.score(
             partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
             items,
@@ -192,6 +193,15 @@ def _counted(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any)
     with counting(model) as count:
         columns = work(model, x, first, **options)
     return {**columns, "nfe": torch.full((len(x),), count.items / len(x), dtype=torch.float64)}
+
+
+@contextmanager
+def _hint() -> Iterator[None]:
+    """Say what helps against an unfinished file that cannot be gone on with."""
+    try:
+        yield
+    except scoring.PartError as error:
+        raise ValueError(f"{error}; --force starts anew") from None
 
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def command(
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
     opened = open_run(run, device, console)
     if solver == TUNED:
-        sampler, solver = _tuned(opened, steps, sampler, console)
+        sampler = _tuned(opened, steps)
     intervals = _intervals(sampler, opened, steps, grid, log_prob)
     files = plan(out, opened.folder / "samples", f"{solver}-seed{seed}", (".png", ".npz"), force=force)
     start = time.perf_counter()
@@ -122,13 +122,17 @@ def command(
     )
 
 
-def _tuned(run: Run, steps: int | None, default: Sampler, console: Console) -> tuple[Sampler, str]:
-    """The run's tuned solver, or the default one and a remark why; with its name."""
+def _tuned(run: Run, steps: int | None) -> Sampler:
+    """The run's tuned solver.
+
+    Raises:
+        ValueError: if there is none that fits.
+    """
     try:
-        return tuning.load(run.folder, run.model, steps), TUNED
+        return tuning.load(run.folder, run.model, steps)
     except (FileNotFoundError, ValueError) as error:
-        console.note(f"sampling with 'ode' instead of 'tuned': {error}; `sdediff tune` makes one")
-        return default, "ode"
+        wanted = "" if steps is None else f" --steps {steps}"
+        raise ValueError(f"{error}; `sdediff tune --run {run.folder}{wanted}` makes one") from None
 
 
 def _draw(

@@ -6,14 +6,16 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdediff.denoiser import Denoiser
 from sdediff.files import write
@@ -24,24 +26,53 @@ Settings = Mapping[str, Any]
 Columns = dict[str, NDArray[np.generic]]
 
 _SETTINGS, _SECONDS = "settings", "seconds"
+_OF_MODULES = {*vars(nn.Module())}
+"""What every module has: hooks, children, weights, which count elsewhere or not at all."""
 
 
-def digest(*tensors: Tensor) -> str:
-    """A short hash of shapes, types and contents."""
+class PartError(ValueError):
+    """The file is damaged, or of other settings: it cannot be gone on with."""
+
+
+def digest(value: object) -> str:
+    """Return a short hash of everything that a value holds: types, names, numbers, tensors.
+
+    Modules count by their state and, where they are denoisers, by all their attributes; what is neither data nor a
+    module, such as a function, by its name alone.
+    """
     result = hashlib.sha256()
-    for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().view(-1).numpy()
-        result.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        result.update(array.tobytes())
+    for piece in _pieces(value):
+        result.update(len(piece).to_bytes(8, "big") + piece)
     return result.hexdigest()[:16]
 
 
 def identity(model: Denoiser, items: Tensor) -> dict[str, str]:
-    """Which model and which data, as settings."""
-    state = model.state_dict()
-    moments = () if model.moments is None else (model.moments.mean, model.moments.variances)
-    weights = digest(*state.values(), *moments)
-    return {"model": f"{weights} {model.sde!r}", "data": digest(items)}
+    """Return which model and which data, as settings."""
+    return {"model": digest(model), "data": digest(items)}
+
+
+def _pieces(value: object) -> Iterator[bytes]:
+    """A value as bytes, part by part."""
+    yield getattr(value, "__qualname__", type(value).__qualname__).encode()
+    if isinstance(value, Tensor):
+        yield f"{tuple(value.shape)} {value.dtype}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, nn.Module):
+        yield from _pieces(dict(value.state_dict()))
+        for name, module in value.named_modules():
+            own = {key: part for key, part in vars(module).items() if key not in _OF_MODULES}
+            yield from _pieces([name, type(module).__qualname__, own if isinstance(module, Denoiser) else None])
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _pieces(vars(value))
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _pieces([str(key), value[key]])
+    elif isinstance(value, list | tuple):
+        yield str(len(value)).encode()
+        for part in value:
+            yield from _pieces(part)
+    elif isinstance(value, bool | int | float | complex | str | bytes | NoneType):
+        yield repr(value).encode()
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class Part:
         """The columns done so far, and the seconds spent; empty if there is no such file.
 
         Raises:
-            ValueError: if the file is damaged, or was begun with other settings.
+            PartError: if the file is damaged, or was begun with other settings.
         """
         if not self.path.exists():
             return {}, 0.0
@@ -70,7 +101,7 @@ class Part:
             settings = json.loads(str(columns.pop(_SETTINGS)))
             seconds = float(columns.pop(_SECONDS))
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-            raise ValueError(f"{self.path} is damaged or no file of an unfinished run; --force starts anew") from None
+            raise PartError(f"{self.path} is damaged or no file of an unfinished run") from None
         self._compare(settings)
         return columns, seconds
 
@@ -89,4 +120,4 @@ class Part:
             if before.get(name) != now
         ]
         if changed:
-            raise ValueError(f"{self.path} was begun with other settings ({'; '.join(changed)}); --force starts anew")
+            raise PartError(f"{self.path} was begun with other settings ({'; '.join(changed)})")

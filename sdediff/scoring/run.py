@@ -73,7 +73,7 @@ class Scores:
         total: items there are.
         seconds: spent, earlier runs included.
         on_target: whether the target ended the run.
-        interrupted: whether Ctrl-C did.
+        interrupted: whether a ``KeyboardInterrupt`` did.
     """
 
     columns: Columns
@@ -126,7 +126,7 @@ def score(
         report: called in the main process after every round, with what is done so far.
 
     Raises:
-        ValueError: if the file is damaged or was begun with other settings.
+        PartError: if the file is damaged or was begun with other settings.
     """
     workers = Workers() if workers is None else workers
     columns, before = ({}, 0.0) if part is None or fresh else part.read()
