@@ -25,7 +25,7 @@ from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import resolve, solve
 from sdediff.sde import SDE
-from sdediff.types import Level, Solution, Split
+from sdediff.types import Level, Solution, Split, brief
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
 """The defaults and those that most know."""
@@ -97,6 +97,10 @@ class Comparison(NamedTuple):
     rows: tuple[Row, ...]
     reference: Reference
     starts: int
+
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
 
 
 class _Job(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import wide
+from sdediff.types import brief
 
 SEEN_BY_PROBES = ("quadrature",)
 """Systematic parts that are differences of divergences, as noisy as those where the trace is random."""
@@ -32,6 +33,8 @@ class ErrorBudget:
     of_mean: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
     unit: str = "nats"
+
+    __repr__ = brief
 
     @property
     def parts(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sdediff.denoiser import Denoiser
 from sdediff.files import write
+from sdediff.predictions import Prediction
 
 Settings = Mapping[str, Any]
 """Everything that the figures depend on, by name, as JSON values."""
@@ -62,7 +63,7 @@ def _pieces(value: object) -> Iterator[bytes]:
         for name, module in value.named_modules():
             own = {key: part for key, part in vars(module).items() if key not in _OF_MODULES}
             yield from _pieces([name, type(module).__qualname__, own if isinstance(module, Denoiser) else None])
-    elif is_dataclass(value) and not isinstance(value, type):
+    elif isinstance(value, Prediction) or (is_dataclass(value) and not isinstance(value, type)):
         yield from _pieces(vars(value))
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):

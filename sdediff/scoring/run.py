@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sdediff.scoring.memory import Pieces, fitting, out_of_memory, peak_memory
 from sdediff.scoring.part import Columns, Part
 from sdediff.scoring.workers import Workers
+from sdediff.types import brief
 
 BLOCK = 32
 """Items between two looks at the target, whatever the batches are."""
@@ -81,6 +82,8 @@ class Scores:
     seconds: float
     on_target: bool = False
     interrupted: bool = False
+
+    __repr__ = brief
 
     @property
     def done(self) -> int:
