@@ -16,6 +16,7 @@ import click
 
 from sdediff import plots, tuning
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console, columns
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import (
@@ -85,6 +86,7 @@ def _several(
 @click.option("--tolerance", type=POSITIVE, default=1e-6, show_default=True, help="Of the reference, a tight solve.")
 @seed_option
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: comparisons/ in the run]")
 @force_option
@@ -98,6 +100,7 @@ def command(
     tolerance: float,
     seed: int,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -110,7 +113,7 @@ def command(
     by the energy distance, which small numbers of starts cannot resolve.
     """
     console = Console(as_json)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     files = plan(out, opened.folder / "comparisons", "compare", (".png", ".csv"), force=force)
     start, found, interrupted = time.perf_counter(), list[Comparison](), False
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import in_batches, write_samples
 from sdediff.cli.options import (
@@ -42,6 +43,7 @@ EXAMPLES = """\
 @number_option
 @solver_options(DETERMINISTIC, None, "  [default: the one that encoded them, as it did]")
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: decoded/ in the run]")
 @force_option
@@ -56,6 +58,7 @@ def command(
     atol: float | None,
     grid: str | None,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -73,7 +76,7 @@ def command(
     else:
         solver = named if solver is None else solver
         options = transport_options(solver, steps, rtol, atol, grid)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     z = _fitting(z[:number], latents, opened, states_of(SAMPLERS[solver]), (solver, options) == (named, own))
     files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
     start = time.perf_counter()

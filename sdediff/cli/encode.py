@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import as_values, in_batches, read_items
 from sdediff.cli.options import (
@@ -40,6 +41,7 @@ EXAMPLES = """\
 @number_option
 @solver_options(DETERMINISTIC)
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="The .npz file.  [default: latents/ in the run]")
 @force_option
@@ -54,6 +56,7 @@ def command(
     atol: float | None,
     grid: str | None,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -68,7 +71,7 @@ def command(
     """
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     items, words = read_items(data, opened, number)
     file = plan(out, opened.folder / "latents", "latents", (".npz",), force=force)[".npz"]
     start = time.perf_counter()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdediff import scoring
 from sdediff.checkpoint import latest_run
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
@@ -125,6 +126,7 @@ method_options = together(
 @method_options
 @seed_option
 @click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help=f"A row for each item: {', '.join(WRITERS)}; an unfinished one is gone on with.")
 @click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
@@ -138,6 +140,7 @@ def command(
     elbo: bool,
     seed: int,
     batch_size: int | None,
+    told: Told,
     device: str,
     out: Path | None,
     picture: Path | None,
@@ -159,9 +162,8 @@ def command(
     _check_method(name, given)
     files = _place(out, picture, force)
     workers = scoring.Workers(pick_device(device))
-    opened = open_run(
-        (find_run(console) if MAIN else latest_run()) if run is None else run, str(workers.device), console
-    )
+    folder = (find_run(console) if MAIN else latest_run()) if run is None else run
+    opened = tell(open_run(folder, str(workers.device), console), told)
     items, words = read_items(data, opened, number)
     if MAIN:
         console.note(f"data: {words}, {describe(items, opened.info)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import (
@@ -56,6 +57,7 @@ NAMES: Mapping[str, Any] = ChainMap({**SPECIAL, TUNED: None}, SAMPLERS)
 @seed_option
 @click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, found along the way.")
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: samples/ in the run]")
 @force_option
@@ -71,6 +73,7 @@ def command(
     seed: int,
     log_prob: bool,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -87,7 +90,7 @@ def command(
     sampler = resolve(default, steps=steps, rtol=rtol, atol=atol, grid=grid)
     if solver == TUNED and (sampler.adaptive or grid is not None):
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     if solver == TUNED:
         sampler = _tuned(opened, steps)
     intervals = _intervals(sampler, opened, steps, grid, log_prob)

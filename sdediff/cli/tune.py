@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdediff import tuning
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console, columns
 from sdediff.cli.group import FAILED, INTERRUPTED
 from sdediff.cli.options import COUNT, device_option, json_option, run_option, seed_option
@@ -29,6 +30,7 @@ Examples:
 @click.option("--iterations", type=COUNT, default=300, show_default=True, help="Of the optimiser.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Trajectories an iteration.")
 @seed_option
+@condition_option
 @device_option
 @json_option
 def command(
@@ -39,6 +41,7 @@ def command(
     iterations: int,
     batch_size: int,
     seed: int,
+    told: Told,
     device: str,
     as_json: bool,
 ) -> None:
@@ -49,7 +52,7 @@ def command(
     tuned` finds it; one that does not is not kept.
     """
     console = Console(as_json)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     with console.bar("accurate trajectories", "batch") as report:
         paths = tuning.pilot(opened.model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
     results: dict[int, tuning.Tuning] = {}

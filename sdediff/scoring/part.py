@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.files import write
 from sdediff.predictions import Prediction
@@ -27,6 +28,7 @@ Settings = Mapping[str, Any]
 Columns = dict[str, NDArray[np.generic]]
 
 _SETTINGS, _SECONDS = "settings", "seconds"
+_CONDITION = "condition"
 _OF_MODULES = {*vars(nn.Module())}
 """What every module has: hooks, children, weights, which count elsewhere or not at all."""
 
@@ -47,9 +49,10 @@ def digest(value: object) -> str:
     return result.hexdigest()[:16]
 
 
-def identity(model: Denoiser, items: Tensor) -> dict[str, str]:
-    """Return which model and which data, as settings."""
-    return {"model": digest(model), "data": digest(items)}
+def identity(model: Denoiser, items: Tensor, condition: ConditionLike = None) -> dict[str, str]:
+    """Return which model, which data and, if there is one, which condition, as settings."""
+    told = Condition.of(condition)
+    return {"model": digest(model), "data": digest(items), **({_CONDITION: digest(told)} if told else {})}
 
 
 def _pieces(value: object) -> Iterator[bytes]:
@@ -116,7 +119,7 @@ class Part:
     def _compare(self, before: Settings) -> None:
         """Refuse to mix settings."""
         changed = [
-            f"another {name}" if name in ("model", "data") else f"{name} {before.get(name)}, now {now}"
+            f"another {name}" if name in ("model", "data", _CONDITION) else f"{name} {before.get(name)}, now {now}"
             for name, now in ((name, self.settings.get(name)) for name in {**before, **self.settings})
             if before.get(name) != now
         ]
