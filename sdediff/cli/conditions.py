@@ -10,10 +10,14 @@ import click
 import torch
 from torch import Tensor, nn
 
+from sdediff.cli.items import Read
 from sdediff.cli.runs import Run
 
 Told = tuple[tuple[str, Tensor], ...]
 """Names of the network's arguments and their values, one row for all items each."""
+
+CONDITION = "condition_"
+"""How the arrays of a file begin that were told to the network; the rest is the name of the argument."""
 
 _TRUTHS = {"true": True, "false": False}
 
@@ -65,6 +69,20 @@ def tell(run: Run, told: Told) -> Run:
     named = dict(told)
     check_names(run, named)
     return run._replace(model=run.model.given(named)) if named else run
+
+
+def tell_labels(run: Run, told: Told, labels: str | None, read: Read) -> tuple[Run, dict[str, Tensor]]:
+    """Put the run's model under a condition for all items or, with labels, one row an item; the condition as well.
+
+    Raises:
+        ValueError: if the data have no labels, or as :func:`tell`.
+    """
+    named = dict(told)
+    if labels is not None:
+        if read.labels is None:
+            raise ValueError(f"{read.words}: the data have no labels for --labels {labels}")
+        named[labels] = read.labels
+    return tell(run, tuple(named.items())), named
 
 
 def check_names(run: Run, names: Collection[str]) -> None:

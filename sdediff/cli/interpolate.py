@@ -85,7 +85,7 @@ def command(
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
     opened = tell(open_run(run, device, console), told)
-    items, words = read_items(data, opened)
+    items, words, _ = read_items(data, opened)
     pairs = _pairs(pairs, len(items), words)
     files = plan(out, opened.folder / "interpolations", "paths", (".png", ".npz"), force=force)
     ends = as_values(items[torch.tensor(pairs)], opened)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff import scoring
 from sdediff.checkpoint import latest_run
-from sdediff.cli.conditions import Told, condition_option, tell
+from sdediff.cli.conditions import Told, condition_option, labels_option, tell_labels
 from sdediff.cli.console import Console
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
@@ -127,6 +127,7 @@ method_options = together(
 @seed_option
 @click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
 @condition_option
+@labels_option
 @device_option
 @click.option("--out", type=PATH, help=f"A row for each item: {', '.join(WRITERS)}; an unfinished one is gone on with.")
 @click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
@@ -141,6 +142,7 @@ def command(
     seed: int,
     batch_size: int | None,
     told: Told,
+    labels: str | None,
     device: str,
     out: Path | None,
     picture: Path | None,
@@ -163,13 +165,14 @@ def command(
     files = _place(out, picture, force)
     workers = scoring.Workers(pick_device(device))
     folder = (find_run(console) if MAIN else latest_run()) if run is None else run
-    opened = tell(open_run(folder, str(workers.device), console), told)
-    items, words = read_items(data, opened, number)
+    opened = open_run(folder, str(workers.device), console)
+    items, words, _ = read = read_items(data, opened, number)
+    condition = tell_labels(opened, told, labels, read)[1] or None
     if MAIN:
         console.note(f"data: {words}, {describe(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
-    settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}
+    settings = {**scoring.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
     with bar(task, MAIN) as report, _hint():
         scores = scoring.score(
             partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
@@ -181,6 +184,7 @@ def command(
             fresh=force,
             workers=workers,
             model=opened.model,
+            condition=condition,
             report=report,
         )
     if MAIN:
