@@ -77,7 +77,7 @@ def log_prob(x: Tensor, labels: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [5, None])
 def test_every_item_is_scored_under_its_label(run: Path, tmp_path: Path, size: int | None) -> None:
-    """Against the closed form but for the prior, which leaves out ``alpha c``, 0.0066 c; other labels are off by nats."""
+    """Against the closed form but for the prior, which leaves out ``alpha c``, 0.0066 c; other labels are nats off."""
     args = ["labelled", "--run", run, "--labels", "y", "--prior", "standard", "--out", tmp_path / "x.npz"]
     done("likelihood", *args, *(() if size is None else ("--batch-size", size)))
     data = labelled()
