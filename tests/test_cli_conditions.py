@@ -89,6 +89,18 @@ def test_every_item_is_scored_under_its_label(run: Path, tmp_path: Path, size: i
     assert np.abs(log_prob(data.held_out, data.held_out_labels.flip(0)) - exact).max() > 1.0
 
 
+def test_labels_of_a_file_are_told(run: Path, tmp_path: Path) -> None:
+    """Of all of its items, or of the first few; a value given for all is for those without."""
+    x, labels = labelled().held_out, torch.arange(COUNT) % 3
+    np.savez(tmp_path / "data.npz", data=x.numpy(), labels=labels.numpy())
+    for count in (COUNT, 5):
+        figures = done("likelihood", tmp_path / "data.npz", "--run", run, "--labels", "y", "-n", count)
+        assert Told.seen == set(labels[:count].tolist())
+        exact = log_prob(x[:count], labels[:count]).mean()
+        assert figures["mean"] == pytest.approx(exact, abs=0.0066 * 2.0 * 4.0)
+        Told.seen.clear()
+
+
 def test_labels_stay_with_their_items_through_an_interruption(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,10 @@ class Items(NamedTuple):
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
+
     def part(self, index: Tensor) -> Items:
         """Return the items of an index ``(k,)``, with their labels."""
         labels = None if self.labels is None else self.labels[index]
