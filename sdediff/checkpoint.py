@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, validated
+from sdediff.files import write
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS as OWN
@@ -175,13 +174,13 @@ def _load_own(folder: Path) -> ScoreModel:
         raise ValueError(f"the model in {folder} is damaged: {kind}{' '.join(str(error).split())[:400]}") from None
 
 
-def latest_run(root: str | Path = "runs") -> Path:
-    """The folder under ``root`` whose model was written last.
+def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
+    """Return the folder under ``root`` in which a file, the model's by default, was written last.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    found = sorted(Path(root).glob(f"*/{DESCRIPTION}"), key=lambda file: (file.stat().st_mtime_ns, file))
+    found = sorted(Path(root).glob(f"*/{holding}"), key=lambda file: (file.stat().st_mtime_ns, file))
     if not found:
         raise FileNotFoundError(f"no run under {Path(root)}")
     return found[-1].parent
@@ -287,21 +286,6 @@ def _check_moments(moments: Moments, shape: tuple[int, ...] | None) -> None:
     fits = moments.variances.shape == (size,) and (moments.basis is None or moments.basis.shape == (size, size))
     if not fits or (shape is not None and moments.mean.shape != shape) or bool((moments.variances < 0.0).any()):
         raise ValueError("the moments are no mean and covariance of the data")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: it holds the old content or the new, whatever happens in between."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -25,7 +25,7 @@ from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import resolve, solve
 from sdediff.sde import SDE
-from sdediff.types import Level, Solution, Split
+from sdediff.types import Level, Solution, Split, brief
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
 """The defaults and those that most know."""
@@ -98,6 +98,10 @@ class Comparison(NamedTuple):
     reference: Reference
     starts: int
 
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
+
 
 class _Job(NamedTuple):
     """One row's work."""
@@ -127,6 +131,7 @@ def compare(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     condition: ConditionLike = None,
+    report: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Errors of several solvers, from noise to data, against a tight solve of the probability-flow ODE.
 
@@ -147,6 +152,7 @@ def compare(
         progress: called as ``progress(done, total)``, in forwards, roughly.
         condition: what the network is told about each start, a tensor or a tuple or dict of tensors: one row a start,
             or one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        report: called after every row with what is found so far.
 
     Returns:
         A :class:`Comparison`: ``rows``, ``reference``, ``starts``.
@@ -170,8 +176,12 @@ def compare(
     with torch.no_grad(), evaluating(model):
         truth, nfe = batches.run(partial(_tight, tolerance), _GUESS)
         early, _ = batches.run(partial(_early, 10.0 * tolerance), _GUESS)
-        rows = tuple(_row(job, batches, truth, seed) for job in jobs)
-    return Comparison(rows, Reference(tolerance, nfe, *errors(early, truth)), shape[0])
+        result = Comparison((), Reference(tolerance, nfe, *errors(early, truth)), shape[0])
+        for job in jobs:
+            result = result._replace(rows=(*result.rows, _row(job, batches, truth, seed)))
+            if report is not None:
+                report(result)
+    return result
 
 
 _Work = Callable[[Denoiser, Tensor, int, Progress], Solution]

@@ -190,6 +190,14 @@ class ScoreModel(Denoiser):
         self.equivariance = None if isinstance(network, nn.Module) else Equivariance(network)
         self.split_batch = False
 
+    def __repr__(self) -> str:
+        """Show what was built, without the network's layers."""
+        name = getattr(self.network, "__qualname__", type(self.network).__qualname__)
+        count = sum(parameter.numel() for parameter in self.parameters())
+        told = f", prediction={type(self.prediction).__name__}, conditioning={self.conditioning!r}"
+        told += ", learned_variance=True" if self.learned_variance else ""
+        return f"ScoreModel({name} of {count:,} parameters, {self.sde!r}{told}, data={self.data!r})"
+
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
         return self.asked.between(self._ask, self.sde, x, level)

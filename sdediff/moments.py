@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import LOG_2PI, flatten, in_parts
-from sdediff.types import Level
+from sdediff.types import Level, brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,8 @@ class Moments:
     mean: Tensor
     variances: Tensor
     basis: Tensor | None = None
+
+    __repr__ = brief
 
     @classmethod
     def zero(cls, shape: Sequence[int]) -> Moments:

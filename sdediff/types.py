@@ -6,10 +6,11 @@ a *level* is what a time means: how much signal and how much noise the state hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Generic, NamedTuple, final
+from typing import Any, Generic, NamedTuple, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypeVar
@@ -21,6 +22,39 @@ Scalar = float | Tensor
 Time = Scalar
 State = Tensor
 S_co = TypeVar("S_co", bound=Scalar, covariant=True, default=Scalar)
+
+
+class UndefinedError(AttributeError, ValueError):
+    """A figure that does not exist for this result: ``hasattr`` says no, and whoever asks all the same is told why."""
+
+
+def brief(result: Any) -> str:
+    """Show a named tuple or a dataclass by its fields, tensors by shape, type and mean: a result that fits a screen."""
+    names = getattr(result, "_fields", None) or result.__dataclass_fields__
+    parts = [f"{name}={_in_brief(getattr(result, name))}" for name in names]
+    line = f"{type(result).__name__}({', '.join(parts)})"
+    if len(line) <= 100 and "\n" not in line:
+        return line
+    return f"{type(result).__name__}(\n  {(',' + chr(10)).join(parts).replace(chr(10), chr(10) + '  ')}\n)"
+
+
+def _in_brief(value: Any) -> str:
+    """A value in at most a few lines."""
+    if isinstance(value, np.ndarray):
+        kind = str(value.dtype)
+    elif isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key!r}: {_in_brief(entry)}" for key, entry in value.items()) + "}"
+        return text if len(text) <= 1000 else f"{{{len(value)} entries}}"
+    else:
+        text = repr(value)
+        return text if len(text) <= 1000 else f"{type(value).__name__}(...)"
+    if 1 <= value.size <= 4:
+        return f"{kind} {np.array2string(value, precision=5, separator=', ', threshold=5).replace(chr(10), '')}"
+    return f"{kind} {tuple(value.shape)}" + (f", mean {value.mean(dtype=np.float64):.5g}" if value.size else "")
 
 
 class Level(NamedTuple, Generic[S_co]):
@@ -160,3 +194,7 @@ class Solution(NamedTuple):
     nfe: int
     times: Tensor
     path: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)

@@ -19,6 +19,11 @@ def work(x, first):
     return {"value": x.double().sum(dim=1), "place": places}
 
 
+def told(x, first, condition):
+    """What came with the items."""
+    return {**work(x, first), "label": condition.positional[0].double()}
+
+
 def run(folder, *args):
     workers = Workers()
     for name, (count, size) in CASES.items():
@@ -26,6 +31,9 @@ def run(folder, *args):
         scores = score(work, items, seed=3, size=size, target=2.0 if name == "measured" else None, workers=workers)
         if workers.main:
             np.savez(Path(folder) / f"{name}.npz", **scores.columns)
+    scores = score(told, torch.arange(22.0).reshape(11, 2), seed=3, size=2, condition=torch.arange(11), workers=workers)
+    if workers.main:
+        np.savez(Path(folder) / "told.npz", **scores.columns)
     workers.wait()
     main(["likelihood", *args])
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from sdediff.checkpoint import DESCRIPTION, TENSORS, latest_run, load, save, write
+from sdediff.checkpoint import DESCRIPTION, TENSORS, latest_run, load, save
 from sdediff.denoiser import ScoreModel
 from sdediff.moments import Moments
 from sdediff.networks import MLP, NETWORKS
@@ -96,20 +96,6 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     save(second, tmp_path, force=True)
     assert load(tmp_path).sde == second.sde
     assert sorted(p.name for p in tmp_path.iterdir()) == [DESCRIPTION, TENSORS]  # no temporary files stay
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write(path, b"old")
-
-    def broken(handle):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write(path, b"new, and longer")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_foreign_parts_cannot_be_saved(tmp_path):

@@ -81,28 +81,24 @@ def test_held_out_errors_are_those_of_the_file_s_solver(run: Path) -> None:
             assert errors.rms == pytest.approx(figures[key]["rms"], rel=0.02)
 
 
-def test_without_a_fitting_solver_the_default_samples_with_one_remark(run: Path, tmp_path: Path) -> None:
-    args = ("sample", "--run", run, "--solver", "tuned", "--steps", 3, "-n", 4, "--out", tmp_path / "x", "--force")
-    plain = done("sample", "--run", run, "--steps", 3, "-n", 4, "--out", tmp_path / "y")
-    done_by_default = {"missing": call(*args, "--json")}
+def test_without_a_fitting_solver_nothing_is_sampled(run: Path, tmp_path: Path) -> None:
+    """Samples by another solver would not be what was asked for."""
+    args = ("sample", "--run", run, "--solver", "tuned", "--steps", 3, "-n", 4, "--out", tmp_path / "x")
+    refused = {"tuned.json is missing": call(*args)}
     tuning_file = run / tuning.FILE
     assert call("tune", "--run", run, "--steps", 4, *QUICK).exit_code == 0
-    done_by_default["only of 4"] = call(*args, "--json")
+    refused["only of 4"] = call(*args)
     content = json.loads(tuning_file.read_text())
     tuning_file.write_text(json.dumps({**content, "model": "0" * 64}))
-    done_by_default["another model"] = call(*args, "--json")
+    refused["another model"] = call(*args)
     tuning_file.write_text("{")
-    done_by_default["damaged"] = call(*args, "--json")
-    for word, result in done_by_default.items():
-        assert result.exit_code == 0, result.stderr
-        notes = [line for line in lines(result) if "instead of 'tuned'" in line]
-        assert len(notes) == 1
-        assert word in notes[0]
-        figures = json.loads(result.stdout)
-        assert (figures["solver"], figures["nfe"]) == ("ode", 3)
-        with np.load(tmp_path / "x.npz") as x, np.load(tmp_path / "y.npz") as y:
-            np.testing.assert_allclose(x["samples"], y["samples"], atol=1e-5)
-    assert plain["solver"] == "ode"
+    refused["damaged"] = call(*args)
+    for word, result in refused.items():
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        assert len(lines(result)) == 1
+        assert word in result.stderr
+        assert result.stderr.endswith(f"`sdediff tune --run {run} --steps 3` makes one\n")
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_a_solver_that_is_no_better_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
@@ -18,11 +19,18 @@ from torch import Tensor
 import distributed_likelihood
 from sdediff.checkpoint import save
 from sdediff.cli import main
+from sdediff.conditions import Condition
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
+from sdediff.denoiser import ScoreModel
+from sdediff.moments import Moments
+from sdediff.networks import MLP
 from sdediff.scoring import Part, Scores, identity, mean_and_error, memory, order, score
 from sdediff.scoring.memory import PeakMemory, Pieces, fitting, peak_memory
 from sdediff.scoring.run import BLOCK, reached
+from sdediff.sde import VPSDE
+from sdediff.types import DataInfo
+from sdediff.wrappers import Clip, Given, Threshold
 
 SETTINGS = {"model": "a", "seed": 0}
 
@@ -86,6 +94,36 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, calls, failure):
     assert score(work, items(37), part=part, fresh=True, size=8).done == 37
 
 
+def told(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
+    """The same, and what came with each item."""
+    (label,) = condition.positional
+    return {**work(x, first), "label": label.double().expand(len(x))}
+
+
+@pytest.mark.parametrize("size", [1, 5, 37, None])
+def test_conditions_go_with_their_items(tmp_path, size):
+    """Whatever the batches, through pieces that are halved and through an interruption."""
+    labels = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    whole = score(told, items(37), size=size, condition=labels)
+    assert np.array_equal(whole.columns["label"], labels.numpy()[whole.columns["item"]])
+    part, limited = Part(tmp_path / "x.part", SETTINGS), Limited(3, MemoryError())
+
+    def stopping(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
+        limited(x, first)
+        if len(limited.sizes) == 5:
+            raise KeyboardInterrupt
+        return told(x, first, condition)
+
+    stopped = score(stopping, items(37), size=size, condition=labels, part=part)
+    assert stopped.interrupted
+    resumed = score(told, items(37), size=4, condition=labels, part=part)
+    assert same(resumed.columns, whole.columns)
+    one = score(told, items(37), size=size, condition=7)
+    assert (one.columns["label"] == 7.0).all()
+    with pytest.raises(ValueError, match="36 rows for 37 items"):
+        score(told, items(37), condition=labels[1:])
+
+
 def test_a_file_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.part"
     score(work, items(9), size=3, part=Part(path, SETTINGS))
@@ -95,7 +133,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         "another model": {**SETTINGS, "model": "b"},
         "steps None, now 8": {**SETTINGS, "steps": 8},
     }.items():
-        with pytest.raises(ValueError, match=f"begun with other settings .{settings}.; --force starts anew"):
+        with pytest.raises(ValueError, match=f"begun with other settings .{settings}.$"):
             score(work, items(9), size=3, part=Part(path, message))
     assert path.read_bytes() == before
     assert score(work, items(9), size=3, part=Part(path, dict(SETTINGS))).done == 9
@@ -103,6 +141,56 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
             Part(path, SETTINGS).read()
+
+
+VARIANTS = {
+    "prediction": {"prediction": "epsilon"},
+    "conditioning": {"conditioning": "time"},
+    "learned variance": {"learned_variance": True},
+    "moments": {"moments": Moments(torch.zeros(2), torch.ones(2))},
+    "mean": {"moments": Moments(torch.ones(2), torch.ones(2), torch.eye(2))},
+    "variances": {"moments": Moments(torch.zeros(2), 2.0 * torch.ones(2), torch.eye(2))},
+    "basis": {"moments": Moments(torch.zeros(2), torch.ones(2), torch.eye(2).flip(0))},
+    "data": {"data": DataInfo((2,), low=-2.0)},
+    "process": {"sde": VPSDE(0.2)},
+}
+
+
+def test_a_model_is_known_by_all_that_its_figures_depend_on():
+    """Each of them changes the identity; so do a condition and whatever is wrapped around."""
+    net = MLP((2,), width=4, blocks=1)
+    usual = {
+        "sde": VPSDE(),
+        "prediction": "v_prediction",
+        "conditioning": "logsnr",
+        "moments": Moments(torch.zeros(2), torch.ones(2), torch.eye(2)),
+        "data": DataInfo((2,)),
+    }
+    model, data = ScoreModel(net, **usual), items(3)
+    models = {name: ScoreModel(net, **{**usual, **change}) for name, change in VARIANTS.items()}
+    models |= {"given": Given(model, {"y": 1}), "given more": Given(model, {"y": 2}), "given others": Given(model, 1)}
+    models |= {"clip": Clip(model), "clip less": Clip(model, -2.0, 2.0), "threshold": Threshold(model)}
+    models |= {"half": ScoreModel(copy.deepcopy(net).half(), **usual)}
+    found = {"usual": identity(model, data), **{name: identity(each, data) for name, each in models.items()}}
+    assert len({value["model"] for value in found.values()}) == len(found)
+    assert len({value["data"] for value in found.values()}) == 1
+    assert identity(ScoreModel(copy.deepcopy(net), **usual), data) == found["usual"]
+    conditions = [identity(model, data, told).get("condition") for told in (None, 1, 2, (1, 1), {"y": 1}, [1, 2, 3])]
+    assert len(set(conditions)) == len(conditions)
+    assert conditions[0] is None
+
+
+def test_functions_are_known_across_processes():
+    """By their names, not by where they lie in memory."""
+
+    def make():
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            return x
+
+        return network
+
+    first, second = (identity(ScoreModel(make(), VPSDE()), items(3)) for _ in range(2))
+    assert first == second
 
 
 def test_a_model_and_data_are_known_by_their_contents():
@@ -287,6 +375,9 @@ def test_two_processes_find_what_one_does(tmp_path):
         expected = score(distributed_likelihood.work, items(count), seed=3, size=size, target=target)
         with np.load(tmp_path / f"{name}.npz") as arrays:
             assert same(dict(arrays), expected.columns), name
+    with np.load(tmp_path / "told.npz") as arrays:
+        assert np.array_equal(arrays["label"], arrays["item"])
+        assert len(arrays["item"]) == 11
     one = CliRunner().invoke(main, ["likelihood", *args, "--out", str(tmp_path / "one.npz")])
     assert one.exit_code == 0, one.stderr
     with np.load(tmp_path / "one.npz") as single, np.load(tmp_path / "two.npz") as double:

@@ -19,11 +19,11 @@ from sdediff.checkpoint import load
 from sdediff.config import Config
 from sdediff.data import load_dataset
 from sdediff.denoiser import ScoreModel
+from sdediff.interrupt import Interrupt
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, train
 from sdediff.training.batches import Batches, held_out_batch
-from sdediff.training.interrupt import Interrupt
 from sdediff.training.objective import stratified
 from sdediff.training.record import Record
 from sdediff.types import DataInfo

@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from sdediff import plots, tuning
-from sdediff.checkpoint import write
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console, columns
+from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import (
     PATH,
     POSITIVE,
@@ -33,6 +34,7 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, open_run
 from sdediff.comparison import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
+from sdediff.files import write
 from sdediff.samplers import SAMPLERS, Sampler
 
 EXAMPLES = """\
@@ -84,6 +86,7 @@ def _several(
 @click.option("--tolerance", type=POSITIVE, default=1e-6, show_default=True, help="Of the reference, a tight solve.")
 @seed_option
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: comparisons/ in the run]")
 @force_option
@@ -97,6 +100,7 @@ def command(
     tolerance: float,
     seed: int,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -109,21 +113,27 @@ def command(
     by the energy distance, which small numbers of starts cannot resolve.
     """
     console = Console(as_json)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     files = plan(out, opened.folder / "comparisons", "compare", (".png", ".csv"), force=force)
-    start = time.perf_counter()
-    with console.bar("comparing", unit="forward") as report:
-        result = compare(
-            opened.model,
-            (count, *opened.info.shape),
-            _entries(_flat(solvers, SOLVERS), opened),
-            forwards=_flat(forwards, FORWARDS),
-            rtols=_flat(rtols, TOLERANCES),
-            tolerance=tolerance,
-            seed=seed,
-            batch_size=batch_size,
-            progress=report,
-        )
+    start, found, interrupted = time.perf_counter(), list[Comparison](), False
+    try:
+        with console.bar("comparing", unit="forward") as report:
+            result = compare(
+                opened.model,
+                (count, *opened.info.shape),
+                _entries(_flat(solvers, SOLVERS), opened),
+                forwards=_flat(forwards, FORWARDS),
+                rtols=_flat(rtols, TOLERANCES),
+                tolerance=tolerance,
+                seed=seed,
+                batch_size=batch_size,
+                progress=report,
+                report=found.append,
+            )
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        result, interrupted = found[-1], True
     seconds = time.perf_counter() - start
     _write_csv(files[".csv"], result.rows)
     plots.trade_off(_panels(result), files[".png"], xlabel="forwards of the network")
@@ -136,9 +146,13 @@ def command(
         rows=[_plain(row) for row in result.rows],
         seconds=seconds,
         seed=seed,
+        interrupted=interrupted,
         picture=files[".png"],
         numbers=files[".csv"],
     )
+    if interrupted:
+        console.note(f"stopped after {len(result.rows)} rows; the last solvers are missing")
+        raise SystemExit(INTERRUPTED)
 
 
 def _flat(given: tuple[tuple[Any, ...], ...], default: Sequence[Any]) -> tuple[Any, ...]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdediff.cli import tables
+from sdediff.cli.conditions import CONDITION, Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import in_batches, write_samples
 from sdediff.cli.options import (
@@ -42,6 +44,7 @@ EXAMPLES = """\
 @number_option
 @solver_options(DETERMINISTIC, None, "  [default: the one that encoded them, as it did]")
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: decoded/ in the run]")
 @force_option
@@ -56,6 +59,7 @@ def command(
     atol: float | None,
     grid: str | None,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -67,18 +71,19 @@ def command(
     at a tolerance of 1e-6.
     """
     console = Console(as_json)
-    z, named, own = _read(latents)
+    z, named, own, condition = _read(latents)
     if all(option is None for option in (solver, steps, rtol, atol, grid)):
         solver, options = named, own
     else:
         solver = named if solver is None else solver
         options = transport_options(solver, steps, rtol, atol, grid)
-    opened = open_run(run, device, console)
+    rows = {name: value if len(value) == 1 else value[:number] for name, value in condition.items()}
+    opened = tell(open_run(run, device, console), tuple({**rows, **dict(told)}.items()))
     z = _fitting(z[:number], latents, opened, states_of(SAMPLERS[solver]), (solver, options) == (named, own))
     files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
     start = time.perf_counter()
     with console.bar("decoding", unit="item") as report, counting(opened.model) as count:
-        x = in_batches(z, batch_size, lambda part: decode(opened.model, part, solver, **options), report)
+        x = in_batches(opened.model, z, batch_size, lambda model, part: decode(model, part, solver, **options), report)
     seconds, nfe = time.perf_counter() - start, count.items / len(z)
     if tuple(x.shape[1:]) != opened.info.shape:  # a reversible solve from plain latents leaves several states
         x = x[:, 0]
@@ -99,15 +104,18 @@ def command(
     )
 
 
-def _read(file: Path) -> tuple[Tensor, str, dict[str, Any]]:
-    """The latents of a file, and the solver and its options that the file names, if it does."""
+def _read(file: Path) -> tuple[Tensor, str, dict[str, Any], dict[str, Tensor]]:
+    """The latents of a file, and the solver, its options and the condition that the file names, if it does."""
     z = load_items(file, ("latents",), layout=None).x
     named: dict[str, str] = {}
+    condition: dict[str, Tensor] = {}
     if file.suffix == ".npz":
         with np.load(file) as arrays:
             named = {name: str(arrays[name]) for name in ("solver", "options") if name in arrays}
+            told = [name for name in arrays.files if name.startswith(CONDITION)]
+            condition = {name.removeprefix(CONDITION): torch.from_numpy(arrays[name]) for name in told}
     solver = named.get("solver", "ode")
-    return z, solver if solver in DETERMINISTIC else "ode", json.loads(named.get("options", "{}"))
+    return z, solver if solver in DETERMINISTIC else "ode", json.loads(named.get("options", "{}")), condition
 
 
 def _fitting(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:

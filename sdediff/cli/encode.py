@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sdediff.cli import tables
+from sdediff.cli.conditions import CONDITION, Told, condition_option, labels_option, tell_labels
 from sdediff.cli.console import Console
 from sdediff.cli.items import as_values, in_batches, read_items
 from sdediff.cli.options import (
@@ -40,6 +41,8 @@ EXAMPLES = """\
 @number_option
 @solver_options(DETERMINISTIC)
 @batch_size_option(256)
+@condition_option
+@labels_option
 @device_option
 @click.option("--out", type=PATH, help="The .npz file.  [default: latents/ in the run]")
 @force_option
@@ -54,6 +57,8 @@ def command(
     atol: float | None,
     grid: str | None,
     batch_size: int,
+    told: Told,
+    labels: str | None,
     device: str,
     out: Path | None,
     force: bool,
@@ -62,22 +67,23 @@ def command(
     """Latents of DATA: where the probability-flow ODE takes it.
 
     DATA is a data set's name, a file or a folder; by default what the run's training left out. `sdediff decode` is the
-    inverse: it finds the solver in the file. The default is adaptive, at a tolerance of 1e-6. With --solver reversible
-    the inverse is exact, for any number of steps; its latents are the last few states of the way, the first of them the
-    latent itself: (n, 5, *shape).
+    inverse: it finds the solver, and what the network was told, in the file. The default is adaptive, at a tolerance of
+    1e-6. With --solver reversible the inverse is exact, for any number of steps; its latents are the last few states of
+    the way, the first of them the latent itself: (n, 5, *shape).
     """
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
     opened = open_run(run, device, console)
-    items, words = read_items(data, opened, number)
+    items, words, _ = read = read_items(data, opened, number)
+    opened, condition = tell_labels(opened, told, labels, read)
     file = plan(out, opened.folder / "latents", "latents", (".npz",), force=force)[".npz"]
     start = time.perf_counter()
     with console.bar("encoding", unit="item") as report, counting(opened.model) as count:
-        z = in_batches(
-            as_values(items, opened), batch_size, lambda x: encode(opened.model, x, solver, **options), report
-        )
+        x = as_values(items, opened)
+        z = in_batches(opened.model, x, batch_size, lambda model, part: encode(model, part, solver, **options), report)
     seconds, nfe = time.perf_counter() - start, count.items / len(items)
-    write_npz(file, {"latents": z.numpy(), "solver": solver, "options": json.dumps(options)})
+    also = {f"{CONDITION}{name}": value.numpy() for name, value in condition.items()}
+    write_npz(file, {"latents": z.numpy(), "solver": solver, "options": json.dumps(options), **also})
     console.say(f"{len(z)} latents of {words}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n  numbers  {file}")
     console.say(f"  next     sdediff decode {file} --run {opened.folder}")
     console.result(run=opened.folder, data=words, solver=solver, items=len(z), nfe=nfe, seconds=seconds, numbers=file)

@@ -1,20 +1,26 @@
 """A group of commands that are imported when needed, and whose failures are one line.
 
-Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted. ``SDEDIFF_DEBUG=1`` shows the traceback instead.
+Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted by Ctrl-C, SIGTERM or SIGHUP. ``SDEDIFF_DEBUG=1``
+shows the traceback instead.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
 
+from sdediff.cli.console import complain, end, open_streams
+from sdediff.interrupt import ending_interrupts
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+"""What of an operating system's errors is no fault of the input."""
 
 
 class CommandTable(click.Group):
@@ -57,20 +63,22 @@ class CommandTable(click.Group):
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
         """Run a command line and exit."""
+        open_streams()
         try:
-            code = super().main(*args, **{**settings, "standalone_mode": False})
+            with ending_interrupts():
+                code = super().main(*args, **{**settings, "standalone_mode": False})
         except click.ClickException as error:
             fail(error, error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
+            complain("interrupted")
+            end(INTERRUPTED)
         except (ValueError, OSError) as error:
-            fail(error, describe(error), BAD_INPUT)
+            fail(error, describe(error), FAILED if isinstance(error, OSError) and error.errno in _DISK else BAD_INPUT)
         except (ArithmeticError, RuntimeError, MemoryError) as error:
             fail(error, describe(error) or type(error).__name__, FAILED)
         except Exception as error:  # a fault of the program, which the user still deserves to see in one line
             fail(error, f"internal error ({type(error).__name__}: {error}); SDEDIFF_DEBUG=1 shows where", FAILED)
-        sys.exit(code if isinstance(code, int) else 0)
+        end(code if isinstance(code, int) else 0)
 
 
 def describe(error: Exception) -> str:
@@ -84,8 +92,8 @@ def fail(error: Exception, message: str, code: int) -> NoReturn:
     """Print one line on the error stream and exit."""
     if os.environ.get("SDEDIFF_DEBUG") == "1":
         raise error
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+    complain(f"error: {' '.join(message.split())}")
+    end(code)
 
 
 def choices(names: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff import plots
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import arrays_of, as_values, backdrop, read_items
 from sdediff.cli.options import (
@@ -54,6 +55,7 @@ EXAMPLES = """\
 )
 @solver_options(DETERMINISTIC)
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: interpolations/ in the run]")
 @force_option
@@ -69,6 +71,7 @@ def command(
     atol: float | None,
     grid: str | None,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -81,8 +84,8 @@ def command(
     """
     console = Console(as_json)
     options = transport_options(solver, steps, rtol, atol, grid)
-    opened = open_run(run, device, console)
-    items, words = read_items(data, opened)
+    opened = tell(open_run(run, device, console), told)
+    items, words, _ = read_items(data, opened)
     pairs = _pairs(pairs, len(items), words)
     files = plan(out, opened.folder / "interpolations", "paths", (".png", ".npz"), force=force)
     ends = as_values(items[torch.tensor(pairs)], opened)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from sdediff import plots
 from sdediff.cli.console import Report, warnings_as_lines
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import Run, run_config
-from sdediff.data import DATASETS, load_dataset, to_levels, to_values
+from sdediff.data import DATASETS, Dataset, load_dataset, to_levels, to_values
 from sdediff.data.files import load_items
 from sdediff.data.layout import AUTO
 from sdediff.data.remarks import DataWarning, are_levels, said_of_levels
+from sdediff.denoiser import Denoiser
 
 NAMES = ("x_test", "data", "levels", "samples")
 """Arrays of an ``.npz`` that are items; the levels of samples go before their values."""
@@ -27,8 +28,22 @@ SHOWN = {True: 400, False: 20_000}
 """Most items in one picture: images, points."""
 
 
-def read_items(data: str | None, run: Run, number: int | None = None) -> tuple[Tensor, str]:
-    """Items ``(n, *shape)`` in the order of their file, integer levels or floats, and what they are in words.
+class Read(NamedTuple):
+    """What was read.
+
+    Attributes:
+        items: ``(n, *shape)`` in the order of their file, integer levels or floats.
+        words: what they are.
+        labels: the class of each, ``(n,)``, where the data have labels.
+    """
+
+    items: Tensor
+    words: str
+    labels: Tensor | None
+
+
+def read_items(data: str | None, run: Run, number: int | None = None) -> Read:
+    """Read the items that a command works on.
 
     Args:
         data: a name (its held-out part), a file or folder (all of it), or ``None``, or what the run was trained on, for
@@ -41,7 +56,9 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> tuple[T
         ValueError: if they cannot be read, or are not of the shape of the run's data.
     """
     with warnings_as_lines():
-        items, words = _items(data, run)
+        items, words, labels = _items(data, run)
+    if len(items) == 0:
+        raise ValueError(f"{words}: there are no items")
     if tuple(items.shape[1:]) != run.info.shape:
         raise ValueError(f"{words}: the run's items have shape {run.info.shape}, these {tuple(items.shape[1:])}")
     if run.info.levels is None:
@@ -50,22 +67,26 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> tuple[T
         to_values(items, run.info)  # says which levels are allowed
     elif are_levels(items, run.info):
         raise ValueError(f"{words}: {said_of_levels(run.info)}")
-    return items[:number], words
+    return Read(items[:number], words, None if labels is None else labels[:number])
 
 
-def _items(data: str | None, run: Run) -> tuple[Tensor, str]:
+def _items(data: str | None, run: Run) -> Read:
     config = run_config(run.folder)
     if data is None and config is None:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
     if config is not None and own:  # with its own seed: another would hold out what it was trained on
         section = config.data
-        return load_dataset(section.name, section.seed, section.layout).held_out, f"held-out {section.name}"
+        return _held_out(load_dataset(section.name, section.seed, section.layout), section.name)
     name = str(data)
     if name in DATASETS or not Path(name).exists():
-        return load_dataset(name).held_out, f"held-out {name}"
-    layout = AUTO if config is None else config.data.layout
-    return load_items(Path(name), NAMES, layout, run.info.shape).x, name
+        return _held_out(load_dataset(name), name)
+    found = load_items(Path(name), NAMES, AUTO if config is None else config.data.layout, run.info.shape)
+    return Read(found.x, name, found.labels)
+
+
+def _held_out(dataset: Dataset, name: str) -> Read:
+    return Read(dataset.held_out, f"held-out {name}", dataset.held_out_labels)
 
 
 def as_values(items: Tensor, run: Run) -> Tensor:
@@ -74,11 +95,14 @@ def as_values(items: Tensor, run: Run) -> Tensor:
     return values.to(run.device)
 
 
-def in_batches(x: Tensor, size: int, work: Callable[[Tensor], Tensor], report: Report) -> Tensor:
-    """``work`` on ``size`` items at a time; the results in one tensor on the CPU."""
+def in_batches(
+    model: Denoiser, x: Tensor, size: int, work: Callable[[Denoiser, Tensor], Tensor], report: Report
+) -> Tensor:
+    """``work`` on ``size`` items at a time and the model of these; the results in one tensor on the CPU."""
+    model.check_batch(len(x))
     parts = []
     for start in range(0, len(x), size):
-        parts.append(work(x[start : start + size]).cpu())
+        parts.append(work(model.part(start, size, len(x)), x[start : start + size]).cpu())
         report(min(start + size, len(x)), len(x))
     return torch.cat(parts)
 
@@ -108,6 +132,6 @@ def backdrop(run: Run) -> Tensor | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # it was said when the run was trained
-            return _items(None, run)[0]
+            return _items(None, run).items
     except (ValueError, OSError):  # a picture without them is better than none
         return None

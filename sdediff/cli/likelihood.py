@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sdediff import scoring
 from sdediff.checkpoint import latest_run
+from sdediff.cli.conditions import Told, condition_option, labels_option, tell_labels
 from sdediff.cli.console import Console
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
@@ -124,6 +126,8 @@ method_options = together(
 @method_options
 @seed_option
 @click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
+@condition_option
+@labels_option
 @device_option
 @click.option("--out", type=PATH, help=f"A row for each item: {', '.join(WRITERS)}; an unfinished one is gone on with.")
 @click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
@@ -137,6 +141,8 @@ def command(
     elbo: bool,
     seed: int,
     batch_size: int | None,
+    told: Told,
+    labels: str | None,
     device: str,
     out: Path | None,
     picture: Path | None,
@@ -150,7 +156,7 @@ def command(
     dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better).
 
     Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
-    mean over all. With --out what is done is kept: after Ctrl-C the same command goes on.
+    mean over all. With --out what is done is kept: after Ctrl-C, or any other end, the same command goes on.
     """
     console = Console(as_json)
     name = "elbo" if elbo else "flow"
@@ -158,16 +164,16 @@ def command(
     _check_method(name, given)
     files = _place(out, picture, force)
     workers = scoring.Workers(pick_device(device))
-    opened = open_run(
-        (find_run(console) if MAIN else latest_run()) if run is None else run, str(workers.device), console
-    )
-    items, words = read_items(data, opened, number)
+    folder = (find_run(console) if MAIN else latest_run()) if run is None else run
+    opened = open_run(folder, str(workers.device), console)
+    items, words, _ = read = read_items(data, opened, number)
+    condition = tell_labels(opened, told, labels, read)[1] or None
     if MAIN:
         console.note(f"data: {words}, {describe(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
-    settings = {**scoring.identity(opened.model, items), "method": name, "seed": seed, **given}
-    with bar(task, MAIN) as report:
+    settings = {**scoring.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
+    with bar(task, MAIN) as report, _hint():
         scores = scoring.score(
             partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
             items,
@@ -178,6 +184,7 @@ def command(
             fresh=force,
             workers=workers,
             model=opened.model,
+            condition=condition,
             report=report,
         )
     if MAIN:
@@ -192,6 +199,15 @@ def _counted(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any)
     with counting(model) as count:
         columns = work(model, x, first, **options)
     return {**columns, "nfe": torch.full((len(x),), count.items / len(x), dtype=torch.float64)}
+
+
+@contextmanager
+def _hint() -> Iterator[None]:
+    """Say what helps against an unfinished file that cannot be gone on with."""
+    try:
+        yield
+    except scoring.PartError as error:
+        raise ValueError(f"{error}; --force starts anew") from None
 
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdediff.checkpoint import write
+from sdediff.files import write
 
 
 def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, force: bool = False) -> dict[str, Path]:
@@ -44,12 +44,19 @@ def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, 
     taken = [str(path) for path in paths.values() if path.exists()]
     if taken and not force:
         raise FileExistsError(f"{' and '.join(taken)} exist{'s' if len(taken) == 1 else ''}; --force replaces")
+    for folder in {stem.parent: None, **{path.resolve().parent: None for path in paths.values() if path.is_symlink()}}:
+        _check_writable(folder)
+    return paths
+
+
+def _check_writable(folder: Path) -> None:
+    """Learn now and not after the work that a folder is read-only; made if need be."""
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=stem.parent):  # better to learn now than after the work that it is read-only
-            return paths
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise OSError(f"cannot write to {stem.parent}: {error.strerror}") from None
+        raise OSError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def _files(stem: Path, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sdediff.checkpoint import latest_run, load
+from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
@@ -51,14 +51,14 @@ def open_run(folder: Path | None, device: str, console: Console) -> Run:
     return Run(folder, model, model.data, place)
 
 
-def find_run(console: Console) -> Path:
-    """The most recent run, and a remark which it is.
+def find_run(console: Console, holding: str = DESCRIPTION) -> Path:
+    """The most recent run that holds a file, the model's by default, and a remark which it is.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     try:
-        folder = latest_run()
+        folder = latest_run(holding=holding)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; train one with `sdediff train`, or name one with --run") from None
     console.note(f"run: {folder} (the most recent)")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli import tables
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import (
@@ -56,6 +57,7 @@ NAMES: Mapping[str, Any] = ChainMap({**SPECIAL, TUNED: None}, SAMPLERS)
 @seed_option
 @click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, found along the way.")
 @batch_size_option(256)
+@condition_option
 @device_option
 @click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: samples/ in the run]")
 @force_option
@@ -71,6 +73,7 @@ def command(
     seed: int,
     log_prob: bool,
     batch_size: int,
+    told: Told,
     device: str,
     out: Path | None,
     force: bool,
@@ -87,9 +90,9 @@ def command(
     sampler = resolve(default, steps=steps, rtol=rtol, atol=atol, grid=grid)
     if solver == TUNED and (sampler.adaptive or grid is not None):
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     if solver == TUNED:
-        sampler, solver = _tuned(opened, steps, sampler, console)
+        sampler = _tuned(opened, steps)
     intervals = _intervals(sampler, opened, steps, grid, log_prob)
     files = plan(out, opened.folder / "samples", f"{solver}-seed{seed}", (".png", ".npz"), force=force)
     start = time.perf_counter()
@@ -122,13 +125,17 @@ def command(
     )
 
 
-def _tuned(run: Run, steps: int | None, default: Sampler, console: Console) -> tuple[Sampler, str]:
-    """The run's tuned solver, or the default one and a remark why; with its name."""
+def _tuned(run: Run, steps: int | None) -> Sampler:
+    """The run's tuned solver.
+
+    Raises:
+        ValueError: if there is none that fits.
+    """
     try:
-        return tuning.load(run.folder, run.model, steps), TUNED
+        return tuning.load(run.folder, run.model, steps)
     except (FileNotFoundError, ValueError) as error:
-        console.note(f"sampling with 'ode' instead of 'tuned': {error}; `sdediff tune` makes one")
-        return default, "ode"
+        wanted = "" if steps is None else f" --steps {steps}"
+        raise ValueError(f"{error}; `sdediff tune --run {run.folder}{wanted}` makes one") from None
 
 
 def _draw(

@@ -17,6 +17,7 @@ from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
+from sdediff.progress import Progress
 from sdediff.scoring import METHODS, Scores
 from sdediff.scoring.methods import EFFECT, ERROR, TERM
 from sdediff.types import DataInfo
@@ -46,19 +47,10 @@ class Task(NamedTuple):
 
 @contextmanager
 def bar(task: Task, show: bool) -> Iterator[Callable[[Scores], None]]:
-    """A bar of items with the mean so far, on the error stream, if that is a terminal."""
-    from tqdm import tqdm
-
-    total = len(task.items)
-    with tqdm(
-        desc="likelihood", unit="item", total=total, disable=None if show else True, leave=False, dynamic_ncols=True
-    ) as bar:
-
-        def report(scores: Scores) -> None:
-            bar.set_postfix_str(f"{mean_of(scores)} {scoring.unit(task.items)[0]}", refresh=False)
-            bar.update(scores.done - bar.n)
-
-        yield report
+    """Progress over the items with the mean so far."""
+    unit = scoring.unit(task.items)[0]
+    with Progress("likelihood", "item", len(task.items), show=show) as progress:
+        yield lambda scores: progress(scores.done, note=f"{mean_of(scores)} {unit}")
 
 
 def mean_of(scores: Scores) -> str:
@@ -78,13 +70,13 @@ def finish(task: Task, scores: Scores, target: float | None) -> None:
         elif files.part is None:
             console.note("  nothing is kept; with --out it would be")
         return
-    if files.out is not None and files.part is not None:
+    if files.out is not None:
         WRITERS[files.out.suffix](files.out, _sorted(scores))
-        if not scores.on_target:  # else the rest can still be gone on with
-            files.part.unlink(missing_ok=True)
     if files.picture is not None:
         _draw(task, scores, files.picture)
     _report(task, scores, target)
+    if files.part is not None and not scores.on_target:  # else the rest can still be gone on with
+        files.part.unlink(missing_ok=True)  # the last thing: until then the same command finishes what is left
 
 
 def _report(task: Task, scores: Scores, target: float | None) -> None:

@@ -77,7 +77,7 @@ def command(
     """Train a score network on data and write a run.
 
     The network's moving average, its settings and metrics go to the run's folder, with a picture of samples every so
-    often. Ctrl-C saves first; --resume goes on, bit for bit.
+    often. Ctrl-C, SIGTERM and SIGHUP save first; --resume goes on, bit for bit.
     """
     console = Console(as_json)
     place = pick_device(device)
@@ -90,7 +90,7 @@ def command(
     }
     changes = {key: value for key, value in flags.items() if value is not None} | _assignments(settings)
     if resume and run is None:
-        run = find_run(console) if data is None else RUNS / Path(data).stem
+        run = find_run(console, CONFIG) if data is None else RUNS / Path(data).stem
     kept = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
     source = file or kept
     config = (Config() if source is None else Config.load(source)).updated(changes)

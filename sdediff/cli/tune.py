@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sdediff import tuning
+from sdediff.cli.conditions import Told, condition_option, tell
 from sdediff.cli.console import Console, columns
-from sdediff.cli.group import FAILED
+from sdediff.cli.group import FAILED, INTERRUPTED
 from sdediff.cli.options import COUNT, device_option, json_option, run_option, seed_option
 from sdediff.cli.runs import open_run
 
@@ -28,6 +30,7 @@ Examples:
 @click.option("--iterations", type=COUNT, default=300, show_default=True, help="Of the optimiser.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Trajectories an iteration.")
 @seed_option
+@condition_option
 @device_option
 @json_option
 def command(
@@ -38,6 +41,7 @@ def command(
     iterations: int,
     batch_size: int,
     seed: int,
+    told: Told,
     device: str,
     as_json: bool,
 ) -> None:
@@ -48,25 +52,26 @@ def command(
     tuned` finds it; one that does not is not kept.
     """
     console = Console(as_json)
-    opened = open_run(run, device, console)
+    opened = tell(open_run(run, device, console), told)
     with console.bar("accurate trajectories", "batch") as report:
         paths = tuning.pilot(opened.model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
     results: dict[int, tuning.Tuning] = {}
-    for steps in dict.fromkeys(counts):
-        with console.bar(f"{steps} steps", "iteration") as report:
-            found = tuning.tune(
-                opened.model,
-                steps,
-                trajectories=paths,
-                iterations=iterations,
-                batch_size=batch_size,
-                seed=seed,
-                progress=report,
-            )
-        results[steps] = found
-        if found.gain < 1.0:
-            tuning.save(opened.folder, opened.model, [found])
+    settings: dict[str, Any] = {"iterations": iterations, "batch_size": batch_size, "seed": seed}
+    wanted = tuple(dict.fromkeys(counts))
+    try:
+        for steps in wanted:
+            with console.bar(f"{steps} steps", "iteration") as report:
+                found = tuning.tune(opened.model, steps, trajectories=paths, progress=report, **settings)
+            if found.gain < 1.0:
+                tuning.save(opened.folder, opened.model, [found])
+            results[steps] = found
+    except KeyboardInterrupt:
+        if not results:
+            raise
     _report(console, opened.folder, results)
+    if len(results) < len(wanted):
+        console.note(f"stopped: no solver of {', '.join(map(str, wanted[len(results) :]))} steps was learned")
+        raise SystemExit(INTERRUPTED)
     if not any(found.gain < 1.0 for found in results.values()):
         raise SystemExit(FAILED)
 

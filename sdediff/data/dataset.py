@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.data.layout import describe
-from sdediff.types import DataInfo
+from sdediff.types import DataInfo, brief
 
 HELD_OUT_SHARE = 0.2
 
@@ -26,6 +26,10 @@ class Items(NamedTuple):
     x: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
 
     def part(self, index: Tensor) -> Items:
         """Return the items of an index ``(k,)``, with their labels."""
@@ -60,6 +64,8 @@ class Dataset:
             names = f" ({', '.join(self.classes)})" * bool(self.classes)
             parts.append(f"{len(self.classes) or 1 + int(self.train_labels.max())} classes{names}")
         return "; ".join(parts)
+
+    __repr__ = brief
 
 
 def split(items: Items, info: DataInfo, seed: int, share: float = HELD_OUT_SHARE) -> Dataset:

@@ -26,7 +26,7 @@ from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check
 from sdediff.likelihood.ode import log_likelihood
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
-from sdediff.types import DataInfo, Level
+from sdediff.types import DataInfo, Level, brief
 
 
 class BitsPerDim(NamedTuple):
@@ -60,6 +60,10 @@ class BitsPerDim(NamedTuple):
     nfe: int
     t_from: float
     error_budget: ErrorBudget
+
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
 
 
 class _Draws(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import wide
+from sdediff.types import brief
 
 SEEN_BY_PROBES = ("quadrature",)
 """Systematic parts that are differences of divergences, as noisy as those where the trace is random."""
@@ -41,6 +42,8 @@ class ErrorBudget:
     values: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: float = 1.0
     unit: str = "nats"
+
+    __repr__ = brief
 
     @property
     def parts(self) -> dict[str, Tensor]:

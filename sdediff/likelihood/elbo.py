@@ -33,7 +33,7 @@ from sdediff.likelihood.reconstruction import make_decoder
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean, flatten
-from sdediff.types import DataInfo, Level
+from sdediff.types import DataInfo, Level, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
     "moments": GaussianErrors,
@@ -69,6 +69,8 @@ class Elbo:
     dim: int
     discrete: bool
     times: Tensor
+
+    __repr__ = brief
 
     @property
     def total(self) -> Tensor:
@@ -107,7 +109,7 @@ class Elbo:
             ValueError: for continuous data, whose density has units.
         """
         if not self.discrete:
-            raise ValueError("bits/dim exist for integer data only; continuous data have total, in nats")
+            raise UndefinedError("bits/dim exist for integer data only; continuous data have total, in nats")
         return self.total / (math.log(2.0) * self.dim)
 
 

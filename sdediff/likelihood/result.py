@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff.likelihood import budget
 from sdediff.likelihood.budget import ErrorBudget
+from sdediff.types import UndefinedError, brief
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LogLikelihood:
     error_budget: ErrorBudget
     discrete: bool = False
 
+    __repr__ = brief
+
     @property
     def bits_per_dim(self) -> Tensor:
         """Bits a dimension of integer data, ``(B,)``; smaller is better.
@@ -44,7 +47,7 @@ class LogLikelihood:
             ValueError: for continuous data, whose density has units.
         """
         if not self.discrete:
-            raise ValueError("bits/dim exist for integer data only; continuous data have log_prob, in nats")
+            raise UndefinedError("bits/dim exist for integer data only; continuous data have log_prob, in nats")
         return -self.log_prob / (math.log(2.0) * self.latent[0].numel())
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:

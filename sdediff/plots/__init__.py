@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sdediff.files import replace
 from sdediff.numerics import flatten
-from sdediff.plots.canvas import INK, PALE, replace, save, single_axes
+from sdediff.plots.canvas import INK, PALE, save, single_axes
 from sdediff.plots.costs import Panel as Panel
 from sdediff.plots.costs import trade_off as trade_off
 from sdediff.types import DataInfo

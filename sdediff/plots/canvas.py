@@ -1,11 +1,11 @@
-"""Figures outside pyplot and its global list, their colours, and files that are never half written."""
+"""Figures outside pyplot and its global list, and their colours."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sdediff.files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,14 +29,3 @@ def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
 def save(drawn: Figure, path: str | Path) -> None:
     """Write a figure as a PNG."""
     replace(path, lambda file: drawn.savefig(file, format="png", dpi=150, bbox_inches="tight"))
-
-
-def replace(path: str | Path, draw: Callable[[Path], None]) -> None:
-    """Draw beside the place and move there, so that no half a picture is ever seen."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draw(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -6,17 +6,21 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdediff.checkpoint import write
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.files import write
+from sdediff.predictions import Prediction
 
 Settings = Mapping[str, Any]
 """Everything that the figures depend on, by name, as JSON values."""
@@ -24,24 +28,55 @@ Settings = Mapping[str, Any]
 Columns = dict[str, NDArray[np.generic]]
 
 _SETTINGS, _SECONDS = "settings", "seconds"
+_CONDITION = "condition"
+_OF_MODULES = {*vars(nn.Module())}
+"""What every module has: hooks, children, weights, which count elsewhere or not at all."""
 
 
-def digest(*tensors: Tensor) -> str:
-    """A short hash of shapes, types and contents."""
+class PartError(ValueError):
+    """The file is damaged, or of other settings: it cannot be gone on with."""
+
+
+def digest(value: object) -> str:
+    """Return a short hash of everything that a value holds: types, names, numbers, tensors.
+
+    Modules count by their state and, where they are denoisers, by all their attributes; what is neither data nor a
+    module, such as a function, by its name alone.
+    """
     result = hashlib.sha256()
-    for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().view(-1).numpy()
-        result.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        result.update(array.tobytes())
+    for piece in _pieces(value):
+        result.update(len(piece).to_bytes(8, "big") + piece)
     return result.hexdigest()[:16]
 
 
-def identity(model: Denoiser, items: Tensor) -> dict[str, str]:
-    """Which model and which data, as settings."""
-    state = model.state_dict()
-    moments = () if model.moments is None else (model.moments.mean, model.moments.variances)
-    weights = digest(*state.values(), *moments)
-    return {"model": f"{weights} {model.sde!r}", "data": digest(items)}
+def identity(model: Denoiser, items: Tensor, condition: ConditionLike = None) -> dict[str, str]:
+    """Return which model, which data and, if there is one, which condition, as settings."""
+    told = Condition.of(condition)
+    return {"model": digest(model), "data": digest(items), **({_CONDITION: digest(told)} if told else {})}
+
+
+def _pieces(value: object) -> Iterator[bytes]:
+    """A value as bytes, part by part."""
+    yield getattr(value, "__qualname__", type(value).__qualname__).encode()
+    if isinstance(value, Tensor):
+        yield f"{tuple(value.shape)} {value.dtype}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, nn.Module):
+        yield from _pieces(dict(value.state_dict()))
+        for name, module in value.named_modules():
+            own = {key: part for key, part in vars(module).items() if key not in _OF_MODULES}
+            yield from _pieces([name, type(module).__qualname__, own if isinstance(module, Denoiser) else None])
+    elif isinstance(value, Prediction) or (is_dataclass(value) and not isinstance(value, type)):
+        yield from _pieces(vars(value))
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _pieces([str(key), value[key]])
+    elif isinstance(value, list | tuple):
+        yield str(len(value)).encode()
+        for part in value:
+            yield from _pieces(part)
+    elif isinstance(value, bool | int | float | complex | str | bytes | NoneType):
+        yield repr(value).encode()
 
 
 @dataclass(frozen=True)
@@ -60,7 +95,7 @@ class Part:
         """The columns done so far, and the seconds spent; empty if there is no such file.
 
         Raises:
-            ValueError: if the file is damaged, or was begun with other settings.
+            PartError: if the file is damaged, or was begun with other settings.
         """
         if not self.path.exists():
             return {}, 0.0
@@ -70,7 +105,7 @@ class Part:
             settings = json.loads(str(columns.pop(_SETTINGS)))
             seconds = float(columns.pop(_SECONDS))
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-            raise ValueError(f"{self.path} is damaged or no file of an unfinished run; --force starts anew") from None
+            raise PartError(f"{self.path} is damaged or no file of an unfinished run") from None
         self._compare(settings)
         return columns, seconds
 
@@ -84,9 +119,9 @@ class Part:
     def _compare(self, before: Settings) -> None:
         """Refuse to mix settings."""
         changed = [
-            f"another {name}" if name in ("model", "data") else f"{name} {before.get(name)}, now {now}"
+            f"another {name}" if name in ("model", "data", _CONDITION) else f"{name} {before.get(name)}, now {now}"
             for name, now in ((name, self.settings.get(name)) for name in {**before, **self.settings})
             if before.get(name) != now
         ]
         if changed:
-            raise ValueError(f"{self.path} was begun with other settings ({'; '.join(changed)}); --force starts anew")
+            raise PartError(f"{self.path} was begun with other settings ({'; '.join(changed)})")

@@ -22,9 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.scoring.memory import Pieces, fitting, out_of_memory, peak_memory
 from sdediff.scoring.part import Columns, Part
 from sdediff.scoring.workers import Workers
+from sdediff.types import brief
 
 BLOCK = 32
 """Items between two looks at the target, whatever the batches are."""
@@ -36,8 +38,9 @@ _ROUNDS, _SMALL = 8, 16  # at least so many rounds, unless they get that small: 
 _SAVE_EVERY = 2.0  # seconds
 _ORDER = 1  # of the seed's streams
 
-Score = Callable[[Tensor, int], Mapping[str, Tensor]]
-"""From items ``(B, *shape)`` and the place of the first to named columns ``(B,)``; the first column is averaged."""
+Score = Callable[..., Mapping[str, Tensor]]
+"""``work(x, first)``: from items ``(B, *shape)`` and the place of the first to named columns ``(B,)``; the first column
+is averaged. Where there is a condition, ``work(x, first, condition=rows)``."""
 
 
 def order(count: int, seed: int) -> NDArray[np.int64]:
@@ -73,7 +76,7 @@ class Scores:
         total: items there are.
         seconds: spent, earlier runs included.
         on_target: whether the target ended the run.
-        interrupted: whether Ctrl-C did.
+        interrupted: whether a ``KeyboardInterrupt`` did.
     """
 
     columns: Columns
@@ -81,6 +84,8 @@ class Scores:
     seconds: float
     on_target: bool = False
     interrupted: bool = False
+
+    __repr__ = brief
 
     @property
     def done(self) -> int:
@@ -109,6 +114,7 @@ def score(
     fresh: bool = False,
     workers: Workers | None = None,
     model: nn.Module | None = None,
+    condition: ConditionLike = None,
     report: Callable[[Scores], None] | None = None,
 ) -> Scores:
     """Score items until all are done or the target is reached.
@@ -123,15 +129,20 @@ def score(
         fresh: start anew instead of from what the file has.
         workers: the processes that share the items.
         model: that the work calls; a few of its forwards are enough to measure memory on.
+        condition: what the network is told about each item, one row an item or one for all, in the order of ``items``;
+            the work gets the rows of its batch.
         report: called in the main process after every round, with what is done so far.
 
     Raises:
-        ValueError: if the file is damaged or was begun with other settings.
+        PartError: if the file is damaged or was begun with other settings.
+        ValueError: if the condition has another number of rows.
     """
+    told = Condition.of(condition)
+    told.check(len(items))
     workers = Workers() if workers is None else workers
     columns, before = ({}, 0.0) if part is None or fresh else part.read()
     state, keep = Scores(columns, len(items), before), _Keep(part if workers.main else None, columns)
-    run = _Run(work, items, order(len(items), seed), workers, size, model)
+    run = _Run(work, items, told, order(len(items), seed), workers, size, model)
     workers.wait()  # all have read the file before one replaces it
     start, interrupted = time.monotonic(), False
     end = reached(state.values, target)
@@ -174,12 +185,14 @@ class _Run:
         self,
         work: Score,
         items: Tensor,
+        condition: Condition,
         places: NDArray[np.int64],
         workers: Workers,
         size: int | None,
         model: nn.Module | None,
     ) -> None:
-        self.work, self.items, self.places, self.workers, self.model = work, items, places, workers, model
+        self.work, self.items, self.condition, self.places = work, items, condition, places
+        self.workers, self.model = workers, model
         self.share = FIRST if size is None else size  # items of a round in each process
         self.pieces = None if size is None else Pieces(size)  # of a share
 
@@ -198,16 +211,27 @@ class _Run:
         return {**dict(zip(rows, joined, strict=True)), "item": self.places[start:stop]}
 
     def _rows(self, places: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        x, first = self.items[torch.from_numpy(self.places[places])].to(self.workers.device), int(places[0])
+        index, first = torch.from_numpy(self.places[places]), int(places[0])
+        x, work = self.items[index].to(self.workers.device), self._told(self.condition.rows(index), first)
         if self.pieces is None:
-            self.share = self._fitting(x, first)
+            self.share = self._fitting(work, x, first)
             self.pieces = Pieces(self.share)
-        return self.pieces(self.work, x, first)
+        return self.pieces(work, x, first)
 
-    def _fitting(self, x: Tensor, first: int) -> int:
+    def _told(self, condition: Condition, first: int) -> Score:
+        """The work under the condition of a batch, whose rows go with the pieces of it."""
+        if not condition:
+            return self.work
+
+        def told(x: Tensor, place: int) -> Mapping[str, Tensor]:
+            return self.work(x, place, condition=condition.rows(slice(place - first, place - first + len(x))))
+
+        return told
+
+    def _fitting(self, work: Score, x: Tensor, first: int) -> int:
         """Items a process takes at a time, the same for all, by what the few ``x`` take."""
         try:
-            taken = peak_memory(lambda: self.work(x, first), self.model) / len(x)
+            taken = peak_memory(lambda: work(x, first), self.model) / len(x)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
 from sdediff.data import Dataset, bin_width, load_dataset
 from sdediff.denoiser import ScoreModel
+from sdediff.files import write
 from sdediff.generation import sample
+from sdediff.interrupt import Interrupt
 from sdediff.moments import Moments
+from sdediff.progress import Progress
 from sdediff.training import ema
 from sdediff.training.batches import Batch, Batches, held_out_batch
-from sdediff.training.interrupt import Interrupt
 from sdediff.training.objective import Objective
 from sdediff.training.record import BOARD, METRICS, Record
 from sdediff.training.state import STATE, load_state, save_state
@@ -49,7 +50,7 @@ class TrainResult:
         seconds: of this call.
         loss: mean training loss since the last line of metrics.
         held_out_loss: of the moving average, weighted like the training loss.
-        interrupted: whether Ctrl-C ended the run early.
+        interrupted: whether Ctrl-C, SIGTERM or SIGHUP ended the run early.
     """
 
     model: ScoreModel
@@ -80,10 +81,10 @@ def train(
         config: data, process, network and optimisation.
         run_dir: the folder of the run.
         data: what the configuration names, where it is read already.
-        resume: go on from the state in ``run_dir``.
+        resume: go on from the state in ``run_dir``, or from the start where the run was stopped before its first one.
         force: replace the run that is there.
         device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
-        progress: show a bar with loss and rate.
+        progress: show a bar with the losses or, where there is no terminal, a line now and then.
         on_sample: called with 16 samples ``(16, *shape)`` and a path without suffix, every ``sample_every`` steps and
             at the end.
 
@@ -97,7 +98,7 @@ def train(
     section = config.data
     data = load_dataset(section.name, section.seed, section.layout) if data is None else data
     run = _Run(config, folder, device, data)
-    step = load_state(folder, run.model, run.average, run.optimizer) if resume else 0
+    step = run.restore() if resume else 0
     if step > config.training.steps:
         raise ValueError(
             f"the run in {folder} has done {step} steps, more than training.steps = {config.training.steps}"
@@ -137,20 +138,20 @@ class _Run:
         self.trained: Any = self.workers.prepare_model(self.model, device_placement=False)
 
     def go(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
-        """Train from ``step`` to the end or to Ctrl-C."""
+        """Train from ``step`` to the end or to a signal."""
         settings, start, begin = self.config.training, time.monotonic(), step
         record = None
         if self.main:
-            checkpoint.write(self.folder / CONFIG, self.config.to_json().encode())
+            write(self.folder / CONFIG, self.config.to_json().encode())
             record = Record(self.folder, step)
         total, count, loss, held_out, stop = torch.zeros((), device=self.device), 0, math.nan, math.nan, False
-        bar = tqdm(total=settings.steps, initial=step, disable=not (progress and self.main), unit="step")
+        bar = Progress("training", "step", settings.steps, step, show=progress and self.main)
         with Interrupt() as interrupt, bar:
             while step < settings.steps and not stop:
                 total, count, step = total + self.step(step), count + 1, step + 1
                 stop = self._anyone(interrupt.wanted)
                 end = step == settings.steps or stop
-                bar.update()
+                bar(step, note=_known(loss=loss, held_out=held_out))
                 if end or _due(step, settings.log_every):
                     loss = float(self.workers.reduce(total / count, "mean"))
                     total, count = torch.zeros_like(total), 0
@@ -158,14 +159,12 @@ class _Run:
                         raise FloatingPointError(
                             f"the loss is {loss} at step {step}: try a lower training.learning_rate"
                         )
-                    _show(bar, loss=loss, held_out=held_out)
                     if record:
                         rate = (step - begin) / (time.monotonic() - start)
                         record.add(step, loss=loss, learning_rate=self._learning_rate(step - 1), steps_per_second=rate)
                 if record and (end or _due(step, settings.held_out_every)):
                     held_out = self.held_out_loss()
                     record.add(step, held_out_loss=held_out)
-                    _show(bar, loss=loss, held_out=held_out)
                 if record and (end or _due(step, settings.checkpoint_every)):
                     self.save(step)
                 if record and on_sample and settings.sample_every and (end or _due(step, settings.sample_every)):
@@ -199,9 +198,18 @@ class _Run:
         return float(self.objective.loss(self.average.eval(), batch.x0, batch.u, batch.eps).mean())
 
     def save(self, step: int) -> None:
-        """Write the model and the state."""
-        checkpoint.save(self.average, self.folder, force=True)
+        """Write the state and, made from it again wherever it is older, the model."""
         save_state(self.folder, step, self.model, self.average, self.optimizer)
+        checkpoint.save(self.average, self.folder, force=True)
+
+    def restore(self) -> int:
+        """Go back to the last checkpoint; the steps done then, 0 where the run was stopped before its first."""
+        if not ((self.folder / STATE).exists() or (self.folder / checkpoint.DESCRIPTION).exists()):
+            return 0
+        step = load_state(self.folder, self.model, self.average, self.optimizer)
+        if self.main and step == self.config.training.steps:  # nothing will be done that writes the model
+            checkpoint.save(self.average, self.folder, force=True)
+        return step
 
     def _draw(self, step: int, on_sample: OnSample) -> None:
         shape = self.batches.info.shape
@@ -269,6 +277,6 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / BOARD, ignore_errors=True)
 
 
-def _show(bar: Any, **losses: float) -> None:
-    """Put what is known so far beside the bar."""
-    bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items() if not math.isnan(value)})
+def _known(**losses: float) -> str:
+    """The losses that are known so far."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items() if not math.isnan(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdediff.checkpoint import write
+from sdediff.files import write
 
 METRICS, BOARD = "metrics.jsonl", "tb"
 

@@ -16,9 +16,10 @@ from typing import Annotated, Self
 import torch
 from pydantic import Field, model_validator
 
-from sdediff.checkpoint import describe, write
+from sdediff.checkpoint import describe
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
+from sdediff.files import write
 from sdediff.moments import Moments
 from sdediff.samplers.tuned import Method, Row, Tuned
 from sdediff.tuning.trajectories import Errors

@@ -13,6 +13,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.noise import NoiseSource
 from sdediff.numerics import sum_features
 from sdediff.sampling import solve
+from sdediff.types import brief
 
 STEPS, LAST = 96, 12
 """Steps of the accurate solve: down to ``t_to``, and from there to the data."""
@@ -33,6 +34,10 @@ class Pilot(NamedTuple):
     end: Tensor
     clean: Tensor
     row: Tensor
+
+    def __repr__(self) -> str:
+        """Show shapes and means."""
+        return brief(self)
 
     def select(self, index: Tensor | slice) -> Pilot:
         """Some of the trajectories."""

@@ -17,6 +17,7 @@ from sdediff.samplers.tuned import Tuned
 from sdediff.sampling import solve
 from sdediff.tuning.learn import best_start, learn
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
+from sdediff.types import brief
 
 Progress = Callable[[int, int], None]
 _BATCH = 256
@@ -37,6 +38,8 @@ class Tuning:
     before: Errors
     after: Errors
     seconds: float
+
+    __repr__ = brief
 
     @property
     def gain(self) -> float:

@@ -1,0 +1,92 @@
+"""How far some work is: a bar on a terminal, elsewhere a plain line now and then, so that logs stay short."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+FIRST, LONGEST = 5.0, 600.0
+"""Seconds until the first plain line, and the longest between two; between these every wait is half as long again."""
+
+
+class Progress:
+    """Reports on the error stream, while entered; a stream that fails is no failure of the work.
+
+    Args:
+        title: of the work.
+        unit: of what is counted, in the singular.
+        total: what there is to do; 0 where that is unknown.
+        done: of it already.
+        show: whether to report at all.
+    """
+
+    def __init__(self, title: str, unit: str, total: int = 0, done: int = 0, *, show: bool = True) -> None:
+        self.title, self.unit, self.total, self.begin, self.show = title, unit, total, done, show
+        self._bar: Any = None
+        self._start = self._last = time.monotonic()
+        self._wait = FIRST
+
+    def __enter__(self) -> Self:
+        self.show = self.show and sys.stderr is not None
+        if self.show and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            total = self.total or None
+            self._bar = tqdm(
+                desc=self.title, unit=self.unit, total=total, initial=self.begin, leave=False, dynamic_ncols=True
+            )
+        self._start = self._last = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None and self.show:
+            self._try(self._bar.close)
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Say that ``done`` of ``total`` is done, and a remark."""
+        self.total = self.total if total is None else total
+        if not self.show:
+            return
+        if self._bar is not None:
+            self._try(self._move, done, note)
+        elif (now := time.monotonic()) - self._last >= self._wait:
+            self._last, self._wait = now, min(1.5 * self._wait, LONGEST)
+            self._try(print, self._line(done, now - self._start, note), file=sys.stderr, flush=True)
+
+    def _try(self, write: Any, *args: Any, **settings: Any) -> None:
+        try:
+            write(*args, **settings)
+        except (OSError, ValueError):  # a terminal that is gone, a full disk, a closed stream
+            self.show = False
+            if self._bar is not None:
+                self._bar.disable = True
+
+    def _move(self, done: int, note: str) -> None:
+        self._bar.total = self.total or None
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _line(self, done: int, seconds: float, note: str) -> str:
+        """``likelihood: 128 of 360 items (36 %), 12 s, about 21 s to go; note``."""
+        units = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
+        if not self.total:
+            line = f"{self.title}: {done:,} {units}, {_duration(seconds)}"
+        else:
+            line = (
+                f"{self.title}: {done:,} of {self.total:,} {units} ({100 * done // self.total} %), {_duration(seconds)}"
+            )
+            if self.begin < done < self.total:
+                line += f", about {_duration(seconds * (self.total - done) / (done - self.begin))} to go"
+        return f"{line}; {note}" if note else line
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"

@@ -1,0 +1,105 @@
+"""Results fit a screen whatever they hold, and figures that they do not have are absent, with a reason."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, NamedTuple, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sdediff
+from sdediff.data import load_dataset
+from sdediff.moments import Moments
+from sdediff.types import brief
+
+LINES, WIDTH = 40, 1200
+"""A screen; a line wraps a few times."""
+
+
+class Wide(nn.Module):
+    """A network of many layers, whose own text is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(200))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layers[0](x) * t[:, None]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """One of every kind, with many items."""
+    generator = torch.Generator().manual_seed(0)
+    data = sdediff.DataInfo((2,), levels=17)
+    model = sdediff.ScoreModel(Wide(), sdediff.VPSDE(), data=data).requires_grad_(requires_grad=False)
+    chain = sdediff.ScoreModel(Wide(), sdediff.DDPM.linear(1000), data=data).requires_grad_(requires_grad=False)
+    floats = torch.randn(60, 2, generator=generator)
+    levels = torch.randint(17, (60, 2), generator=generator)
+    return {
+        "log_likelihood": sdediff.log_likelihood(model, floats, steps=3),
+        "log_likelihood of integers": sdediff.log_likelihood(model, levels, steps=3),
+        "bits_per_dim": sdediff.bits_per_dim(model, levels, steps=3),
+        "elbo": sdediff.elbo(chain, floats, draws=4),
+        "solve": sdediff.solve(model, floats, steps=200, t_to=0.5, path=True),
+        "model": model,
+        "chain": chain,
+        "wrapper": sdediff.Clip(sdediff.Threshold(model)),
+        "moments": Moments.fit(torch.randn(300, 50, generator=generator)),
+        "data set": load_dataset("digits"),
+        "comparison": sdediff.compare(model, (3, 2), ("ddim",), forwards=range(2, 12), tolerance=0.1),
+    }
+
+
+def test_a_result_fits_a_screen(results: dict[str, Any]) -> None:
+    for name, result in results.items():
+        lines = repr(result).splitlines()
+        assert len(lines) <= LINES, name
+        assert max(map(len, lines)) <= WIDTH, name
+        assert "tensor(" not in repr(result), name
+
+
+def test_results_can_be_looked_into(results: dict[str, Any]) -> None:
+    """By tools that ask for every attribute there is: none raises anything but that it is not there."""
+    for result in results.values():
+        assert dict(inspect.getmembers(result))
+
+
+def test_a_figure_that_does_not_exist_is_absent_with_a_reason(results: dict[str, Any]) -> None:
+    for name, found in {"log_likelihood": False, "elbo": False, "log_likelihood of integers": True}.items():
+        assert hasattr(results[name], "bits_per_dim") == found, name
+    for name in ("log_likelihood", "elbo"):
+        with pytest.raises(ValueError, match="bits/dim exist for integer data only"):
+            results[name].bits_per_dim  # noqa: B018
+    assert not hasattr(results["log_likelihood"], "no_such_thing")
+
+
+def test_public_results_with_tensors_are_shown_in_brief() -> None:
+    """All of them, so that a new one is noticed."""
+    found = []
+    for name in sdediff.__all__:
+        kind = getattr(sdediff, name)
+        if inspect.isclass(kind) and (hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_fields")):
+            hints = get_type_hints(kind) if kind is not sdediff.Level else {}
+            if any(Tensor in (hint, *getattr(hint, "__args__", ())) for hint in hints.values()):
+                found.append(name)
+                assert "brief" in (kind.__repr__.__name__, *kind.__repr__.__code__.co_names), name
+    assert {"BitsPerDim", "Elbo", "LogLikelihood", "Moments", "Solution"} <= set(found)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_what_is_short_is_shown_whole() -> None:
+    assert brief(Pair(1.5, None)) == "Pair(first=1.5, second=None)"
+    assert brief(Pair(torch.tensor([1, 2]), torch.zeros(0))) == "Pair(first=int64 [1, 2], second=float32 (0,))"
+    half = torch.full((2, 3), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    assert brief(Pair(half, {"a": half})) == (
+        "Pair(first=bfloat16 (2, 3), mean 0.5, second={'a': bfloat16 (2, 3), mean 0.5})"
+    )
+    assert brief(Pair(torch.tensor(math.nan), "x" * 2000)) == "Pair(first=float32 nan, second=str(...))"
