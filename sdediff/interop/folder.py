@@ -20,7 +20,7 @@ from torch import nn
 
 from sdediff.conditioning import Conditioning, chain_steps
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import read_document, shown
+from sdediff.documents import read_document, reason, shown
 from sdediff.interop.network import MODEL, DiffusersNetwork, check_asked, construct, diffusers, diffusers_class
 from sdediff.interop.schedulers import PREDICTIONS as KNOWN
 from sdediff.interop.schedulers import VARIANCES, chain, make, prediction
@@ -101,8 +101,7 @@ def load_folder(
     except (OSError, ValueError):
         raise
     except Exception as error:  # whatever constructors make of settings that nobody has chosen
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"the network in {place} is damaged: {reason}") from None
+        raise ValueError(f"the network in {place} is damaged: {reason(error)}") from None
 
 
 def _model(
@@ -122,6 +121,7 @@ def _model(
     if found != shape[0] and not (twice and variance.startswith("learned")):
         raise ValueError(f"the network in {place} returns {found} channels for {shape[0]} (variance_type {variance})")
     network = DiffusersNetwork.of(inner, config, shape[0] if twice and not learned else None)
+    network.check(shape)
     levels = None if any((place.parent / name).is_dir() for name in _AUTOENCODERS) else 256
     return ScoreModel(
         network,
@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_document(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is damaged: {reason(error)}") from None
 
 
 def _scheduler_config(folder: Path, place: Path) -> dict[str, Any]:
@@ -199,8 +199,7 @@ def _read_network(place: Path) -> nn.Module:
     except OSError:
         raise
     except Exception as error:  # whatever constructors make of settings that nobody has chosen
-        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + " ".join(str(error).split())[:400]
-        raise ValueError(f"the network in {place} is damaged: {reason}") from None
+        raise ValueError(f"the network in {place} is damaged: {reason(error)}") from None
     return inner
 
 
