@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, validated
+from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, reason, validated
 from sdediff.files import write
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
@@ -170,8 +170,7 @@ def _load_own(folder: Path) -> ScoreModel:
     except OSError:
         raise
     except Exception as error:  # whatever constructors make of values that nobody has chosen
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"the model in {folder} is damaged: {kind}{' '.join(str(error).split())[:400]}") from None
+        raise ValueError(f"the model in {folder} is damaged: {reason(error)}") from None
 
 
 def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
@@ -243,6 +242,8 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
     moments = Moments(**_part(tensors, "moments.")) if of_moments else None
     if moments is not None:
         _check_moments(moments, None if data is None else data.shape)
+    if isinstance(network, DiffusersNetwork) and data is not None:
+        network.check(data.shape)
     return ScoreModel(
         network if levels is None else Levelled(network, **levels.model_dump()),
         SDES[sde.name](**sde.parameters),

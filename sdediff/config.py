@@ -21,7 +21,7 @@ from torch import nn
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.data.layout import AUTO, LAYOUTS
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, validated
+from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS, Levelled, default_network, initialise
 from sdediff.numerics import choose
@@ -127,7 +127,7 @@ class Config(Section):
         Raises:
             ValueError: in one line, naming each wrong setting.
         """
-        from sdediff.training.objective import check_objective  # its package imports this module
+        from sdediff.training.objective import typed_objective  # its package imports this module
 
         config = validated(cls, values)
         sde = config.sde.typed(PROCESSES, "sde", "process")
@@ -136,10 +136,13 @@ class Config(Section):
         if network.name != "auto":
             network = network.typed(NETWORKS, "network", "network", given=_GIVEN)
         choose(LAYOUTS, config.data.layout, "layout")
-        instance(PREDICTIONS, config.model.prediction, "prediction")
-        instance(CONDITIONINGS, config.model.conditioning, "conditioning")
-        check_objective(config.training.time_law, config.training.weighting)
-        return config.model_copy(update={"sde": sde, "network": network})
+        asked = {
+            "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
+            "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),
+        }
+        objective = typed_objective(config.training.time_law, config.training.weighting)
+        model, training = config.model.model_copy(update=asked), config.training.model_copy(update=objective)
+        return config.model_copy(update={"sde": sde, "network": network, "model": model, "training": training})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

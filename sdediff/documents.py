@@ -18,14 +18,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from sdediff.numerics import choose
 
 MOST_BYTES = 1 << 25
 """The largest document that is read: a chain of a million betas has 20 MB."""
-_DEPTH, _SHOWN, _COMPLAINTS = 32, 80, 5
+_DEPTH, _SHOWN, _COMPLAINTS, _LONGEST = 32, 80, 5, 500
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -99,6 +99,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line that can be shown; its kind too where that is not the usual one."""
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    line = " ".join(f"{kind}{error}".split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST])
+    return line or type(error).__name__
+
+
 class Section(BaseModel):
     """A part of a document: frozen, no unknown keys, finite numbers, defaults checked too."""
 
@@ -144,12 +152,35 @@ def _entry(value: Any) -> str | Named:
     raise PydanticCustomError("entry", "should be a name, or a table with a name and parameters")
 
 
-Entry = Annotated[str | Named, PlainValidator(_entry)]
+Entry = Annotated[str | Named, BeforeValidator(_entry)]
 """An entry of a table: its name, or a table with ``name`` and parameters."""
 
 
-def _named(chosen: str | Named) -> Named:
-    return Named(name=chosen) if isinstance(chosen, str) else chosen
+def typed_entry(
+    table: Mapping[str, Any], chosen: str | Named, where: str, what: str, *, given: tuple[str, ...] = ()
+) -> str | Named:
+    """Return an entry with parameters of the types that it takes: a function's arguments, or an object's fields.
+
+    Args:
+        table: of the entry.
+        chosen: a name, or a name and parameters.
+        where: it stands, for messages.
+        what: an entry of the table is called.
+        given: arguments that come from elsewhere.
+
+    Raises:
+        ValueError: for an unknown name or parameters that do not fit.
+    """
+    if isinstance(chosen, str):
+        choose(table, chosen, what)
+        return chosen
+    entry = choose(table, chosen.name, what)
+    maker = type(entry) if is_dataclass(type(entry)) else entry
+    if not callable(maker):
+        raise ValueError(
+            f"{where}: {chosen.name!r} takes no parameters, not {', '.join(map(shown, chosen.parameters))}"
+        )
+    return chosen.typed({chosen.name: maker}, where, what, given=given)
 
 
 def instance(table: Mapping[str, T], chosen: str | Named, what: str) -> T:
@@ -158,14 +189,11 @@ def instance(table: Mapping[str, T], chosen: str | Named, what: str) -> T:
     Raises:
         ValueError: for an unknown name, or parameters that the entry does not have.
     """
-    named = _named(chosen)
-    entry: Any = choose(table, named.name, what)
-    if not named.parameters:
-        return entry  # type: ignore[no-any-return]
-    if not is_dataclass(type(entry)):
-        raise ValueError(f"{what} {named.name!r} takes no parameters, not {shown(named.parameters)}")
-    classes = {named.name: type(entry)}
-    changed: T = replace(entry, **named.typed(classes, what, what).parameters)
+    typed = typed_entry(table, chosen, what, what)
+    if isinstance(typed, str):
+        return choose(table, typed, what)
+    entry: Any = table[typed.name]
+    changed: T = replace(entry, **typed.parameters)
     return changed
 
 
@@ -181,10 +209,11 @@ def function(table: Mapping[str, T], chosen: str | Named, what: str, *, given: t
     Raises:
         ValueError: for an unknown name or parameters that do not fit.
     """
-    named = _named(chosen)
-    entry: Any = choose(table, named.name, what)
-    typed = named.typed({named.name: entry}, what, what, given=given)
-    bound: T = partial(entry, **typed.parameters) if typed.parameters else entry  # type: ignore[assignment]
+    typed = typed_entry(table, chosen, what, what, given=given)
+    if isinstance(typed, str):
+        return choose(table, typed, what)
+    entry: Any = table[typed.name]
+    bound: T = partial(entry, **typed.parameters)  # type: ignore[assignment]
     return bound
 
 
@@ -247,7 +276,7 @@ def validated(model: type[M], values: Any, where: str = "") -> M:
         found = error.errors(include_url=False)
         lines = [_complaint(model, item, where) for item in found[:_COMPLAINTS]]
         rest = [f"and {len(found) - _COMPLAINTS} more"] * (len(found) > _COMPLAINTS)
-        raise ValueError("; ".join(dict.fromkeys(lines + rest))) from None
+        raise ValueError(reason(ValueError("; ".join(dict.fromkeys(lines + rest))))) from None
 
 
 def _complaint(model: type[BaseModel], error: Any, where: str) -> str:

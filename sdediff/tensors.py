@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
+from sdediff.documents import reason
 from sdediff.numerics import all_finite
 
 _MOST_HEADER = 1 << 25
@@ -42,8 +43,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{path} is damaged or no safetensors file: {reason}") from None
+        raise ValueError(f"{path} is damaged or no safetensors file: {reason(error)}") from None
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -145,7 +145,7 @@ def _compare(own: Shapes, given: Shapes) -> None:
 
 
 def _some(names: Iterable[str]) -> str:
-    first = [ascii(name)[1:-1][:100] for name in names]
+    first = [name[:100] for name in names]
     return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
@@ -166,4 +166,4 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     try:
         network.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        raise ValueError(reason(error)) from None

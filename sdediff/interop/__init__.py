@@ -1,7 +1,8 @@
 """Models of other libraries. Only this folder imports ``diffusers``, and only when such a model is read or written."""
 
-from sdediff.interop.folder import export, find_model, load_folder
+from sdediff.interop.folder import find_model, load_folder
 from sdediff.interop.network import DiffusersNetwork
 from sdediff.interop.schedulers import Scheduled, scheduled
+from sdediff.interop.writing import export
 
 __all__ = ["DiffusersNetwork", "Scheduled", "export", "find_model", "load_folder", "scheduled"]

@@ -6,34 +6,24 @@ folder names is imported or run. diffusers' own ``from_pretrained`` does not see
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from sdediff.conditioning import Conditioning, chain_steps
+from sdediff.conditioning import Conditioning
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import read_document, shown
-from sdediff.interop.network import MODEL, DiffusersNetwork, check_asked, construct, diffusers, diffusers_class
-from sdediff.interop.schedulers import PREDICTIONS as KNOWN
-from sdediff.interop.schedulers import VARIANCES, chain, make, prediction
+from sdediff.documents import read_document, reason, shown
+from sdediff.interop.network import MODEL, DiffusersNetwork, check_asked, construct, diffusers_class
+from sdediff.interop.schedulers import VARIANCES, chain, prediction
 from sdediff.numerics import choose
-from sdediff.predictions import PREDICTIONS
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors
 from sdediff.types import DataInfo
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
-PARTS = ("unet", "scheduler", INDEX)
-"""What is written."""
-PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
-"""The pipeline that goes with a scheduler, where it is not DDPM's, which takes any."""
 _SPATIAL = {"UNet1DModel": 1}
 """Dimensions of an item beside its channels, where they are not the two of an image."""
 _AUTOENCODERS = ("vae", "vqvae", "movq", "first_stage_model")
@@ -101,8 +91,7 @@ def load_folder(
     except (OSError, ValueError):
         raise
     except Exception as error:  # whatever constructors make of settings that nobody has chosen
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"the network in {place} is damaged: {reason}") from None
+        raise ValueError(f"the network in {place} is damaged: {reason(error)}") from None
 
 
 def _model(
@@ -122,6 +111,7 @@ def _model(
     if found != shape[0] and not (twice and variance.startswith("learned")):
         raise ValueError(f"the network in {place} returns {found} channels for {shape[0]} (variance_type {variance})")
     network = DiffusersNetwork.of(inner, config, shape[0] if twice and not learned else None)
+    network.check(shape)
     levels = None if any((place.parent / name).is_dir() for name in _AUTOENCODERS) else 256
     return ScoreModel(
         network,
@@ -142,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_document(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is damaged: {reason(error)}") from None
 
 
 def _scheduler_config(folder: Path, place: Path) -> dict[str, Any]:
@@ -199,8 +189,7 @@ def _read_network(place: Path) -> nn.Module:
     except OSError:
         raise
     except Exception as error:  # whatever constructors make of settings that nobody has chosen
-        reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + " ".join(str(error).split())[:400]
-        raise ValueError(f"the network in {place} is damaged: {reason}") from None
+        raise ValueError(f"the network in {place} is damaged: {reason(error)}") from None
     return inner
 
 
@@ -221,95 +210,3 @@ def _item_shape(config: Mapping[str, Any], name: str, place: Path) -> tuple[int,
     if not all(isinstance(side, int) and side >= 1 for side in shape) or math.prod(shape) > _MOST_ENTRIES:
         raise ValueError(f"the network in {place} is for items of shape {shown(shape)}: no such items are known")
     return shape
-
-
-def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> None:
-    """Write a folder that diffusers reads as a pipeline and samples as we do.
-
-    Args:
-        model: on a DDPM chain, its network one of diffusers.
-        folder: where to; it appears whole or not at all.
-        force: replace the model that is there.
-
-    Raises:
-        FileExistsError: if the folder exists and ``force`` is not set, or holds anything but such a model.
-        ValueError: if diffusers cannot say what the model is.
-    """
-    folder = Path(folder)
-    network = model.network
-    if not isinstance(network, DiffusersNetwork):
-        raise ValueError(
-            "only models whose network is a class of diffusers can be exported (read by sdediff.load, or "
-            f"DiffusersNetwork.of(...)), not {type(network).__name__}"
-        )
-    if not model.asked.labels:
-        raise ValueError(
-            "diffusers counts the timesteps of a chain: only a DDPM asked by label can be exported, not "
-            f"{type(model.sde).__name__} asked by {model.conditioning}"
-        )
-    _check_free(folder, force)
-    scheduler = make(_config_for(model, network))
-    index = {
-        "_class_name": PIPELINES.get(type(scheduler).__name__, "DDPMPipeline"),
-        "_diffusers_version": diffusers().__version__,
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", type(network.inner).__name__],
-    }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        network.inner.save_pretrained(made / "unet", safe_serialization=True)  # type: ignore[operator]
-        scheduler.save_pretrained(made / "scheduler")
-        (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        made.chmod(0o755)
-        _move(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _check_free(folder: Path, force: bool) -> None:
-    """Refuse to replace anything unasked, and anything but an exported model at all."""
-    if not folder.exists():
-        return
-    if not force:
-        raise FileExistsError(f"{folder} exists; force replaces it")
-    others = [path.name for path in folder.iterdir() if path.name not in PARTS] if folder.is_dir() else [folder.name]
-    if others:
-        raise FileExistsError(f"{folder} holds more than a model of diffusers ({others[0]}): choose another folder")
-
-
-def _move(made: Path, folder: Path) -> None:
-    """Put a finished folder in its place; what was there goes after, not before."""
-    if not folder.exists():
-        made.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    folder.rename(aside / "old")
-    try:
-        made.rename(folder)
-    except OSError:
-        (aside / "old").rename(folder)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _config_for(model: ScoreModel, network: DiffusersNetwork) -> Mapping[str, Any]:
-    """The scheduler's configuration that the network came with while it still fits, else one made of the betas."""
-    own: Mapping[str, Any] | None = network.config["scheduler"]  # type: ignore[assignment]
-    steps = chain_steps(model.sde)
-    instants = torch.arange(steps + 1, dtype=torch.float64) / steps
-    name = next((key for key in KNOWN if PREDICTIONS[key] is model.prediction), None)
-    if name is None:
-        raise ValueError(f"diffusers knows the predictions {', '.join(KNOWN)}, not {type(model.prediction).__name__}")
-    if own is not None and chain(own) == model.sde and prediction(own) == name:
-        return own
-    _, std = model.sde.transition(torch.zeros(len(instants) - 1), instants[:-1], instants[1:])
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": steps,
-        "trained_betas": std.square().tolist(),
-        "prediction_type": name,
-        "variance_type": "learned_range" if model.learned_variance else "fixed_small",
-        "clip_sample": False,
-    }

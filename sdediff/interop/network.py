@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from sdediff.documents import shown
+from sdediff.documents import reason, shown
 
+_LARGE = 1 << 20  # entries of an item about which no network is asked just to see whether it can be
 EXTRA = "pip install 'sdediff[diffusers]'"
 
 
@@ -81,7 +84,7 @@ def diffusers_class(name: object, kind: Kind) -> Any:
     try:
         found, base = getattr(package, name, None), getattr(package, kind.base)
     except (ImportError, RuntimeError) as error:  # of a package that it takes in: diffusers imports late
-        raise ValueError(f"diffusers cannot import {name}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"diffusers cannot import {name}: {reason(error)}") from None
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(f"the installed diffusers has no {kind.what} {name!r}")
     return found
@@ -136,6 +139,42 @@ class DiffusersNetwork(nn.Module):
     def table(self) -> bool:
         """Whether it knows integer labels alone."""
         return self.config["settings"].get("time_embedding_type") == "learned"  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse settings with which the network was built, but cannot be asked.
+
+        It is asked on the ``meta`` device, where that costs nothing, and for good only if that fails.
+
+        Args:
+            shape: of an item.
+
+        Raises:
+            ValueError: if it cannot be asked about such items.
+        """
+        if self.conditional and self.classes is None:
+            return  # vectors or times instead of classes: of what shape is not known here
+        own = {name: value.to("meta") for name, value in (*self.inner.named_parameters(), *self.inner.named_buffers())}
+        try:
+            functional_call(self.inner, own, *self._example(shape, "meta"))
+        except Exception as error:
+            failed = error
+        else:
+            return
+        try:
+            if math.prod(shape) > _LARGE:
+                raise failed
+            arguments, named = self._example(shape, "cpu")
+            self.inner(*arguments, **named)
+        except Exception as error:  # whatever it makes of settings that nobody has chosen
+            raise ValueError(f"it cannot be asked about items of shape {shape}: {reason(error)}") from None
+
+    def _example(self, shape: tuple[int, ...], device: str) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Arguments for one item."""
+        x = torch.zeros(1, *shape, dtype=next(self.parameters()).dtype, device=device)
+        label = torch.zeros(1, dtype=torch.long if self.table else torch.float32, device=device)
+        classes = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)} if self.conditional else {}
+        return (x, label), classes
 
     def forward(self, x: Tensor, label: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Return its output at the state ``x`` ``(B, C, ...)`` and the labels ``(B,)``.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser, ScoreModel
-from sdediff.documents import Finite, Positive, validated
+from sdediff.documents import Finite, Positive, reason, validated
 from sdediff.interop.network import SCHEDULER, DiffusersNetwork, construct, diffusers_class
 from sdediff.numerics import choose
 from sdediff.samplers.ancestral import Ancestral
@@ -78,7 +78,7 @@ def make(config: Mapping[str, Any]) -> Any:
     try:
         scheduler = construct(kind, dict(config))
     except Exception as error:  # whatever it makes of settings that nobody has chosen
-        raise ValueError(f"diffusers refuses this {name}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"diffusers refuses this {name}: {reason(error)}") from None
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.ndim != 1 or table.numel() == 0:
         raise ValueError(f"this {name} has no table of betas")

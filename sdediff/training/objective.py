@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.documents import Finite, Named, Positive, function
+from sdediff.documents import Finite, Named, Positive, function, typed_entry
 from sdediff.numerics import expand, flatten, softplus
 from sdediff.sde import SDE
 from sdediff.types import Level
@@ -102,21 +102,20 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def _chosen(time_law: str | Named, weighting: str | Named) -> tuple[Law, Weighting]:
-    """The entries of both tables, their parameters bound."""
-    return (
-        function(TIME_LAWS, time_law, "time law", given=("sde", "u")),
-        function(WEIGHTINGS, weighting, "weighting", given=("sde", "level")),
-    )
+_LAW, _WEIGHTING = ("sde", "u"), ("sde", "level")
+"""The arguments that are no parameters."""
 
 
-def check_objective(time_law: str | Named, weighting: str | Named) -> None:
-    """Refuse what :class:`Objective` would refuse.
+def typed_objective(time_law: str | Named, weighting: str | Named) -> dict[str, str | Named]:
+    """Return the settings ``time_law`` and ``weighting`` with parameters of the types that they take.
 
     Raises:
         ValueError: for a name that is not in its table, or parameters that its entry does not take.
     """
-    _chosen(time_law, weighting)
+    return {
+        "time_law": typed_entry(TIME_LAWS, time_law, "training.time_law", "time law", given=_LAW),
+        "weighting": typed_entry(WEIGHTINGS, weighting, "training.weighting", "weighting", given=_WEIGHTING),
+    }
 
 
 class Objective:
@@ -133,7 +132,8 @@ class Objective:
 
     def __init__(self, sde: SDE, time_law: str | Named = "logsnr", weighting: str | Named = "likelihood") -> None:
         self.sde = sde
-        self._law, self._weighting = _chosen(time_law, weighting)
+        self._law = function(TIME_LAWS, time_law, "time law", given=_LAW)
+        self._weighting = function(WEIGHTINGS, weighting, "weighting", given=_WEIGHTING)
         # Weights of the velocity's error, ``||eps_hat - eps||^2 / cos^2``, have mean one: the loss is a weighted mean
         # of errors of order one, so it, and the bound on the gradient, mean the same for every weighting.
         level, weights = self._weights((torch.arange(4096, dtype=torch.float64) + 0.5) / 4096)
