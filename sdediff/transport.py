@@ -18,7 +18,7 @@ from sdediff.conditions import ConditionLike
 from sdediff.data.levels import to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.denoiser import Denoiser
-from sdediff.numerics import expand, flatten
+from sdediff.numerics import check_options, expand, flatten
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.samplers.reversible import Recorded, Reversible, Undone
@@ -43,9 +43,7 @@ class Options(TypedDict, total=False):
 def _transport(
     model: Denoiser, x: Tensor, solver: str | Sampler, ends: tuple[float, float], options: Options
 ) -> Tensor:
-    unknown = sorted(set(options) - Options.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}; allowed are: {', '.join(Options.__annotations__)}")
+    check_options(options, Options)
     given = {key for key, value in options.items() if value is not None}
     if solver == "ode" and not given & {"steps", "grid", "rtol", "atol"}:
         options = {**options, "rtol": DEFAULT_TOLERANCE}

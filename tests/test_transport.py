@@ -117,3 +117,16 @@ def test_interpolation_starts_and_ends_at_the_data():
         sdediff.interpolate(model, x[:3], x[3:], points=1)
     with pytest.raises(ValueError, match="one shape"):
         sdediff.interpolate(model, x[:3], x[:2])
+
+
+def test_unknown_options_are_named_with_those_allowed():
+    """By every verb that hands options on, before anything is solved."""
+    model, x = gaussian().model(sdediff.VPSDE()), gaussian().sample(2)
+    for call in (
+        lambda: sdediff.encode(model, x, step=10),
+        lambda: sdediff.decode(model, x, path=True),
+        lambda: sdediff.interpolate(model, x, x, t_from=0.3),
+        lambda: sdediff.bits_per_dim(model, (x > 0.0).long(), levels=2, draw=3),
+    ):
+        with pytest.raises(TypeError, match="unknown option '[a-z_]+'; allowed are: .*steps"):
+            call()

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
@@ -25,8 +26,27 @@ from sdediff.likelihood.budget import ErrorBudget
 from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check_items, integer_data
 from sdediff.likelihood.ode import log_likelihood
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, error_of_mean
+from sdediff.numerics import check_options, choose, error_of_mean
+from sdediff.samplers import Sampler
+from sdediff.sampling import GridLike
 from sdediff.types import DataInfo, Level, brief
+
+
+class PathOptions(TypedDict, total=False):
+    """What :func:`bits_per_dim` hands on to :func:`~sdediff.likelihood.ode.log_likelihood`."""
+
+    solver: str | Sampler | None
+    steps: int | None
+    rtol: float | None
+    atol: float | None
+    grid: GridLike | None
+    trace: str
+    probes: int
+    noise: str
+    prior: str
+    t_to: float | None
+    differentiable: bool
+    keep_mode: bool
 
 
 class BitsPerDim(NamedTuple):
@@ -92,7 +112,7 @@ def bits_per_dim(
     progress: Callable[[int, int], None] | None = None,
     target_error: float | None = None,
     condition: ConditionLike = None,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> BitsPerDim:
     """Bits a dimension of integers: the bound of a dequantisation, everything it leaves out accounted for.
 
@@ -114,13 +134,16 @@ def bits_per_dim(
         target_error: of the path and the probes of every draw, in bits a dimension, as for ``log_likelihood``.
         condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
             one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        **options: of :func:`~sdediff.likelihood.ode.log_likelihood`.
+        **options: ``solver``, ``steps``, ``rtol``, ``atol``, ``grid``, ``trace``, ``probes``, ``noise``, ``prior``,
+            ``t_to``, ``differentiable`` and ``keep_mode`` of :func:`~sdediff.likelihood.ode.log_likelihood`.
 
     Raises:
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from
             random probes, or as ``log_likelihood``.
         FloatingPointError: if a result is not finite.
     """
+    check_options(options, PathOptions)
+    given: dict[str, Any] = {**options}
     model = model.given(condition)
     check_items(x, model.data)
     model.check_batch(len(x))
@@ -132,16 +155,16 @@ def bits_per_dim(
     if samples < 1 or size < 1:
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
     if bound == "importance":
-        options = {**options, "trace": _exact(options.get("trace", "auto"))}
+        given["trace"] = _exact(given.get("trace", "auto"))
     nats = math.log(2.0) * x[0].numel()  # of one bit a dimension
     if target_error is not None:
-        options = {**options, "target_error": target_error * nats}
+        given["target_error"] = target_error * nats
     start = model.sde.levels([law.start(model.sde, info) if t_from is None else t_from])[0]
     parts = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
-        options |= {"seed": seed, "first": first + begin}
-        parts.append(_draws(model.part(begin, size, len(x)), batch, info, law, start, samples, options))
+        given |= {"seed": seed, "first": first + begin}
+        parts.append(_draws(model.part(begin, size, len(x)), batch, info, law, start, samples, given))
         if progress is not None:
             progress(begin + len(batch), len(x))
     return _summarise(parts, summary, nats, start.t)
