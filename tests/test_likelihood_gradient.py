@@ -299,12 +299,13 @@ def test_what_has_no_gradient_is_refused():
         log_likelihood(model, X, differentiable=True, solver="dopri5")
     calls = []
 
-    def forgetful(x: Tensor, t: Tensor) -> Tensor:
-        calls.append(t)
-        return torch.sin(x * len(calls))
+    class Forgetful(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            calls.append(t)
+            return torch.sin(x * len(calls))
 
     x = X.clone().requires_grad_()
-    result = log_likelihood(ScoreModel(forgetful, VPSDE()), x, steps=3, differentiable=True)
+    result = log_likelihood(ScoreModel(Forgetful(), VPSDE()), x, steps=3, differentiable=True)
     with pytest.raises(RuntimeError, match="evaluation mode"):
         result.log_prob.sum().backward()
     result = log_likelihood(model, x, steps=3, differentiable=True)
