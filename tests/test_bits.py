@@ -210,11 +210,11 @@ def test_the_budget_has_the_parts_of_the_path():
 
 def test_the_target_error_is_in_bits():
     """A draw held to a target is the likelihood of integers held to it; free, it has a larger error."""
-    law = Gaussian([0.0] * 3, torch.tensor([[0.3, 0.1, 0.0], [0.1, 0.2, 0.1], [0.0, 0.1, 0.4]]))
-    x, nats = torch.tensor([[0, 2, 3], [1, 1, 4]]), 3.0 * NATS
+    law = Gaussian([0.0] * 6, 0.1 * torch.ones(6, 6) + torch.diag(torch.linspace(0.1, 0.4, 6)))
+    x, nats = torch.tensor([[0, 2, 3, 1, 2, 4], [1, 1, 4, 0, 3, 2]]), 6.0 * NATS
     options = {"trace": "hutchinson", "probes": 2, "steps": 12}
     held = bits_per_dim(law.model(VPSDE()), x, levels=5, target_error=0.1, **options)
-    same = log_likelihood(law.model(VPSDE()), x, data=DataInfo((3,), 5), target_error=0.1, **options)
+    same = log_likelihood(law.model(VPSDE()), x, data=DataInfo((6,), 5), target_error=0.1, **options)
     free = bits_per_dim(law.model(VPSDE()), x, levels=5, **options)
     assert held.bits_per_dim == pytest.approx(same.bits_per_dim, rel=1e-6)
     assert held.probe_error == pytest.approx(same.standard_error / nats, rel=1e-4)

@@ -113,8 +113,12 @@ def test_the_defect_of_any_curve_is_the_change_of_its_density():
     wander = torch.randn(path.states.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
     spots = [path.white.at(level) for level in path.levels]
     noise = torch.stack([u * (spot.sin / spot.rho) for u, spot in zip(wander, spots, strict=True)])
-    stated = replace(path, states=wander, slopes=torch.zeros_like(wander), noise=noise).defects()
-    assert stated == pytest.approx(0.5 * wander.square().sum(dim=2).diff(dim=0), abs=1e-12)
+    moved = replace(path, states=wander, slopes=torch.zeros_like(wander), noise=noise)
+    expected = 0.5 * wander.square().sum(dim=2).diff(dim=0)
+    assert moved.defects() == pytest.approx(expected, abs=1e-12)
+    # of terms that cancel in the sum something is left: chance may have done it
+    chance = 1.25 / len(expected) * expected.square().sum(dim=0).sqrt()
+    assert moved.defect() == pytest.approx(expected.sum(dim=0).abs() + chance, rel=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.45])
