@@ -260,8 +260,11 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
 def _typed(description: Description) -> tuple[Named, Named, Levels | None]:
     """Process, network and exact layer, with the parameters that they take."""
     network, levels = _exact_levels(description)
-    sde = description.sde.typed(SDES, "sde", "process")
-    return sde, network.typed(NETWORKS, "network", "network"), levels
+    sde, network = description.sde.typed(SDES, "sde", "process"), network.typed(NETWORKS, "network", "network")
+    outputs = network.parameters.get("outputs")
+    if levels is not None and outputs not in (None, levels.levels):
+        raise ValueError(f"an exact layer of {levels.levels} levels is no layer for a network of {outputs} outputs")
+    return sde, network, levels
 
 
 def _part(table: Mapping[str, T], prefix: str) -> dict[str, T]:
