@@ -31,7 +31,7 @@ from sdediff.files import write
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS as OWN
-from sdediff.networks import Levelled
+from sdediff.networks import Levelled, described
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import SDES
 from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors
@@ -236,7 +236,7 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
     of_network, of_moments = (_part(shapes, prefix) for prefix in ("network.", "moments."))
     if len(of_network) + len(of_moments) != len(shapes) or not of_moments.keys() <= {f.name for f in fields(Moments)}:
         raise ValueError(f"{weights.name} holds tensors that are neither weights nor moments")
-    network = build_for(lambda: NETWORKS[named.name](**named.parameters), of_network)
+    network = described(build_for(lambda: NETWORKS[named.name](**named.parameters), of_network), named.parameters)
     tensors, _ = read_tensors(weights)
     fill(network, _part(tensors, "network."))
     moments = Moments(**_part(tensors, "moments.")) if of_moments else None
@@ -260,8 +260,11 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
 def _typed(description: Description) -> tuple[Named, Named, Levels | None]:
     """Process, network and exact layer, with the parameters that they take."""
     network, levels = _exact_levels(description)
-    sde = description.sde.typed(SDES, "sde", "process")
-    return sde, network.typed(NETWORKS, "network", "network"), levels
+    sde, network = description.sde.typed(SDES, "sde", "process"), network.typed(NETWORKS, "network", "network")
+    outputs = network.parameters.get("outputs")
+    if levels is not None and outputs not in (None, levels.levels):
+        raise ValueError(f"an exact layer of {levels.levels} levels is no layer for a network of {outputs} outputs")
+    return sde, network, levels
 
 
 def _part(table: Mapping[str, T], prefix: str) -> dict[str, T]:

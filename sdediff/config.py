@@ -16,14 +16,13 @@ from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.data.layout import AUTO, LAYOUTS
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
 from sdediff.moments import Moments
-from sdediff.networks import NETWORKS, Levelled, default_network, initialise
+from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
 from sdediff.predictions import PREDICTIONS
 from sdediff.sde import DDPM, SDE, SDES
@@ -221,9 +220,7 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     exact = levels is not None and _takes_levels(config) and "outputs" in inspect.signature(make).parameters
     parameters = {"shape": data.shape, **parameters, **({"outputs": levels} if exact else {})}
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; what they draw is replaced
-        network: nn.Module = make(**parameters)
-    if not hasattr(network, "config"):
-        network.config = parameters  # type: ignore[assignment]
+        network = described(make(**parameters), parameters)
     if levels is not None and exact:
         network = Levelled(network, levels, data.low, data.high)
     initialise(network, torch.Generator().manual_seed(config.training.seed))

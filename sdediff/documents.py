@@ -257,11 +257,18 @@ def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel
         allow_inf_nan=False,
     )
     described: dict[str, Any] = {
-        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+        p.name: (_type_of(p), ... if p.default is p.empty else p.default)
         for p in parameters
         if p.name not in given and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     return create_model(getattr(entry, "__name__", "Entry"), __config__=settings, **described)
+
+
+def _type_of(parameter: inspect.Parameter) -> Any:
+    """What a parameter is declared to be, or else what its default is."""
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    return type(parameter.default) if isinstance(parameter.default, bool | int | float | str) else Any
 
 
 def validated(model: type[M], values: Any, where: str = "") -> M:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import Tensor
 
 import sdediff
@@ -148,6 +151,13 @@ def their_samples(network: Any, scheduler: Any, x: Tensor, steps: int, **options
     return x
 
 
+def strides(scheduler: Any, steps: int) -> bool:
+    """Whether a DDPM scheduler, as in early releases, goes to other timesteps than those that it visits."""
+    scheduler.set_timesteps(steps)
+    visited = [int(k) for k in scheduler.timesteps]
+    return [int(scheduler.previous_timestep(k)) for k in visited[:-1]] != visited[1:]
+
+
 @pytest.mark.parametrize("name", [n for n, (kind, _) in CONFIGURATIONS.items() if kind in ("DDPM", "DDIM")])
 @pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
 def test_samples(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +170,7 @@ def test_samples(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     if kind == "DDIM" and model.learned_variance:
         pytest.skip("their DDIM takes no learned variance")
     config = {**theirs.config, "_class_name": f"{kind}Scheduler"}
-    if kind == "DDIM" and theirs.config.timestep_spacing == "linspace":
+    if theirs.config.timestep_spacing == "linspace" and (kind == "DDIM" or strides(theirs, steps)):
         with pytest.raises(
             ValueError, match=r"ends step 2 at timestep 23 and asks the network at 22: no grid does that"
         ):
@@ -278,6 +288,129 @@ def test_a_table_of_embeddings_is_asked_for_integers(tmp_path: Path) -> None:
     alone = sdediff.load(tmp_path, conditioning="instants").double()
     with pytest.raises(ValueError, match=r"knows the 32 instants of its chain alone, not t = 0\.3"):
         alone.epsilon(x, 0.3)
+
+
+LABELS = {"class_labels": torch.tensor([2, 0, 1])}
+
+
+@torch.no_grad()
+def test_classes_are_a_condition(tmp_path: Path) -> None:
+    """At every label diffusers' own answer, item by item and in any order; through a saved run too."""
+    network = unet(num_class_embeds=3)
+    model = sdediff.load(saved(tmp_path / "theirs", network, diffusers.DDPMScheduler(**BETAS)))
+    sdediff.save(model, tmp_path / "run")
+    x = states().float()
+    truth = network(x, 15, **LABELS).sample
+    for each in (model, sdediff.load(tmp_path / "run")):
+        for condition in (LABELS, LABELS["class_labels"]):
+            torch.testing.assert_close(each.given(condition).epsilon(x, 16 / N), truth, rtol=1e-5, atol=1e-6)
+    order = torch.tensor([1, 2, 0])
+    turned = {"class_labels": LABELS["class_labels"][order]}
+    torch.testing.assert_close(model.given(turned).epsilon(x, 16 / N), network(x, 15, **turned).sample)
+    assert not torch.allclose(model.given(turned).epsilon(x, 16 / N), truth)  # labels matter
+    whole = sdediff.sample(model, (3, *SHAPE), steps=4, seed=0, condition=LABELS)
+    parts = sdediff.sample(model, (3, *SHAPE), steps=4, seed=0, condition=LABELS, batch_size=2)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+    export(model, tmp_path / "out")
+    again = sdediff.load(tmp_path / "out").given(LABELS)
+    assert torch.equal(again.epsilon(x, 0.3), model.given(LABELS).epsilon(x, 0.3))
+
+
+WITHOUT = "this model wants condition={'class_labels': ...}: one label an item, 0..2"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, WITHOUT),
+        ([0, 1, 3], f"{WITHOUT}; came 0 to 3"),
+        ([0, -1, 2], f"{WITHOUT}; came -1 to 2"),
+        ([0.0, 1.0, 2.0], f"{WITHOUT}; came numbers of dtype torch.float32"),
+        ([True, False, True], f"{WITHOUT}; came numbers of dtype torch.bool"),
+    ],
+)
+def test_wrong_classes_are_refused_by_every_verb(labels: list[Any] | None, words: str, tmp_path: Path) -> None:
+    model = sdediff.load(saved(tmp_path, unet(num_class_embeds=3), diffusers.DDPMScheduler(**BETAS)))
+    condition = None if labels is None else {"class_labels": torch.tensor(labels)}
+    x = torch.zeros(3, *SHAPE)
+    for verb in (
+        lambda: sdediff.sample(model, (3, *SHAPE), steps=2, condition=condition),
+        lambda: sdediff.encode(model, x, steps=2, condition=condition),
+        lambda: sdediff.log_likelihood(model, x, steps=2, condition=condition),
+        lambda: sdediff.elbo(model, x.to(torch.uint8), draws=2, condition=condition),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            verb()
+
+
+def test_a_network_without_classes_takes_none(tmp_path: Path) -> None:
+    model = sdediff.load(saved(tmp_path, unet(), diffusers.DDPMScheduler(**BETAS)))
+    with pytest.raises(ValueError, match="trained without classes: it takes no class_labels"):
+        model.given(LABELS).epsilon(states().float(), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@torch.no_grad()
+def test_every_timestep_reaches_the_network_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In any precision of the weights, diffusers' own answer at timesteps that bf16 (8 bits) and fp16 (11) round."""
+    network = unet().to(dtype)
+    model = sdediff.load(saved(tmp_path, unet(), diffusers.DDPMScheduler(1000))).to(dtype)
+    x = states().to(dtype)
+    for k in (0, 257, 750, 997, 998, 999):
+        truth = network(x, torch.full((len(x),), k)).sample
+        assert torch.equal(model.network(x, torch.full((len(x),), float(k))), truth), k
+        assert torch.equal(model.epsilon(x, (k + 1) / 1000), truth), k
+        if dtype == torch.bfloat16 and k == 257:
+            assert not torch.equal(network(x, torch.full((len(x),), 258)).sample, truth)  # the next one is told apart
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_zero_terminal_snr_by_hand(prediction: str, tmp_path: Path) -> None:
+    """Betas that end in 1 are the chain of the folder: alpha-bar to float32's rounding, and 1e-14 at the end."""
+    scheduler = diffusers.DDPMScheduler(1000, rescale_betas_zero_snr=True, prediction_type=prediction)
+    assert float(scheduler.betas[-1]) == 1.0
+    chain = sdediff.load(saved(tmp_path, unet(), scheduler)).sde
+    by_hand = DDPM(scheduler.betas)
+    instants = chain.instants[1:]  # type: ignore[index]
+    torch.testing.assert_close(by_hand.log_alpha(instants), chain.log_alpha(instants), rtol=1e-5, atol=1e-6)
+    for sde in (by_hand, chain):
+        assert float(2.0 * sde.log_alpha(1.0)) == pytest.approx(math.log(1e-14), abs=1e-6)
+    # A beta next to 1 is rounded to half an ulp, 6e-17: 3e-3 of the 2e-14 that are left of 1/2, 6e-4 of 1e-13.
+    assert float(2.0 * DDPM([0.5, 1.0]).log_alpha(1.0)) == pytest.approx(math.log(1e-14), abs=4e-3)
+    dark = DDPM([1.0 - 1e-13, 1.0])  # a hundredth of what is left, where that is less
+    assert float(2.0 * dark.log_alpha(1.0)) == pytest.approx(math.log(1e-15), abs=1e-3)
+
+
+def test_attention_by_its_old_names(tmp_path: Path) -> None:
+    """Weights of before diffusers 0.17, as those of the first public models are."""
+    network = unet(down_block_types=("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",), add_attention=True)
+    folder = saved(tmp_path, network, diffusers.DDPMScheduler(**BETAS))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for name, value in network.state_dict().items():
+        for now, before in old.items():
+            name = name.replace(f".{now}.", f".{before}.")
+        weights[name] = value.contiguous()
+    assert len(set(weights) & set(network.state_dict())) < len(weights)
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    found = sdediff.load(folder).network.inner.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_series_are_read(tmp_path: Path) -> None:
+    """A network on series, one dimension beside the channels."""
+    network = diffusers.UNet1DModel(
+        sample_size=16, in_channels=2, out_channels=2, extra_in_channels=0, block_out_channels=(8, 8),
+        time_embedding_type="positional", use_timestep_embedding=True, act_fn="mish", norm_num_groups=4,
+        down_block_types=("DownResnetBlock1D",) * 2, up_block_types=("UpResnetBlock1D",) * 2,
+        mid_block_type="MidResTemporalBlock1D", out_block_type="OutConv1DBlock",
+    ).eval()  # fmt: skip
+    model = sdediff.load(saved(tmp_path, network, diffusers.DDPMScheduler(**BETAS)))
+    assert model.data is not None
+    assert model.data.shape == (2, 16)
+    x = NoiseSource(5, (3, 2, 16)).normal(NoiseSource.START).float()
+    torch.testing.assert_close(model.epsilon(x, 8 / N), network(x, 7).sample, rtol=1e-4, atol=1e-5)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {

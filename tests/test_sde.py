@@ -228,6 +228,7 @@ def test_order_of_times_is_checked(sde: SDE) -> None:
         lambda: DDPM([]),
         lambda: DDPM([1.0, 0.1]),
         lambda: DDPM([0.1, 1.1]),
+        lambda: DDPM(torch.full((1_000_001,), 0.1)),
         lambda: DDPM([0.1, float("nan")]),
         lambda: DDPM([[0.1]]),
         lambda: DDPM.linear(0),

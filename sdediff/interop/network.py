@@ -41,8 +41,8 @@ MODEL = Kind(
     "network",
     ("UNet1DModel", "UNet2DModel"),
     "ModelMixin",
-    "networks on pixels that are asked for a state, a timestep and at most a class; others go into "
-    "ScoreModel(network, DDPM(betas), conditioning='label'), what else they take into condition=",
+    "these work on pixels and are asked for a state, a timestep and at most a class; others go into "
+    "ScoreModel(network, DDPM(betas), conditioning='label'), and what else they take into condition=",
 )
 SCHEDULER = Kind(
     "scheduler",

@@ -185,8 +185,8 @@ def _ancestral(config: Mapping[str, Any]) -> Sampler:
     return Ancestral(choose(VARIANCES, config["variance_type"], "variance_type"))
 
 
-def _next_timestep(_scheduler: Any, timesteps: list[int], _steps: int) -> list[int]:
-    return [k + 1 for k in timesteps[1:]] + [0]
+def _next_timestep(scheduler: Any, timesteps: list[int], _steps: int) -> list[int]:
+    return [max(int(scheduler.previous_timestep(k)), -1) + 1 for k in timesteps]
 
 
 def _fixed_stride(scheduler: Any, timesteps: list[int], steps: int) -> list[int]:

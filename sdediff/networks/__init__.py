@@ -6,7 +6,8 @@ asked for one a level, and the exact layer is put on top (:class:`Levelled`). A 
 build a network again; :func:`sdediff.config.build` gives it to those that have none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -18,9 +19,16 @@ from sdediff.networks.zero import initialise
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
 
 
+def described(network: nn.Module, parameters: Mapping[str, Any]) -> nn.Module:
+    """Return a network that says which parameters it was built with, in ``config``."""
+    if not hasattr(network, "config"):
+        network.config = dict(parameters)  # type: ignore[assignment]
+    return network
+
+
 def default_network(shape: Sequence[int]) -> str:
     """The name of the network that suits items of a shape: the U-Net for images it can take, else the perceptron."""
     return "unet" if len(shape) == 3 and min(shape[1:]) >= 4 else "mlp"
 
 
-__all__ = ["MLP", "NETWORKS", "LevelHead", "Levelled", "UNet", "default_network", "initialise"]
+__all__ = ["MLP", "NETWORKS", "LevelHead", "Levelled", "UNet", "default_network", "described", "initialise"]
