@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,23 @@ def test_there_and_back() -> None:
         z = encode(MODEL, x, rtol=tolerance)
         error = float((decode(MODEL, z, rtol=tolerance) - x).square().mean().sqrt())
         assert 1e-4 * tolerance < error < 40.0 * tolerance
+
+
+def test_planned_steps_are_seldom_refused_and_high_orders_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan aims at a good part of what is permitted, by the same estimate as that which then judges the step."""
+    refused, orders, whole = [], [], Adaptive._advance
+
+    def watched(self: Adaptive, frame: Frame, flight: Flight, *rest: Any) -> Flight:
+        after = whole(self, frame, flight, *rest)
+        refused.extend((after.nodes[:, 0] == flight.nodes[:, 0]).tolist())
+        orders.extend(after.order.tolist())
+        return after
+
+    monkeypatch.setattr(Adaptive, "_advance", watched)
+    nfe = solve(MODEL, starts(8), "adaptive", rtol=1e-6, t_to=1e-3).nfe
+    assert nfe < 100
+    assert sum(refused) < 0.15 * len(refused)
+    assert max(orders) >= 4
 
 
 def test_looser_tolerances_cost_less() -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from catalogue import GAUSSIAN, MIXTURE_1D, PROCESSES
-from sdediff import SDE, NoiseSource, sample, solve
+from sdediff import SDE, Level, NoiseSource, ScoreModel, sample, solve
 from sdediff.dynamics import Frame
 from sdediff.numerics import flatten
 from sdediff.samplers.adaptive_sde import _DEPTH, AdaptiveSDE, Step, Walk, _coarse, _path
@@ -120,6 +120,23 @@ def test_a_refused_step_leaves_no_trace() -> None:
         assert torch.equal(after.value, before.value) == refused
         assert np.array_equal(after.here, before.here) == refused
         assert bool((after.length < before.length).all()) == refused
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_velocities_linear_in_the_clock_are_exact_at_any_tolerance(eta: float) -> None:
+    """What a step corrects is the slope, so that a line is integrated exactly: the ends are those of a tight solve on
+    the same path. Those of a cubic are not."""
+
+    def ends(power: int, tolerance: float) -> Tensor:
+        def velocity(x: Tensor, level: Level) -> Tensor:
+            tan = np.exp(-torch.as_tensor(level.half_log_snr, dtype=torch.float64).numpy())
+            return torch.from_numpy(np.broadcast_to(clock_of(tan) ** power, len(x)).copy())[:, None].expand_as(x)
+
+        model = ScoreModel(velocity, VP, prediction="v_prediction", conditioning="level")
+        return solve(model, starts(4), AdaptiveSDE(tolerance, tolerance, eta), t_to=T_TO, seed=3).x
+
+    torch.testing.assert_close(ends(1, 0.3), ends(1, 0.01), rtol=0.0, atol=1e-8)
+    assert float((ends(3, 0.3) - ends(3, 0.01)).abs().max()) > 1e-4
 
 
 def test_goals_are_nodes_high_in_the_tree() -> None:

@@ -322,6 +322,22 @@ def test_labels_are_real_numbers(t: float | Tensor) -> None:
     assert torch.equal(asked[-1], torch.arange(1000, dtype=torch.float64))
 
 
+def test_between_instants_the_learned_variance_is_a_mean_of_both() -> None:
+    """In proportion to the half log-SNR, as the velocity is: nearer to an instant, nearer to its own."""
+
+    def network(x: Tensor, label: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), (2.0 * label.double() / 99 - 1.0)[:, None].expand_as(x)], dim=1)
+
+    chain, x = DDPM.linear(100), known_pair((3, 2)).x0
+    model = ScoreModel(network, chain, conditioning="interpolated", learned_variance=True)
+    below, above = (float(chain.half_log_snr(i / 100)) for i in (40, 41))
+    for t in (0.401, 0.405, 0.409):
+        share = (below - float(chain.half_log_snr(t))) / (below - above)
+        fraction = model.split(x, t).fraction
+        assert fraction is not None
+        torch.testing.assert_close(fraction, torch.full_like(x, (39 + share) / 99), rtol=1e-9, atol=0.0)
+
+
 def test_learned_variance_is_the_second_half_of_the_channels() -> None:
     """From the network to the sampler: the log of a step's noise between its own bounds, however long the step."""
     shape, v = (3, 2, 2), torch.tensor([-1.0, 0.4]).reshape(2, 1)

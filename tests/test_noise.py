@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from sdediff import BrownianPath, NoiseSource
+from sdediff.noise import _box_muller
 
 DOUBLE = torch.float64
 
@@ -207,3 +208,17 @@ def test_paths_have_ends() -> None:
         brownian().increment(0.0, 3.5)
     with pytest.raises(ValueError, match="is not within"):
         brownian().increment(1.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_smallest_word_has_a_finite_radius(kind: type) -> None:
+    """Words stand for the middles of their intervals: the uniform of word 0 is not 0, whose logarithm is infinite."""
+
+    class Zeros:
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.zeros(count, dtype=np.uint64)
+
+    out = np.empty((3, 2), dtype=kind)
+    _box_muller(Zeros(), out)  # type: ignore[arg-type]
+    largest = math.sqrt(2.0 * (8 * out.itemsize + 1) * math.log(2.0))  # of the uniform 2^-33 or 2^-65
+    np.testing.assert_allclose(out, [[largest, 0.0]] * 3, rtol=1e-6)
