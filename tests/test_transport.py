@@ -128,5 +128,5 @@ def test_unknown_options_are_named_with_those_allowed():
         lambda: sdediff.interpolate(model, x, x, t_from=0.3),
         lambda: sdediff.bits_per_dim(model, (x > 0.0).long(), levels=2, draw=3),
     ):
-        with pytest.raises(TypeError, match="unknown option '[a-z_]+'; allowed are: .*steps"):
+        with pytest.raises(TypeError, match=r"unknown option '[a-z_]+'; allowed are: .*steps"):
             call()
