@@ -214,6 +214,14 @@ def test_intervals_of_few_draws_cover(law):
     assert float(((result.total - exact.total).abs() < 1.96 * result.standard_error).double().mean()) < 0.85
 
 
+def test_nothing_is_drawn_of_what_a_gaussian_explains():
+    """With its own moments the control takes off every term of Gaussian data but for rounding, the decoder's too."""
+    chain, x = DDPM.linear(20), GAUSSIAN.sample(5, seed=1)
+    result = elbo(GAUSSIAN.model(chain), x, draws=4, seed=1)
+    assert float(result.standard_error.max()) < 1e-9
+    assert float(elbo(GAUSSIAN.model(chain), x, draws=4, seed=1, control="none").standard_error.min()) > 1e-3
+
+
 def test_degrees_are_fewer_than_of_normals_and_grow():
     values = torch.randn(64, 4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for of, pairs in ((of_pairs, 2), (of_draws, 1)):
