@@ -9,7 +9,7 @@ the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2, whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -49,9 +49,10 @@ class Update(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the updates to come, and the values seen."""
+    """What a step hands to the next: the updates of the whole grid, how many are done, and the values seen."""
 
-    plan: Iterator[Update]
+    plan: Sequence[Update]
+    done: int
     values: list[Term]
 
 
@@ -99,16 +100,16 @@ class Multistep(StepSampler):
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid."""
-        return Memory(iter(_plan(self, tuple(levels))), [])
+        return Memory(_plan(self, tuple(levels)), 0, [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        update = next(carry.plan)
+        update = carry.plan[carry.done]
         value = Term(*denoise(y, here).direction(*HELD[self.held](self.eta).parts(here)))
         values = [value, *carry.values][: len(update.weights)]
-        return update(y, values, noise), Memory(carry.plan, values)
+        return update(y, values, noise), Memory(carry.plan, carry.done + 1, values)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ velocity (those that predict epsilon, the score or the sample) are solved for wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -114,9 +114,18 @@ class Own(Coordinates):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the updates to come, where the equation is solved, the state there, the slopes."""
+    """What a step hands to the next.
 
-    plan: Iterator[Update]
+    Attributes:
+        plan: the updates of the whole grid.
+        done: how many of them are.
+        coordinates: where the equation is solved.
+        u: the state there.
+        slopes: the last ones, newest first.
+    """
+
+    plan: Sequence[Update]
+    done: int
     coordinates: Coordinates
     u: Tensor
     slopes: list[Tensor]
@@ -159,16 +168,16 @@ class Relative(StepSampler):
         moments = frame.moments if frame.prediction.steady else None
         coordinates = Plain() if moments is None else Own(moments, y)
         plan = _plan(self, tuple(levels), tuple(coordinates.variances.tolist()), frame.prediction)
-        return Memory(iter(plan), coordinates, coordinates.enter(y, levels[0]), [])
+        return Memory(plan, 0, coordinates, coordinates.enter(y, levels[0]), [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        update, coordinates = next(carry.plan), carry.coordinates
+        update, coordinates = carry.plan[carry.done], carry.coordinates
         slopes = [coordinates.slope(denoise(y, here), carry.u, here), *carry.slopes][: len(update.weights)]
         u = coordinates.advance(update, carry.u, slopes, noise)
-        return coordinates.leave(u, there), carry._replace(u=u, slopes=slopes)
+        return coordinates.leave(u, there), carry._replace(done=carry.done + 1, u=u, slopes=slopes)
 
 
 @lru_cache(maxsize=64)

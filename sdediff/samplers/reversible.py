@@ -19,7 +19,7 @@ that contract. The angles phi trade the growth of those motions against the erro
 from __future__ import annotations
 
 import cmath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -57,9 +57,17 @@ class Relation(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the relations to come, the states before the current one, the slopes there."""
+    """What a step hands to the next.
 
-    plan: Iterator[Relation]
+    Attributes:
+        plan: the relations of the whole grid.
+        done: how many of them are.
+        before: the states before the current one, newest first.
+        slopes: those there.
+    """
+
+    plan: Sequence[Relation]
+    done: int
     before: list[Tensor]
     slopes: list[Tensor]
 
@@ -101,16 +109,16 @@ class Reversible(StepSampler):
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The relations of every step of the grid, computed once."""
-        return Memory(iter(self.relations(levels)), [], [])
+        return Memory(self.relations(levels), 0, [], [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        relation, states = next(carry.plan), [y, *carry.before]
+        relation, states = carry.plan[carry.done], [y, *carry.before]
         slopes = [velocity(denoise(y, here), here), *carry.slopes][: len(relation.weights)]
         ahead = relation.ahead(states[: len(relation.keep)], slopes)
-        return ahead, Memory(carry.plan, states[: self.states - 1], slopes)
+        return ahead, Memory(carry.plan, carry.done + 1, states[: self.states - 1], slopes)
 
     def relations(self, levels: list[Level[float]]) -> list[Relation]:
         """What takes a solve to each node but the first.
