@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -73,9 +73,6 @@ class Multistep(StepSampler):
         ValueError: for unknown names, or a corrector together with noise.
     """
 
-    order: ClassVar[int] = 4
-    stochastic: ClassVar[bool] = False
-
     held: str = "velocity"
     clock: str = "asinh"
     memory: int = 4
@@ -93,10 +90,15 @@ class Multistep(StepSampler):
         HELD[self.held](self.eta)  # refuses an eta that it has no form for
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
+
+    @property
+    def order(self) -> int:
         predictor = min(self.memory, 2) if self.rule == "halved" else self.memory
-        order = min(predictor, 2) if self.eta > 0.0 else predictor + int(self.correct_from is not None)
-        object.__setattr__(self, "order", order)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+        return min(predictor, 2) if self.stochastic else predictor + int(self.correct_from is not None)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid."""

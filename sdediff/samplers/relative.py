@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -146,9 +146,6 @@ class Relative(StepSampler):
         ValueError: for another memory, or for noise and a corrector, which would undo it.
     """
 
-    order: ClassVar[int] = 5
-    stochastic: ClassVar[bool] = False
-
     memory: int = 5
     correct_from: int | None = 25
     eta: float = 0.0
@@ -159,8 +156,14 @@ class Relative(StepSampler):
         check_eta(self.eta)
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
-        object.__setattr__(self, "order", 2 if self.eta > 0.0 else self.memory)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+
+    @property
+    def order(self) -> int:
+        return 2 if self.stochastic else self.memory
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid, and the state in its coordinates."""

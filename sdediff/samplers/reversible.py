@@ -86,7 +86,6 @@ class Reversible(StepSampler):
         ValueError: for an unknown clock, no angle, one outside (0, pi), or a growth below 1.
     """
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
     lands: ClassVar[bool] = False
 
@@ -100,7 +99,10 @@ class Reversible(StepSampler):
             raise ValueError(f"a reversible method needs angles between 0 and pi, not {self.angles}")
         if not self.growth >= 1.0:
             raise ValueError(f"the growth of rounding is at least 1, not {self.growth}")
-        object.__setattr__(self, "order", 2 * len(self.angles))
+
+    @property
+    def order(self) -> int:
+        return 2 * len(self.angles)
 
     @property
     def states(self) -> int:
@@ -144,10 +146,17 @@ class Reversible(StepSampler):
 class Recorded(Sampler):
     """A reversible solve that leaves its last k states, ``(B k, *shape)``: sample by sample, newest first."""
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
     method: Reversible
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    def nfe(self, steps: int, *, clean: bool = True) -> int:
+        """Count the splits of the state: those of the method."""
+        return self.method.nfe(steps, clean=clean)
 
     def sample(
         self,
@@ -179,10 +188,17 @@ class Undone(Sampler):
     Its grid is the solve's, turned round.
     """
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
     method: Reversible
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    def nfe(self, steps: int, *, clean: bool = True) -> int:
+        """Count the splits of the state: the slope at the state it starts from is what the relation does without."""
+        return steps - 1
 
     def sample(
         self,

@@ -228,8 +228,6 @@ class Tuned(StepSampler):
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
-    grid: ClassVar[Any]
-    steps: ClassVar[int]
 
     half_log_snr: tuple[float, ...]
     rows: tuple[Row, ...]
@@ -249,8 +247,14 @@ class Tuned(StepSampler):
             raise ValueError("both last rows must have as many weights")
         if self.asked is not None and len(self.asked) != count:
             raise ValueError(f"the model is asked {count} times, not {len(self.asked)}")
-        object.__setattr__(self, "grid", Nodes(nodes))
-        object.__setattr__(self, "steps", count)
+
+    @property
+    def grid(self) -> Nodes:
+        return Nodes(self.half_log_snr)
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows)
 
     @property
     def _memory(self) -> int:
