@@ -24,8 +24,7 @@ from sdediff.numerics import choose
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import resolve, solve
-from sdediff.sde import SDE
-from sdediff.types import Level, Solution, Split, brief
+from sdediff.types import Solution, brief
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
 """The defaults and those that most know."""
@@ -168,7 +167,7 @@ def compare(
     if not tolerance > 0.0 or any(not rtol > 0.0 for rtol in rtols):
         raise ValueError(f"tolerances must be positive, not {tolerance:g} and {', '.join(map(str, rtols))}")
     entries = solvers if isinstance(solvers, Mapping) else {name: name for name in solvers}
-    jobs = [job for name, entry in entries.items() for job in _jobs(name, entry, model.sde, forwards, rtols)]
+    jobs = [job for name, entry in entries.items() for job in _jobs(name, entry, forwards, rtols)]
     model = model.given(condition)
     model.check_batch(shape[0])
     x = _starts(model, shape, seed, prior, device)
@@ -224,22 +223,9 @@ class _Batches:
             self.progress(done, self.total)
 
 
-class _Free(Denoiser):
-    """A denoiser that costs nothing, to count what solvers spend."""
-
-    def __init__(self, sde: SDE) -> None:
-        super().__init__()
-        self.sde, self.moments, self.data = sde, None, None
-
-    def forward(self, x: Tensor, level: Level) -> Split:
-        """Zeros."""
-        return Split(torch.zeros_like(x), torch.zeros_like(x))
-
-
 def _jobs(
     name: str,
     entry: str | Sampler | Callable[[int], Sampler | None],
-    sde: SDE,
     forwards: Sequence[int],
     rtols: Sequence[float],
 ) -> Iterator[_Job]:
@@ -253,24 +239,16 @@ def _jobs(
         yield from (_Job(name, sampler, rtol=rtol) for rtol in sorted(rtols, reverse=True))
         return
     for budget in sorted(forwards):
-        steps = _affordable(sampler, sde, budget)
+        steps = _affordable(sampler, budget)
         if steps > 0:
             yield _Job(name, sampler, budget, steps=steps)
 
 
-def _affordable(sampler: Sampler, sde: SDE, budget: int) -> int:
+def _affordable(sampler: Sampler, budget: int) -> int:
     """The most steps, from noise to data, that cost at most so many forwards; 0 if one costs more."""
-    free, x = _Free(sde), torch.zeros(1, 1, dtype=torch.float64)
-
-    def cost(steps: int) -> int:
-        return solve(free, x, sampler, t_to=0.0, steps=steps).nfe
-
-    if cost(1) > budget:
-        return 0
-    each = max(cost(2) - cost(1), 1)
-    steps = 1 + (budget - cost(1)) // each  # right where the cost is a line
-    while cost(steps) > budget:
-        steps -= 1
+    steps = 0
+    while (cost := sampler.nfe(steps + 1)) is not None and cost <= budget:
+        steps += 1
     return steps
 
 

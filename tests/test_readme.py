@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import sdediff
+from sdediff.cli.tables import cost
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def sampler_table() -> str:
         kind = "SDE" if sampler.stochastic else "ODE"
         grid = "none" if sampler.adaptive else sampler.grid
         rows.append(
-            f"| `{name}` | {kind} | {sampler.order} | {sampler.cost} | {grid} | `{written(sampler)}`: {method} |"
+            f"| `{name}` | {kind} | {sampler.order} | {cost(sampler)} | {grid} | `{written(sampler)}`: {method} |"
         )
     return "\n".join(rows)
 

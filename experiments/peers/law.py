@@ -123,7 +123,7 @@ def of_ours(name: str, sampler: Sampler) -> Noisy:
         frame.nfe += solution.nfe
         return to_y(solution.x, levels[-1])
 
-    forwards = 2 if sampler.cost.startswith("2N") else 4 if sampler.cost.startswith("4N") else 1
+    forwards = sampler.nfe(1, clean=False) or 1
     return Noisy(name, solve, getattr(sampler, "eta", 1.0), forwards)
 
 

@@ -21,7 +21,7 @@ def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
         [
             name,
             str(solver.order),
-            solver.cost,
+            cost(solver),
             "-" if solver.adaptive else f"{solver.steps} on {solver.grid}",
             "SDE" if solver.stochastic else "ODE",
             repr(solver),
@@ -29,6 +29,15 @@ def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
         for name, solver in table.items()
     ]
     return columns([["solver", "order", "forwards", "steps by default", "kind", "method"], *rows])
+
+
+def cost(solver: Sampler) -> str:
+    """The forwards of a solve of N steps that ends on the data, as a formula."""
+    one, two = (solver.nfe(steps) for steps in (1, 2))
+    if one is None or two is None:
+        return "by tolerance"
+    each, rest = two - one, 2 * one - two
+    return f"{'' if each == 1 else each}N" + (f" {'-' if rest < 0 else '+'} {abs(rest)}" if rest else "")
 
 
 def grids() -> str:

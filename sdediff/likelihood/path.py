@@ -190,7 +190,7 @@ class Path:
 
 def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
     """Whether a method's solve is one path, of which a network that is asked once at every node sees everything."""
-    return isinstance(method, StepSampler) and not method.stochastic and method.cost == "N"
+    return isinstance(method, StepSampler) and not method.stochastic and method.splits == 1
 
 
 def follow(

@@ -64,7 +64,6 @@ class Adaptive(Paced):
         highest: highest order of the predictor, 1 to 8; the corrector's is one more.
     """
 
-    order: ClassVar[int] = 6
     stochastic: ClassVar[bool] = False
 
     highest: int = 5
@@ -73,7 +72,10 @@ class Adaptive(Paced):
         super().__post_init__()
         if not 1 <= self.highest <= 8:
             raise ValueError(f"highest must be 1 to 8, not {self.highest}")
-        object.__setattr__(self, "order", self.highest + 1)
+
+    @property
+    def order(self) -> int:
+        return self.highest + 1
 
     def cross(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.grids import Grid
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite
 from sdediff.sde import SDE
@@ -33,24 +34,45 @@ Progress = Callable[[int, int], None]
 class Sampler(ABC):
     """A method.
 
-    The attributes are read by the law tests and the command line; where one depends on a hyper-parameter the instance
-    carries its own.
-
-    Attributes:
-        order: declared order of convergence in the step: strong for deterministic methods, weak for stochastic ones.
-        stochastic: whether it draws noise after the start.
-        adaptive: whether it chooses its own steps (from ``rtol`` and ``atol``) rather than following a grid.
-        cost: forwards of the network for N steps, in words.
-        grid: name of its default grid.
-        steps: its default number of steps.
+    Its properties are read by the law tests and the command line; one that no hyper-parameter changes may be a
+    ``ClassVar``.
     """
 
-    order: ClassVar[int]
-    stochastic: ClassVar[bool]
-    adaptive: ClassVar[bool] = False
-    cost: ClassVar[str] = "N"
-    grid: ClassVar[str] = "reference"
-    steps: ClassVar[int] = 20
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order of convergence in the step: strong for deterministic methods, weak for stochastic ones."""
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether it draws noise after the start."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its own steps (from ``rtol`` and ``atol``) rather than following a grid."""
+        return False
+
+    @property
+    def grid(self) -> str | Grid:
+        """The default grid: a name of ``GRIDS``, or a grid."""
+        return "reference"
+
+    @property
+    def steps(self) -> int:
+        """The default number of steps."""
+        return 20
+
+    @abstractmethod
+    def nfe(self, steps: int, *, clean: bool = True) -> int | None:
+        """Count the splits of the state in a solve, or return ``None`` where the tolerance decides.
+
+        A split is one forward of the network, but for networks that are interpolated between the instants of a chain.
+
+        Args:
+            steps: number of intervals of the grid.
+            clean: whether the last of them ends on the data.
+        """
 
     @abstractmethod
     def sample(
@@ -82,14 +104,26 @@ class Sampler(ABC):
 
 
 class StepSampler(Sampler):
-    """A method that goes from node to node.
+    """A method that goes from node to node."""
 
-    Attributes:
-        lands: whether a step may end on the clean level. Methods that evaluate the network there, or divide by the
-            step in lambda, may not: their last step returns the clean half of the last split.
-    """
+    @property
+    def splits(self) -> int:
+        """Splits of the state that a step takes."""
+        return 1
 
-    lands: ClassVar[bool] = True
+    @property
+    def lands(self) -> bool:
+        """Whether a step may end on the clean level.
+
+        Methods that evaluate the network there, or divide by the step in lambda, may not: their last step returns the
+        clean half of the last split.
+        """
+        return True
+
+    @final
+    def nfe(self, steps: int, *, clean: bool = True) -> int:
+        """Count the splits of the state in a solve; see :meth:`Sampler.nfe`."""
+        return self.splits * steps - (self.splits - 1 if clean and not self.lands else 0)
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Any:
         """What the steps carry from one to the next, before the first, at ``y``: coefficients of the grid, history."""
@@ -166,7 +200,10 @@ class Crossing(Sampler):
     adaptive: ClassVar[bool] = True
     rtol: float
     atol: float
-    cost: ClassVar[str] = "by tolerance"
+
+    @final
+    def nfe(self, steps: int, *, clean: bool = True) -> None:
+        """Return ``None``: the tolerance decides."""
 
     @abstractmethod
     def cross(

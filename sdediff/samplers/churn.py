@@ -44,9 +44,6 @@ class Churn(StepSampler):
         ValueError: for negative amounts, or ``low`` not below ``high``.
     """
 
-    order: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = True
-    cost: ClassVar[str] = "2N - 1"
     lands: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
@@ -61,9 +58,18 @@ class Churn(StepSampler):
             raise ValueError(f"churn and inflate must be at least 0, not {self.churn} and {self.inflate}")
         if not 0.0 <= self.low < self.high:
             raise ValueError(f"low must be at least 0 and below high, not {self.low} and {self.high}")
-        object.__setattr__(self, "order", self.method.order)
-        object.__setattr__(self, "cost", self.method.cost)
-        object.__setattr__(self, "stochastic", self.churn > 0.0)
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    @property
+    def stochastic(self) -> bool:
+        return self.churn > 0.0
+
+    @property
+    def splits(self) -> int:
+        return self.method.splits
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> float:
         """The raise of a step, gamma."""

@@ -31,14 +31,16 @@ class DDIM(StepSampler):
     """
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = False
     steps: ClassVar[int] = 50
 
     eta: float = 0.0
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

@@ -21,11 +21,6 @@ from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
 
-def _cost(forwards: int) -> str:
-    """Forwards for N steps of so many each, the last of which denoises by one."""
-    return "N" if forwards == 1 else f"{forwards}N - {forwards - 1}"
-
-
 def _field(frame: Frame, progress: Progress | None = None) -> torchdiffeq.Field:
     """The right-hand side in the form torchdiffeq's wrapper wants; tells the forwards spent so far."""
 
@@ -51,7 +46,6 @@ class AdaptiveODE(Crossing):
         atol: absolute tolerance, in units of the data.
     """
 
-    order: ClassVar[int] = 5
     stochastic: ClassVar[bool] = False
 
     method: str = "dopri5"
@@ -60,7 +54,11 @@ class AdaptiveODE(Crossing):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol)
-        object.__setattr__(self, "order", choose(torchdiffeq.ADAPTIVE_METHODS, self.method, "adaptive method"))
+        choose(torchdiffeq.ADAPTIVE_METHODS, self.method, "adaptive method")
+
+    @property
+    def order(self) -> int:
+        return torchdiffeq.ADAPTIVE_METHODS[self.method]
 
     def cross(
         self,
@@ -85,16 +83,21 @@ class FixedODE(StepSampler):
         method: torchdiffeq's name.
     """
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
     lands: ClassVar[bool] = False
-    cost: ClassVar[str] = "4N - 3"
 
     method: str = "rk4"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "order", choose(torchdiffeq.FIXED_METHODS, self.method, "fixed-step method"))
-        object.__setattr__(self, "cost", _cost(self.order))  # up to order 4 a stage buys an order
+        choose(torchdiffeq.FIXED_METHODS, self.method, "fixed-step method")
+
+    @property
+    def order(self) -> int:
+        return torchdiffeq.FIXED_METHODS[self.method]
+
+    @property
+    def splits(self) -> int:
+        return self.order  # up to order 4 a stage buys an order
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
@@ -112,8 +115,6 @@ class ReverseSDE(StepSampler):
         eta: 1 for the reverse SDE, between 0 and 1 for the family between it and the ODE.
     """
 
-    order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
     lands: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
@@ -122,9 +123,19 @@ class ReverseSDE(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
-        object.__setattr__(self, "order", choose(torchsde.METHODS, self.method, "torchsde method"))
-        object.__setattr__(self, "cost", _cost(torchsde.FORWARDS[self.method]))
+        choose(torchsde.METHODS, self.method, "torchsde method")
+
+    @property
+    def order(self) -> int:
+        return torchsde.METHODS[self.method]
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
+
+    @property
+    def splits(self) -> int:
+        return torchsde.FORWARDS[self.method]
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

@@ -23,7 +23,6 @@ class EulerMaruyama(StepSampler):
     """
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
     lands: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
@@ -31,7 +30,10 @@ class EulerMaruyama(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

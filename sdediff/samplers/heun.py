@@ -18,7 +18,7 @@ class Heun(StepSampler):
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
-    cost: ClassVar[str] = "2N - 1"
+    splits: ClassVar[int] = 2
     lands: ClassVar[bool] = False
 
     def step(

@@ -9,11 +9,11 @@ the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2, whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -49,9 +49,10 @@ class Update(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the updates to come, and the values seen."""
+    """What a step hands to the next: the updates of the whole grid, how many are done, and the values seen."""
 
-    plan: Iterator[Update]
+    plan: Sequence[Update]
+    done: int
     values: list[Term]
 
 
@@ -72,9 +73,6 @@ class Multistep(StepSampler):
         ValueError: for unknown names, or a corrector together with noise.
     """
 
-    order: ClassVar[int] = 4
-    stochastic: ClassVar[bool] = False
-
     held: str = "velocity"
     clock: str = "asinh"
     memory: int = 4
@@ -92,23 +90,28 @@ class Multistep(StepSampler):
         HELD[self.held](self.eta)  # refuses an eta that it has no form for
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
+
+    @property
+    def order(self) -> int:
         predictor = min(self.memory, 2) if self.rule == "halved" else self.memory
-        order = min(predictor, 2) if self.eta > 0.0 else predictor + int(self.correct_from is not None)
-        object.__setattr__(self, "order", order)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+        return min(predictor, 2) if self.stochastic else predictor + int(self.correct_from is not None)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid."""
-        return Memory(iter(_plan(self, tuple(levels))), [])
+        return Memory(_plan(self, tuple(levels)), 0, [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        update = next(carry.plan)
+        update = carry.plan[carry.done]
         value = Term(*denoise(y, here).direction(*HELD[self.held](self.eta).parts(here)))
         values = [value, *carry.values][: len(update.weights)]
-        return update(y, values, noise), Memory(carry.plan, values)
+        return update(y, values, noise), Memory(carry.plan, carry.done + 1, values)
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,6 @@ class PredictorCorrector(StepSampler):
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
-    cost: ClassVar[str] = "2N - 1"
     lands: ClassVar[bool] = False
     grid: ClassVar[str] = "reference"
     steps: ClassVar[int] = 100
@@ -44,6 +43,10 @@ class PredictorCorrector(StepSampler):
             raise ValueError(
                 f"snr must lie in (0, 1) and corrections be at least 0, not {self.snr} and {self.corrections}"
             )
+
+    @property
+    def splits(self) -> int:
+        return 1 + self.corrections
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

@@ -9,7 +9,9 @@ reverse family is
 
 the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.held`). For
 Gaussian data the slope is zero and one step of any length exact, where every other form holds something that changes;
-for other data what is left to integrate is what makes them so. Without moments the slope is the plain velocity. The
+for other data what is left to integrate is what makes them so. The last step to the data adds no noise: it follows the
+probability flow, so that with noise, too, the law of Gaussian data is kept down to them. Without moments the slope is
+the plain velocity, and the last step of a method with noise returns the denoised state, narrower than the data. The
 weights of the last slopes come from :mod:`sdediff.samplers.kernels`. Networks whose errors are magnified in the
 velocity (those that predict epsilon, the score or the sample) are solved for with the plain velocity, too.
 """
@@ -17,11 +19,11 @@ velocity (those that predict epsilon, the score or the sample) are solved for wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,9 +51,9 @@ class Update(NamedTuple):
 
 
 class Coordinates(ABC):
-    """Where the equation is solved; ``variances`` ``(1,)`` or ``(D,)`` are those of its Gaussian."""
+    """Where the equation is solved; ``variances`` ``(1,)`` or ``(D,)`` are the data's where they are known."""
 
-    variances: Array
+    variances: Array | None
 
     @abstractmethod
     def enter(self, y: Tensor, level: Level[float]) -> Tensor:
@@ -73,7 +75,7 @@ class Coordinates(ABC):
 class Plain(Coordinates):
     """The frame itself, for a model that does not know its data's moments."""
 
-    variances = np.ones(1)
+    variances = None
 
     def enter(self, y: Tensor, level: Level[float]) -> Tensor:
         return y
@@ -114,9 +116,18 @@ class Own(Coordinates):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the updates to come, where the equation is solved, the state there, the slopes."""
+    """What a step hands to the next.
 
-    plan: Iterator[Update]
+    Attributes:
+        plan: the updates of the whole grid.
+        done: how many of them are.
+        coordinates: where the equation is solved.
+        u: the state there.
+        slopes: the last ones, newest first.
+    """
+
+    plan: Sequence[Update]
+    done: int
     coordinates: Coordinates
     u: Tensor
     slopes: list[Tensor]
@@ -137,9 +148,6 @@ class Relative(StepSampler):
         ValueError: for another memory, or for noise and a corrector, which would undo it.
     """
 
-    order: ClassVar[int] = 5
-    stochastic: ClassVar[bool] = False
-
     memory: int = 5
     correct_from: int | None = 25
     eta: float = 0.0
@@ -150,33 +158,40 @@ class Relative(StepSampler):
         check_eta(self.eta)
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
-        object.__setattr__(self, "order", 2 if self.eta > 0.0 else self.memory)
-        object.__setattr__(self, "stochastic", self.eta > 0.0)
+
+    @property
+    def order(self) -> int:
+        return 2 if self.stochastic else self.memory
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid, and the state in its coordinates."""
         # what a prediction magnifies, the units of the coordinates of small variance would magnify again
         moments = frame.moments if frame.prediction.steady else None
         coordinates = Plain() if moments is None else Own(moments, y)
-        plan = _plan(self, tuple(levels), tuple(coordinates.variances.tolist()), frame.prediction)
-        return Memory(iter(plan), coordinates, coordinates.enter(y, levels[0]), [])
+        variances = None if coordinates.variances is None else tuple(coordinates.variances.tolist())
+        plan = _plan(self, tuple(levels), variances, frame.prediction)
+        return Memory(plan, 0, coordinates, coordinates.enter(y, levels[0]), [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        update, coordinates = next(carry.plan), carry.coordinates
+        update, coordinates = carry.plan[carry.done], carry.coordinates
         slopes = [coordinates.slope(denoise(y, here), carry.u, here), *carry.slopes][: len(update.weights)]
         u = coordinates.advance(update, carry.u, slopes, noise)
-        return coordinates.leave(u, there), carry._replace(u=u, slopes=slopes)
+        return coordinates.leave(u, there), carry._replace(done=carry.done + 1, u=u, slopes=slopes)
 
 
 @lru_cache(maxsize=64)
 def _plan(
-    method: Relative, levels: tuple[Level[float], ...], variances: tuple[float, ...], prediction: Prediction
+    method: Relative, levels: tuple[Level[float], ...], variances: tuple[float, ...] | None, prediction: Prediction
 ) -> list[Update]:
     """The updates of every step of a grid, computed once for all solves on it."""
-    roots, power = np.sqrt(np.array(variances)), method.eta**2
+    roots, power = np.sqrt(np.array(variances or (1.0,))), method.eta**2
     correct = method.correct_from is not None and len(levels) > method.correct_from
 
     def cos(angle: float | Array) -> Array:
@@ -187,11 +202,13 @@ def _plan(
 
     def keep(here: Level[float], there: Level[float]) -> Array:
         ratio: Array = cos(here.angle)[0] / cos(there.angle)[0]
-        return ratio if lands(there) else ratio**power
+        if lands(there):
+            return ratio if variances is None else np.ones_like(ratio)
+        return ratio**power
 
     def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
         if lands(there):
-            return -np.sqrt(1.0 - cos(here.angle) ** 2)
+            return np.array([[-here.sin]]) if variances is None else -np.arctan2(here.sin, roots * here.cos)[None]
         angle, share = _quadrature(here.angle, there.angle)
         # d phi / d theta = sqrt(l) / (l cos^2 + sin^2) = (cos phi / cos)^2 / sqrt(l)
         density = (cos(angle) / np.cos(angle)[:, None]) ** 2 / roots * (cos(angle) / cos(there.angle)) ** power
@@ -200,7 +217,11 @@ def _plan(
         return (1.0 + power) * weights
 
     def lands(there: Level[float]) -> bool:
-        """Whether a noisy method has arrived at the data: that step denoises, ``u' = cos phi u - sin phi slope``."""
+        """Whether a noisy method has arrived at the data: its last step adds no noise.
+
+        Where the data's Gaussian is known the step follows the probability flow, ``u' = u - phi slope``, which keeps
+        the law; elsewhere it denoises, ``u' = cos phi u - sin phi slope``, which narrows it.
+        """
         return power > 0.0 and there.sin == 0.0
 
     def std(here: Level[float], there: Level[float]) -> Array:

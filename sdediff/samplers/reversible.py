@@ -19,7 +19,7 @@ that contract. The angles phi trade the growth of those motions against the erro
 from __future__ import annotations
 
 import cmath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -57,9 +57,17 @@ class Relation(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the relations to come, the states before the current one, the slopes there."""
+    """What a step hands to the next.
 
-    plan: Iterator[Relation]
+    Attributes:
+        plan: the relations of the whole grid.
+        done: how many of them are.
+        before: the states before the current one, newest first.
+        slopes: those there.
+    """
+
+    plan: Sequence[Relation]
+    done: int
     before: list[Tensor]
     slopes: list[Tensor]
 
@@ -78,7 +86,6 @@ class Reversible(StepSampler):
         ValueError: for an unknown clock, no angle, one outside (0, pi), or a growth below 1.
     """
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
     lands: ClassVar[bool] = False
 
@@ -92,7 +99,10 @@ class Reversible(StepSampler):
             raise ValueError(f"a reversible method needs angles between 0 and pi, not {self.angles}")
         if not self.growth >= 1.0:
             raise ValueError(f"the growth of rounding is at least 1, not {self.growth}")
-        object.__setattr__(self, "order", 2 * len(self.angles))
+
+    @property
+    def order(self) -> int:
+        return 2 * len(self.angles)
 
     @property
     def states(self) -> int:
@@ -101,16 +111,16 @@ class Reversible(StepSampler):
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The relations of every step of the grid, computed once."""
-        return Memory(iter(self.relations(levels)), [], [])
+        return Memory(self.relations(levels), 0, [], [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        relation, states = next(carry.plan), [y, *carry.before]
+        relation, states = carry.plan[carry.done], [y, *carry.before]
         slopes = [velocity(denoise(y, here), here), *carry.slopes][: len(relation.weights)]
         ahead = relation.ahead(states[: len(relation.keep)], slopes)
-        return ahead, Memory(carry.plan, states[: self.states - 1], slopes)
+        return ahead, Memory(carry.plan, carry.done + 1, states[: self.states - 1], slopes)
 
     def relations(self, levels: list[Level[float]]) -> list[Relation]:
         """What takes a solve to each node but the first.
@@ -136,10 +146,17 @@ class Reversible(StepSampler):
 class Recorded(Sampler):
     """A reversible solve that leaves its last k states, ``(B k, *shape)``: sample by sample, newest first."""
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
     method: Reversible
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    def nfe(self, steps: int, *, clean: bool = True) -> int:
+        """Count the splits of the state: those of the method."""
+        return self.method.nfe(steps, clean=clean)
 
     def sample(
         self,
@@ -171,10 +188,17 @@ class Undone(Sampler):
     Its grid is the solve's, turned round.
     """
 
-    order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False
 
     method: Reversible
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    def nfe(self, steps: int, *, clean: bool = True) -> int:
+        """Count the splits of the state: the slope at the state it starts from is what the relation does without."""
+        return steps - 1
 
     def sample(
         self,

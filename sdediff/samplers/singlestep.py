@@ -44,10 +44,8 @@ class Singlestep(StepSampler):
         ValueError: for unknown names, or stages or values that make no method.
     """
 
-    order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
     lands: ClassVar[bool] = False
-    cost: ClassVar[str] = "2N - 1"
 
     held: str = "sample"
     clock: str = "logsnr"
@@ -64,9 +62,15 @@ class Singlestep(StepSampler):
             raise ValueError(f"stages must be at most two, increasing, in (0, 1], not {self.stages}")
         if not 2 <= self.values <= 3:
             raise ValueError(f"values must be 2 or 3, not {self.values}")
-        third = len(places) == 3 and math.isclose(places[-1], 2.0 / 3.0) and self.rule == "exact"
-        object.__setattr__(self, "order", 3 if third else min(len(places), 2))
-        object.__setattr__(self, "cost", "N" if len(places) == 1 else f"{len(places)}N - {len(places) - 1}")
+
+    @property
+    def order(self) -> int:
+        third = len(self.stages) == 2 and math.isclose(self.stages[-1], 2.0 / 3.0) and self.rule == "exact"
+        return 3 if third else min(1 + len(self.stages), 2)
+
+    @property
+    def splits(self) -> int:
+        return 1 + len(self.stages)
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any

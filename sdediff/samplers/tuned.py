@@ -15,7 +15,7 @@ better told a little more or less noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Generic, NamedTuple
@@ -195,10 +195,18 @@ class Nodes(Grid):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the frame, the levels and rows to come, the velocities seen."""
+    """What a step hands to the next.
+
+    Attributes:
+        white: the frame.
+        plan: of every step of the grid its spots, its row, and where the model is asked.
+        done: how many of the steps are.
+        history: the velocities seen, newest first.
+    """
 
     white: Whitened
-    plan: Iterator[tuple[tuple[Spot, Spot, Spot], Row[Tensor], float]]
+    plan: Sequence[tuple[tuple[Spot, Spot, Spot], Row[Tensor], float]]
+    done: int
     history: list[Tensor]
 
 
@@ -220,8 +228,6 @@ class Tuned(StepSampler):
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
-    grid: ClassVar[Any]
-    steps: ClassVar[int]
 
     half_log_snr: tuple[float, ...]
     rows: tuple[Row, ...]
@@ -241,8 +247,14 @@ class Tuned(StepSampler):
             raise ValueError("both last rows must have as many weights")
         if self.asked is not None and len(self.asked) != count:
             raise ValueError(f"the model is asked {count} times, not {len(self.asked)}")
-        object.__setattr__(self, "grid", Nodes(nodes))
-        object.__setattr__(self, "steps", count)
+
+    @property
+    def grid(self) -> Nodes:
+        return Nodes(self.half_log_snr)
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows)
 
     @property
     def _memory(self) -> int:
@@ -261,13 +273,13 @@ class Tuned(StepSampler):
         rows = [self.method.row(i, clock, clock[i + 1], white.std, row) for i, row in enumerate(own)]
         spots = [white.at(level) for level in levels]
         around = zip([spots[0], *spots[:-2]], spots, spots[1:], strict=False)
-        return Memory(white, iter(zip(around, rows, self.asked or self.half_log_snr, strict=False)), [])
+        return Memory(white, list(zip(around, rows, self.asked or self.half_log_snr, strict=False)), 0, [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
     ) -> tuple[Tensor, Memory]:
         """One forward."""
-        spots, row, asked = next(carry.plan)
+        spots, row, asked = carry.plan[carry.done]
         level = here if abs(asked - here.half_log_snr) < _NEAR else denoise.at_half_log_snr(asked)
         y, history = advance(carry.white, y, ask(denoise, y, here, level), carry.history, spots, row)
-        return y, Memory(carry.white, carry.plan, history[: self._memory])
+        return y, carry._replace(done=carry.done + 1, history=history[: self._memory])

@@ -35,7 +35,7 @@ class EqualStepWeights(Multistep):
         table = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
         widths = [there.angle - here.angle for here, there in pairwise(levels)]
         plan = [Update(1.0, [h * w for w in table[min(i, self.memory - 1)]]) for i, h in enumerate(widths)]
-        return Memory(iter(plan), [])
+        return Memory(plan, 0, [])
 
 
 @dataclass(frozen=True)
