@@ -65,9 +65,8 @@ def _handlers(numbers: tuple[int, ...], handler: Handler) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                if (
-                    number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
-                ):  # shells start jobs without it
+                # Ctrl-C is taken even so: shells start background jobs without it, and it is sent to them by name.
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                     before[number] = signal.signal(number, handler)
         yield
     finally:

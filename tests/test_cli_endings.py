@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -229,13 +230,17 @@ def test_a_run_stopped_before_its_first_checkpoint_is_resumed(tmp_path: Path, mo
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_model_older_than_the_state_is_made_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that ended between the two files of its last checkpoint."""
-    from sdediff import checkpoint
+@pytest.mark.parametrize("file", ["state", "model"])
+def test_a_run_that_ended_within_its_checkpoint_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Before the state or before the model was written; a model that is older than the state is made from it."""
+    from sdediff.training import loop
 
+    owner, name = {"state": (loop, "save_state"), "model": (loop.checkpoint, "save")}[file]
     args = ["train", "--data", "moons", "--batch-size", 8, "--steps", 4, *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", at(1, interrupt, checkpoint.save))
+        patch.setattr(owner, name, at(1, interrupt, getattr(owner, name)))
         assert call(*args, "--run", tmp_path / "run").exit_code == 130
     assert not (tmp_path / "run" / "model.json").exists()
     assert call("train", "--resume", "--run", tmp_path / "run").exit_code == 0
@@ -288,6 +293,8 @@ from sdediff.cli.console import Console
 from sdediff.cli.group import CommandTable
 
 def talk():
+    with open(__file__) as file:
+        assert file.fileno() > 2  # else what is said would go into it
     Console().note("remark")
     Console().say("word " * 100_000)
 
@@ -297,7 +304,8 @@ CommandTable(table={"talk": ""}, package="p").main(["talk"])
 """
 
 STREAMS = {
-    "enough": ("| head -c 10; exit ${PIPESTATUS[0]}", 0, "remark\n"),
+    "enough": (">&{closed}", 0, "remark\n"),
+    "enough of both": (">&{closed} 2>&{closed}", 0, ""),
     "full": ("> /dev/full", 1, "remark\nerror: No space left on device: standard output\n"),
     "closed": ("<&- >&- 2>&-", 0, ""),
     "all full": ("> /dev/full 2> /dev/full", 1, ""),
@@ -309,15 +317,19 @@ STREAMS = {
 def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
     """A reader that has had enough and a closed stream are no failure; a full disk is one, in one line."""
     (tmp_path / "talk.py").write_text(TALK)
+    nobody, closed = os.pipe()
+    os.close(nobody)
     started = {
         name: subprocess.Popen(
-            ["bash", "-c", f"{sys.executable} {tmp_path / 'talk.py'} {redirection}"],
+            ["bash", "-c", f"{sys.executable} {tmp_path / 'talk.py'} {redirection.format(closed=closed)}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=(closed,),
         )
         for name, (redirection, _, _) in STREAMS.items()
     }
+    os.close(closed)
     for name, process in started.items():
         _, error = process.communicate(timeout=120)
         assert (name, process.returncode, error) == (name, *STREAMS[name][1:])
