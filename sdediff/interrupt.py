@@ -65,7 +65,7 @@ def _handlers(numbers: tuple[int, ...], handler: Handler) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                # Ctrl-C is taken even so: shells start background jobs without it, and it is sent to them by name.
+                # Shells start background jobs with SIGINT ignored; whoever sends it to one by number means it.
                 if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                     before[number] = signal.signal(number, handler)
         yield

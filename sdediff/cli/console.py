@@ -69,7 +69,6 @@ def _tell(text: str) -> None:
     except BrokenPipeError:  # as of `| head`
         _to_nowhere(sys.stdout)
     except OSError as error:
-        _to_nowhere(sys.stdout)
         error.filename = "standard output"
         raise
 
