@@ -6,6 +6,7 @@ diffusers, and prints what came of them and the peak of memory.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -23,6 +24,7 @@ from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
 from sdediff.moments import Moments
 from sdediff.samplers.tuned import Method, Row, Tuned
+from sdediff.training.state import load_state, save_state
 from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
 
@@ -82,6 +84,30 @@ def configurations(folder: Path) -> Target:
     return Target((folder / "config.json", folder / "config.toml"), read)
 
 
+def state(folder: Path) -> Target:
+    """What training goes on from."""
+    folder.mkdir()
+    model = build(Config().updated({"network.width": "8"}), DataInfo((2,)))
+    average = copy.deepcopy(model)
+
+    def optimised(network: ScoreModel) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(network.parameters())
+        network.epsilon(torch.zeros(2, 2), 0.5).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    def read() -> object:
+        network, mean = copy.deepcopy(model), copy.deepcopy(average)
+        optimizer = torch.optim.AdamW(network.parameters())
+        step = load_state(folder, network, mean, optimizer)
+        network.epsilon(torch.zeros(2, 2), 0.5).sum().backward()
+        optimizer.step()
+        return step
+
+    save_state(folder, 3, model, average, optimised(model))
+    return Target((folder / "state.safetensors",), read)
+
+
 def tuned(folder: Path) -> Target:
     """A tuned solver."""
     model = ScoreModel(build(Config(), DataInfo((2,))).network, DDPM.linear(10), data=DataInfo((2,)))
@@ -115,17 +141,16 @@ def diffusers_folder(folder: Path) -> Target:
 def targets(folder: Path, *, diffusers: bool = True) -> list[Target]:
     """One of each kind."""
     found = [own_run(folder / "points", (3,)), own_run(folder / "images", (1, 4, 4))]
-    found += [configurations(folder / "config"), tuned(folder / "tuned")]
+    found += [configurations(folder / "config"), tuned(folder / "tuned"), state(folder / "state")]
     return [*found, diffusers_folder(folder / "diffusers")] if diffusers else found
 
 
 @torch.no_grad()
 def used(model: ScoreModel) -> object:
     """Ask a model that was read."""
-    shape = (2,) if model.data is None else model.data.shape
-    if torch.Size(shape).numel() > 10_000:
+    if model.data is None or torch.Size(model.data.shape).numel() > 10_000:
         return None
-    return model.epsilon(torch.zeros(1, *shape, dtype=model.state_dtype), 0.5)
+    return model.epsilon(torch.zeros(1, *model.data.shape, dtype=model.state_dtype), 0.5)
 
 
 def nodes(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

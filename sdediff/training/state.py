@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.checkpoint import write_tensors
-from sdediff.tensors import read_tensors
+from sdediff.documents import reason
+from sdediff.tensors import check_finite, read_tensors
 
 STATE = "state.safetensors"
 
@@ -44,13 +45,29 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
 
     entries: dict[int, dict[str, Tensor]] = {}
     try:
+        check_finite(tensors)
         for name, value in part("optimizer.").items():
             index, _, entry = name.partition(".")
             entries.setdefault(int(index), {})[entry] = value
         network.load_state_dict(part("trained."))
         average.load_state_dict(part("average."))
+        _check_entries(entries, optimizer)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-        return int(metadata["step"])
+        step = int(metadata["step"])
+        if step < 0:
+            raise ValueError(f"it was written after {step} steps")
     except (KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit this run: {reason}") from None
+        raise ValueError(f"{path} does not fit this run: {reason(error)}") from None
+    return step
+
+
+def _check_entries(entries: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what is no state of the optimiser: the same entries for every parameter, of its shape or one number."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {frozenset(entry) for entry in entries.values()}
+    if entries and (set(entries) != set(range(len(parameters))) or len(names) > 1):
+        raise ValueError("it is of an optimiser of other parameters")
+    for index, entry in entries.items():
+        for name, value in entry.items():
+            if value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(f"optimizer.{index}.{name} is {tuple(value.shape)}")
