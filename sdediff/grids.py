@@ -17,6 +17,9 @@ Which to take, from long to short steps near the data:
     chain       ancestral sampling, and networks that know the instants of their chain alone
 
 ``exponential`` is ``logsnr`` under the name that diffusers and k-diffusion have for it (uniform log sigma).
+
+A multistep method starts by a step of order 1, another of order 2, and so on. From pure noise, where little changes,
+the grids above are good starts; from inside the interval :func:`graded` puts some of the nodes into the first step.
 """
 
 from __future__ import annotations
@@ -24,16 +27,27 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff.numerics import to_nearest
 from sdediff.sde import SDE, VPSDE
 
+_REGULAR = 3.0
+"""What a step may be, in units of 1 / N of the path's angle, if its error is to be like that of the others."""
+
 
 class Grid(ABC):
-    """A rule for placing nodes; a frozen dataclass."""
+    """A rule for placing nodes; a frozen dataclass.
+
+    Attributes:
+        bound: whether nodes between its own make no sense.
+    """
+
+    bound: ClassVar[bool] = False
 
     def default_steps(self, sde: SDE, proposed: int) -> int:
         """The number of steps where the user gives none and the sampler proposes one."""
@@ -58,6 +72,30 @@ class Grid(ABC):
         if bool((times.diff() * math.copysign(1.0, t_to - t_from) <= 0.0).any()):
             raise ValueError(f"{steps} steps from {t_from:g} to {t_to:g} are too many: two nodes coincide")
         return times
+
+
+def graded(grid: Grid, sde: SDE, steps: int, t_from: float, t_to: float, rise: int) -> Tensor:
+    """Return nodes of a grid, float64 ``(steps + 1,)``, with a start for a method whose order rises from 1 to ``rise``.
+
+    The error of the first step is its width squared. It is made as small as what the errors of the others add up to by
+    dividing the first step of the grid of ``steps - m`` steps into m + 1, each at most twice as long as the one before:
+    where steps grow faster, the values behind them are too close together to extrapolate from.
+    """
+    for extra in range(max(steps - 1, 1)):
+        times = grid(sde, steps - extra, t_from, t_to)
+        start, second, end = (level.angle for level in sde.levels(times[[0, 1, -1]]))
+        width, first = abs((second - start) / (end - start)), (_REGULAR / (steps - extra)) ** (0.5 * rise)
+        if rise <= 2 or grid.bound or width <= first * (2.0 ** (extra + 1) - 1.0):
+            break
+    parts = _growth(width / first, extra + 1) ** torch.arange(extra + 1, dtype=torch.float64)
+    share = parts.cumsum(0)[:-1] / parts.sum()
+    return torch.cat([times[:1], times[0] + share * (times[1] - times[0]), times[1:]])
+
+
+def _growth(total: float, terms: int) -> float:
+    """Solve ``1 + g + ... + g^(terms - 1) = total`` for g between 1 and 2."""
+    roots = np.roots([*[1.0] * (terms - 1), 1.0 - total])
+    return float(np.clip(max((root.real for root in roots if abs(root.imag) < 1e-9), default=1.0), 1.0, 2.0))
 
 
 def _spaced(steps: int) -> Tensor:
@@ -111,6 +149,8 @@ class Power(Clock):
 @dataclass(frozen=True)
 class Chain(Grid):
     """Uniform in t, moved to the nearest instants of a discrete chain where the process is one."""
+
+    bound: ClassVar[bool] = True
 
     def default_steps(self, sde: SDE, proposed: int) -> int:
         """At most the chain's own length."""

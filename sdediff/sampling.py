@@ -14,7 +14,7 @@ from typing_extensions import TypeIs
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
-from sdediff.grids import GRIDS, Grid
+from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
@@ -84,7 +84,12 @@ def place(
     chosen = sampler.grid if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
-    return model.snap(rule(model.sde, count, *ends))
+    times = rule(model.sde, count, *ends)
+    snapped = model.snap(times)
+    # Pure noise needs no start, and a network that is best asked at times of its own gets none.
+    if model.sde.t_min <= ends[0] < model.sde.t_max and torch.equal(snapped, times):
+        return graded(rule, model.sde, count, *ends, sampler.rise(count))
+    return snapped
 
 
 def _is_times(grid: GridLike | None) -> TypeIs[Sequence[float] | Tensor]:
@@ -132,7 +137,9 @@ def solve(
         t_from: time of ``x``; ``t_max`` by default.
         t_to: time of the result; ``t_min`` by default, 0 for the data themselves. Deterministic solvers go both ways.
         steps: number of intervals of a fixed grid; the solver's default if neither this nor a tolerance is given.
-        grid: a name from ``GRIDS``, a grid, or the times themselves; the solver's default if not given.
+        grid: a name from ``GRIDS``, a grid, or the times themselves; the solver's default if not given. Where a solve
+            by a multistep method starts inside the process's interval, a grid's first step is divided into a few short
+            ones out of the same number, so that the method's order holds (:func:`~sdediff.grids.graded`).
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance; one tolerance given alone stands for both.
         seed: of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
 from catalogue import PROCESSES
-from sdediff import DDPM, GRIDS, SDE, VPSDE
-from sdediff.grids import Grid, Power, Reference
+from sdediff import DDPM, GRIDS, SAMPLERS, SDE, VPSDE, ScoreModel
+from sdediff.grids import Grid, Power, Reference, graded
+from sdediff.sampling import place
 
 STEPS = (1, 2, 3, 10, 50)
 
@@ -134,3 +136,40 @@ def test_impossible_grids_are_refused(grid: Grid) -> None:
         grid(VPSDE(), 5, 0.5, 0.5)
     with pytest.raises(ValueError, match="too many"):
         GRIDS["chain"](DDPM.linear(10), 20, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_graded_start_takes_its_nodes_from_the_first_step(name: str, sde: SDE) -> None:
+    """As many nodes, in order; the first steps at most double, and all but them are those of a grid of fewer steps."""
+    t_from, grid = float(sde.time(0.0)), GRIDS[name]
+    for t_to, steps, rise in product((sde.t_min, 0.0), (1, 2, 5, 20), (1, 2, 3, 5)):
+        if name == "chain" and sde.instants is not None:
+            continue
+        times = graded(grid, sde, steps, t_from, t_to, rise)
+        assert (len(times), float(times[0]), float(times[-1])) == (steps + 1, t_from, t_to)
+        assert bool((times.diff() < 0.0).all())
+        plain = grid(sde, steps, t_from, t_to)
+        if rise <= 2 or grid.bound:
+            assert torch.equal(times, plain)
+            continue
+        extra = next(m for m in range(steps) if torch.equal(times[m + 1 :], grid(sde, steps - m, t_from, t_to)[1:]))
+        ratios = times.diff()[1 : extra + 1] / times.diff()[:extra]
+        assert bool(((ratios > 1.0 - 1e-9) & (ratios < 2.0 + 1e-9)).all())
+    assert not torch.equal(
+        graded(GRIDS["reference"], sde, 20, t_from, 0.0, 4), GRIDS["reference"](sde, 20, t_from, 0.0)
+    )
+
+
+def test_who_gets_a_graded_start() -> None:
+    """Methods of more than two values, on a grid by rule, from inside, if the network may be asked anywhere."""
+    model, instants = (
+        ScoreModel(lambda x, _: x, DDPM.linear(1000), conditioning=how) for how in ("time", "interpolated")
+    )
+    ends = (0.3, 0.0)
+    plain = GRIDS["reference"](model.sde, 20, *ends)
+    assert not torch.equal(place(SAMPLERS["ab4"], model, 20, None, ends), plain)
+    assert torch.equal(place(SAMPLERS["ab2"], model, 20, None, ends), plain)
+    assert torch.equal(place(SAMPLERS["ab4"], model, 20, plain, ends), plain)
+    assert torch.equal(place(SAMPLERS["ab4"], instants, 20, None, ends), instants.snap(plain))
+    full = GRIDS["reference"](model.sde, 20, 1.0, 0.0)
+    assert torch.equal(place(SAMPLERS["ab4"], model, 20, None, (1.0, 0.0)), full)

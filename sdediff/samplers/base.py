@@ -63,6 +63,13 @@ class Sampler(ABC):
         """The default number of steps."""
         return 20
 
+    def rise(self, steps: int) -> int:
+        """Return the order to which that of the first of so many steps rises, one a step, from 1.
+
+        It is 1 where every step has the method's own order.
+        """
+        return 1
+
     @abstractmethod
     def nfe(self, steps: int, *, clean: bool = True) -> int | None:
         """Count the splits of the state in a solve, or return ``None`` where the tolerance decides.

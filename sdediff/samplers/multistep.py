@@ -100,6 +100,10 @@ class Multistep(StepSampler):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
+    def rise(self, steps: int) -> int:
+        """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.rise`."""
+        return self.order - int(self.correct_from is not None)
+
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid."""
         return Memory(_plan(self, tuple(levels)), 0, [])

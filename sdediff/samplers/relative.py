@@ -167,6 +167,14 @@ class Relative(StepSampler):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
+    def rise(self, steps: int) -> int:
+        """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.rise`."""
+        return self.order - int(self.corrects(steps))
+
+    def corrects(self, steps: int) -> bool:
+        """Whether a solve of so many steps has a corrector."""
+        return self.correct_from is not None and steps >= self.correct_from
+
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
         """The updates of every step of the grid, and the state in its coordinates."""
         # what a prediction magnifies, the units of the coordinates of small variance would magnify again
@@ -192,7 +200,7 @@ def _plan(
 ) -> list[Update]:
     """The updates of every step of a grid, computed once for all solves on it."""
     roots, power = np.sqrt(np.array(variances or (1.0,))), method.eta**2
-    correct = method.correct_from is not None and len(levels) > method.correct_from
+    correct = method.corrects(len(levels) - 1)
 
     def cos(angle: float | Array) -> Array:
         """``cos phi`` of each coordinate."""

@@ -104,6 +104,10 @@ class Reversible(StepSampler):
     def order(self) -> int:
         return 2 * len(self.angles)
 
+    def rise(self, steps: int) -> int:
+        """Return the method's order; see :meth:`~sdediff.samplers.base.Sampler.rise`."""
+        return self.order
+
     @property
     def states(self) -> int:
         """How many states of consecutive nodes make a solve reversible."""

@@ -74,17 +74,18 @@ class Silence:
 
 class Units:
     """A noise source that gives every row of a batch one unit normal of its own: row ``first + k D + d`` gets a one
-    in dimension d of the k-th draw."""
+    in dimension d of the k-th draw, and as many rows later another one a minus one."""
 
     def __init__(self, draws: Sequence[tuple[int, int]], dim: int, first: int) -> None:
         self.draws = {draw: k for k, draw in enumerate(draws)}
         self.dim, self.first = dim, first
-        self.shape = (first + dim * len(draws), dim)
+        self.shape = (first + 2 * dim * len(draws), dim)
 
     def normal(self, step: int, stage: int = 0) -> Tensor:
         z = torch.zeros(self.shape, dtype=torch.float64)
-        row = self.first + self.draws[step, stage] * self.dim
-        z[row : row + self.dim] = torch.eye(self.dim, dtype=torch.float64)
+        for sign, part in ((1.0, 0), (-1.0, len(self.draws))):
+            row = self.first + (part + self.draws[step, stage]) * self.dim
+            z[row : row + self.dim] = sign * torch.eye(self.dim, dtype=torch.float64)
         return z
 
 
@@ -102,7 +103,11 @@ class Affine(NamedTuple):
 
 
 def affine_map(sampler: Sampler, model: Denoiser, times: Tensor, dim: int) -> Affine:
-    """Read the affine map off the sampler's own ``sample``, fed with unit vectors."""
+    """Read the affine map off the sampler's own ``sample``, fed with unit vectors.
+
+    What is even in the normals, as the squares in the Milstein terms of torchsde's srk are, has a mean, which goes into
+    the offset.
+    """
     silence = Silence((1, dim))
     zero = torch.zeros(1, dim, dtype=torch.float64)
     sampler.sample(model, model.sde, zero, times, silence)  # type: ignore[arg-type]
@@ -110,7 +115,10 @@ def affine_map(sampler: Sampler, model: Denoiser, times: Tensor, dim: int) -> Af
     x = torch.zeros(units.shape, dtype=torch.float64)
     x[1 : 1 + dim] = torch.eye(dim, dtype=torch.float64)
     out = sampler.sample(model, model.sde, x, times, units).x  # type: ignore[arg-type]
-    return Affine(out[0], (out[1 : 1 + dim] - out[0]).T, out[1 + dim :] - out[0])
+    both, count = out[1 + dim :] - out[0], dim * len(units.draws)
+    plus, minus = both[:count], both[count:]
+    offset = out[0] + 0.5 * (plus + minus).sum(dim=0)
+    return Affine(offset, (out[1 : 1 + dim] - out[0]).T, 0.5 * (plus - minus))
 
 
 def moments_at(data: GaussianMixture, sde: SDE, t: float) -> tuple[Tensor, Tensor]:

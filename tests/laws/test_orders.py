@@ -5,13 +5,14 @@ on Gaussian data, where a linear method is an affine map that its own ``sample``
 Monte Carlo. Predictor-corrector is not affine (its moves scale with norms): its law is found by quadrature on a line.
 
 Orders are asymptotic. The grids are uniform in lambda for reverse SDEs and graded at the ends for the ODE, so that the
-low-order start of a multistep method does not show; the steps are as many as a number of forwards allows.
+low-order start of a multistep method does not show; the steps are as many as a number of forwards allows. From inside
+the interval, where half of the state is signal, the ODE's grids are those that a solve has by default.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -43,10 +44,13 @@ from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.samplers.relative import Relative
+from sdediff.sampling import place
 
 TOLERANCE = 0.2
 T_TO = 1e-3
 LAW_PROCESSES = ("vp", "cosine", "ve", "flow", "ddpm")
+INSIDE_PROCESSES = ("vp", "flow")
+"""Fewer, for in the frame of a solver and on grids in the noise level all are one."""
 DETERMINISTIC = {name: s for name, s in SAMPLERS.items() if not s.stochastic and not s.adaptive}
 ASYMPTOTIC = {"dpm++3m": (512, 1024), "reversible": (512, 1024)}
 """Later pairs of forwards. What dpm++3m's update leaves of the quadratic term and the cubic error cancel on long
@@ -82,29 +86,42 @@ def sizes(sampler: Sampler, forwards: tuple[int, int]) -> list[int]:
     return [budget // forwards_per_step(sampler) for budget in forwards]
 
 
-@cache
-def flow_problem(process: str) -> tuple[Any, Tensor, Tensor]:
-    """A model of the mixture, twelve starts and where the probability flow takes them."""
+def first_time(process: str, inside: bool) -> float:
+    """Where a solve starts: in pure noise, or where signal and noise are one to one."""
     sde = PROCESSES[process]
-    model, level = MIXTURE.model(sde), sde.levels([sde.t_max])[0]
-    x = MIXTURE.moments.sample(NoiseSource(3, (12, 2), dtype=torch.float64).normal(0), level)
-    return model, x, probability_flow(model, x, sde.t_max, T_TO)
+    return float(sde.time(0.0)) if inside else sde.t_max
 
 
-def deterministic_order(sampler: Sampler, process: str, forwards: tuple[int, int] = (256, 512)) -> float:
-    model, x, truth = flow_problem(process)
-    steps = sizes(sampler, forwards)
-    grids = [graded_angle(model.sde, n, model.sde.t_max, T_TO) for n in steps]
+@cache
+def flow_problem(process: str, inside: bool = False) -> tuple[Any, Tensor, Tensor]:
+    """A model of the mixture, twelve starts and where the probability flow takes them."""
+    sde, t = PROCESSES[process], first_time(process, inside)
+    model, z = MIXTURE.model(sde), NoiseSource(3, (12, 2), dtype=torch.float64).normal(0)
+    x = sde.perturb(MIXTURE.sample(12), t, z) if inside else MIXTURE.moments.sample(z, sde.levels([t])[0])
+    return model, x, probability_flow(model, x, t, T_TO)
+
+
+def deterministic_order(
+    sampler: Sampler, process: str, forwards: tuple[int, int] = (256, 512), inside: bool = False
+) -> float:
+    model, x, truth = flow_problem(process, inside)
+    steps, t = sizes(sampler, forwards), first_time(process, inside)
+    default = partial(place, sampler, model, grid=None, ends=(t, T_TO))
+    grids = [default(n) if inside else graded_angle(model.sde, n, t, T_TO) for n in steps]
     return slope(steps, [pathwise_error(sampler, model, x, times, truth) for times in grids])
 
 
 def stochastic_order(
-    sampler: Sampler, process: str, forwards: tuple[int, int] = (64, 128), times: Times = uniform_logsnr
+    sampler: Sampler,
+    process: str,
+    forwards: tuple[int, int] = (64, 128),
+    times: Times = uniform_logsnr,
+    inside: bool = False,
 ) -> float:
-    sde = PROCESSES[process]
+    sde, t = PROCESSES[process], first_time(process, inside)
     steps = sizes(sampler, forwards)
     data = WithoutMoments(GAUSSIAN.means[0], GAUSSIAN.covariance)
-    return slope(steps, [weak_error(sampler, data, sde, times(sde, n, sde.t_max, T_TO)) for n in steps])
+    return slope(steps, [weak_error(sampler, data, sde, times(sde, n, t, T_TO)) for n in steps])
 
 
 class WithoutMoments(Gaussian):
@@ -120,27 +137,27 @@ def first_two_powers(x: Array) -> Array:
     return np.stack([x, x * x], axis=-1)
 
 
-def line_error(sampler: Sampler, sde: SDE, steps: int) -> float:
+def line_error(sampler: Sampler, sde: SDE, steps: int, t_from: float) -> float:
     """Error of the end's mean and variance on one-dimensional Gaussian data from an exact start, by quadrature."""
     model = LINE.model(sde)
     starts, powers = backward(
         sampler,
         model,
-        uniform_logsnr(sde, steps, sde.t_max, T_TO),
+        uniform_logsnr(sde, steps, t_from, T_TO),
         first_two_powers,
         (hermite_rule(8), normal_rule(24)),
     )
     (mean, variance), (true_mean, true_variance) = (
-        tuple(float(v) for v in moments_at(LINE, sde, t)) for t in (sde.t_max, T_TO)
+        tuple(float(v) for v in moments_at(LINE, sde, t)) for t in (t_from, T_TO)
     )
     z, weights = normal_rule(64)
     first, second = weights @ CubicSpline(starts, powers)(mean + np.sqrt(variance) * z)
     return float(np.hypot(first - true_mean, second - first**2 - true_variance))
 
 
-def line_order(sampler: Sampler, process: str) -> float:
-    steps = (64, 128)
-    return slope(steps, [line_error(sampler, PROCESSES[process], n) for n in steps])
+def line_order(sampler: Sampler, process: str, inside: bool = False) -> float:
+    steps, t = (64, 128), first_time(process, inside)
+    return slope(steps, [line_error(sampler, PROCESSES[process], n, t) for n in steps])
 
 
 @pytest.mark.parametrize("process", LAW_PROCESSES)
@@ -148,6 +165,20 @@ def line_order(sampler: Sampler, process: str) -> float:
 def test_deterministic(name: str, process: str) -> None:
     sampler, forwards = DETERMINISTIC[name], ASYMPTOTIC.get(name, (256, 512))
     assert abs(deterministic_order(sampler, process, forwards) - sampler.order) < TOLERANCE
+
+
+@pytest.mark.parametrize("process", INSIDE_PROCESSES)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_from_inside(name: str, process: str) -> None:
+    assert abs(deterministic_order(DETERMINISTIC[name], process, inside=True) - DETERMINISTIC[name].order) < TOLERANCE
+
+
+@pytest.mark.parametrize("process", INSIDE_PROCESSES)
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_from_inside(name: str, process: str) -> None:
+    sampler, forwards = STOCHASTIC[name], LATER.get(name, (64, 128))
+    order = stochastic_order(sampler, process, forwards, UNEQUAL.get(name, uniform_logsnr), inside=True)
+    assert abs(order - sampler.order) < TOLERANCE
 
 
 @pytest.mark.parametrize("process", LAW_PROCESSES)
@@ -188,18 +219,25 @@ def test_nonlinear(name: str, process: str) -> None:
     assert abs(line_order(sampler, process) - sampler.order) < TOLERANCE
 
 
+@pytest.mark.parametrize("process", INSIDE_PROCESSES)
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_nonlinear_from_inside(name: str, process: str) -> None:
+    sampler = SAMPLERS[name]
+    assert abs(line_order(sampler, process, inside=True) - sampler.order) < TOLERANCE
+
+
 def test_quadrature_agrees_with_the_affine_map() -> None:
     """Two ways to the same law: on a linear method they must agree to the accuracy of the spline."""
     sde = PROCESSES["vp"]
     for name in ("ancestral", "euler-maruyama"):
         exact = weak_error(SAMPLERS[name], LINE, sde, uniform_logsnr(sde, 32, sde.t_max, T_TO))
-        assert abs(line_error(SAMPLERS[name], sde, 32) - exact) < 1e-3 * exact
+        assert abs(line_error(SAMPLERS[name], sde, 32, sde.t_max) - exact) < 1e-3 * exact
 
 
-def adaptive_order(sampler: Sampler, process: str, tolerances: tuple[float, ...]) -> float:
+def adaptive_order(sampler: Sampler, process: str, tolerances: tuple[float, ...], inside: bool = False) -> float:
     """The power of the tolerance to which the error falls."""
-    model, x, truth = flow_problem(process)
-    ends = torch.tensor([model.sde.t_max, T_TO], dtype=torch.float64)
+    model, x, truth = flow_problem(process, inside)
+    ends = torch.tensor([first_time(process, inside), T_TO], dtype=torch.float64)
     variants = [replace(sampler, rtol=tolerance, atol=tolerance) for tolerance in tolerances]  # type: ignore[type-var]
     return -slope(tolerances, [pathwise_error(variant, model, x, ends, truth) for variant in variants])
 
@@ -211,6 +249,15 @@ def test_adaptive(name: str, process: str) -> None:
     p / (p + 1), where the steps' errors add up, and 1; the same 0.2 on either side."""
     order = ADAPTIVE[name].order
     assert order / (order + 1) - TOLERANCE < adaptive_order(ADAPTIVE[name], process, (1e-4, 1e-6, 1e-8)) < 1 + TOLERANCE
+
+
+@pytest.mark.parametrize("process", INSIDE_PROCESSES)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_from_inside(name: str, process: str) -> None:
+    """Over more decades: there is less to do, in steps that are fewer."""
+    order, tolerances = ADAPTIVE[name].order, (1e-3, 1e-6, 1e-10)
+    found = adaptive_order(ADAPTIVE[name], process, tolerances, inside=True)
+    assert order / (order + 1) - TOLERANCE < found < 1 + TOLERANCE
 
 
 # ---- the methods of the engines that are not in the table ----------------------------------------------------
@@ -238,6 +285,15 @@ def test_stochastic_engine(method: str) -> None:
 
 
 # ---- what must not pass --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ode", "ab4", "deis3", "unipc3", "reversible"])
+def test_starts_of_low_order_inside_are_caught(name: str) -> None:
+    """The same methods on grids that have not been graded for their start."""
+    sampler, (model, x, truth) = DETERMINISTIC[name], flow_problem("vp", True)
+    steps, ends = (256, 512), (first_time("vp", True), T_TO)
+    errors = [pathwise_error(sampler, model, x, GRIDS["reference"](model.sde, n, *ends), truth) for n in steps]
+    assert slope(steps, errors) < sampler.order - 0.8
 
 
 @pytest.mark.parametrize("broken", [HeunWithoutCorrector(), EqualStepWeights()])
