@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import sdediff
-from sdediff.likelihood.chain import VARIANCES, Items, Steps, chain_terms
+from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
 from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.elbo import prior_cost
 from sdediff.likelihood.reconstruction import density
@@ -171,7 +171,9 @@ def bound_curve() -> Curve:
         chain = sdediff.DDPM.linear(n)
         levels = chain.levels(chain.instants[1:])
         items = Items(x0, GivenNoise([signs[:, 2:]] * n), density(x0), GaussianErrors.none(x0))
-        diffusion, reconstruction = chain_terms(GAUSSIAN.model(chain), items, Steps(levels, VARIANCES["marginal"]), 0)
+        diffusion, reconstruction = chain_terms(
+            GAUSSIAN.model(chain), items, Steps(levels, reverse_variance("marginal")), 0
+        )
         total = prior_cost(x0, levels[-1], GAUSSIAN.moments) + diffusion.sum(dim=0) + reconstruction
         errors.append(float(total.mean()) - entropy)
     return Curve("bound $-$ truth, nats", sizes, errors)

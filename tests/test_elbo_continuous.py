@@ -17,7 +17,7 @@ from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel, Split
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import elbo
-from sdediff.likelihood.chain import STAGE, VARIANCES, Items, Steps, sampled_steps
+from sdediff.likelihood.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
 from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.placing import LAWS, Places, stratified_pairs
 from sdediff.likelihood.reconstruction import density
@@ -108,7 +108,7 @@ def test_sampled_steps_are_unbiased_each_of_them(variance, law, control):
 
     assert float(z(got.diffusion).abs().max()) < 4.5
     # Negative control: draws weighted as if all steps were equally likely.
-    steps = Steps(chain.levels(chain.instants[1:]), VARIANCES[variance])
+    steps = Steps(chain.levels(chain.instants[1:]), reverse_variance(variance))
     places = Places(steps.half_log_snr, LAWS[law](steps.half_log_snr, Moments.of(torch.zeros(2), torch.eye(2))))
     places.probability = torch.full((11,), 1.0 / 11.0, dtype=torch.float64)
     noise = NoiseSource(2, x0.shape, dtype=torch.float64)

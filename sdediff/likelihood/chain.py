@@ -64,7 +64,7 @@ class Variance(NamedTuple):
         return split.fraction.double()
 
 
-def variance(name: str) -> Variance:
+def reverse_variance(name: str) -> Variance:
     """Return a variance of the reverse steps by its name, one of those of ancestral sampling.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.grids import GRIDS
-from sdediff.likelihood.chain import Items, Steps, Terms, every_step, sampled_steps, variance
+from sdediff.likelihood.chain import Items, Steps, Terms, every_step, reverse_variance, sampled_steps
 from sdediff.likelihood.continuous import continuous_terms, strata
 from sdediff.likelihood.placing import CELLS, LAWS, Places
 from sdediff.moments import Moments
@@ -62,7 +62,7 @@ def make_plan(model: Denoiser, chosen: Choices, moments: Moments) -> Plan:
     Raises:
         ValueError: for choices that are unknown or do not go together.
     """
-    reverse, law = variance(chosen.variance), choose(LAWS, chosen.law, "law of the levels")
+    reverse, law = reverse_variance(chosen.variance), choose(LAWS, chosen.law, "law of the levels")
     if chosen.draws is not None and (chosen.draws < 2 or chosen.draws % 2):
         raise ValueError(f"draws come in pairs: an even number of at least 2, not {chosen.draws}")
     sampled = 2 if chosen.samples is None else chosen.samples

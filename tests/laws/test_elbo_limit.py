@@ -18,7 +18,7 @@ from torch import Tensor
 
 from catalogue import GAUSSIAN
 from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
-from sdediff.likelihood.chain import VARIANCES, Items, Steps, chain_terms
+from sdediff.likelihood.chain import Items, Steps, chain_terms
 from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.elbo import prior_cost
 from sdediff.likelihood.reconstruction import density
@@ -40,7 +40,7 @@ def expected_terms(sde: SDE, times: Tensor, variance: str) -> tuple[Tensor, Tens
     """Exact expectations of L_T (against the data's own Gaussian), each L_{t-1}, and L_0."""
     levels = sde.levels(times)
     items = Items(X0, SignPatterns(), density(X0), GaussianErrors.none(X0))
-    diffusion, reconstruction = chain_terms(GAUSSIAN.model(sde), items, Steps(levels, VARIANCES[variance]), 0)
+    diffusion, reconstruction = chain_terms(GAUSSIAN.model(sde), items, Steps(levels, reverse_variance(variance)), 0)
     prior = prior_cost(X0, levels[-1], GAUSSIAN.moments)
     return prior.mean(), diffusion.mean(dim=1), reconstruction.mean()
 
