@@ -18,7 +18,7 @@ from torch import Tensor
 
 from catalogue import GAUSSIAN
 from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
-from sdediff.likelihood.chain import Items, Steps, chain_terms
+from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
 from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.elbo import prior_cost
 from sdediff.likelihood.reconstruction import density
