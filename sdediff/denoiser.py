@@ -243,9 +243,10 @@ class ScoreModel(Denoiser):
         state, told = self.asked.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
         condition = self.condition.arguments(x, dtype)
-        if self.split_batch and self.equivariance is not None:
-            self.equivariance.prove(state, told, random=any(part.training for part in self.behind.modules()))
-        output = tensor_of(self.network(state, told, *condition.positional, **condition.named))
+        if self.equivariance is not None and self.split_batch and not self.equivariance.proved:
+            output = self.equivariance.ask(state, told)
+        else:
+            output = tensor_of(self.network(state, told, *condition.positional, **condition.named))
         wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
         if output.shape != wanted:
             twice = " and its learned variance" if self.learned_variance else ""

@@ -142,39 +142,33 @@ class Equivariance:
     def __init__(self, network: Callable[..., Any]) -> None:
         self.network, self.proved = network, False
 
-    @torch.no_grad()
-    def prove(self, x: Tensor, told: Any, random: bool) -> None:
-        """Ask about the states once as they are and once behind themselves.
+    def ask(self, x: Tensor, told: Any) -> Tensor:
+        """Return the function's answer, of one forward in which the batch stands behind itself.
 
         Args:
             x: the states, ``(B, *shape)``.
             told: the times, ``(B,)``, or a level.
-            random: whether no two answers of the network are the same, so that nothing can be said.
 
         Raises:
-            ValueError: if the answers differ, or the function fails on a batch of another size.
+            ValueError: if the two halves differ, or the function fails on a batch of another size.
         """
-        if self.proved or random:
-            return
-
-        def ask() -> Tensor:
-            return tensor_of(self.network(x.clone(), told.clone() if isinstance(told, Tensor) else told))
-
         try:
-            once, twice = ask(), tensor_of(self.network(torch.cat([x, x]), _twice(told)))
+            output = self.network(torch.cat([x, x]), _twice(told))
         except Exception as error:  # whatever a network may raise
             raise ValueError(f"the network fails on a part of the batch ({error}): {_CURE}") from error
-        if not bool(torch.isfinite(once).all()):  # which says nothing of places, and is for the solver to report
-            return
-        if twice.shape[0] != 2 * len(x) or not _alike(twice[len(x) :], once):
-            if not _alike(ask(), once):  # no two answers are the same, wherever the items stand
-                return
+        answer = tensor_of(output)
+        first, second = answer[: len(x)], answer[len(x) :]
+        if not bool(torch.isfinite(first).all()):  # which says nothing of places, and is for the solver to report
+            return first
+        if len(answer) == 2 * len(x) and _alike(second, first):
+            self.proved = True
+        elif _alike(tensor_of(self.network(torch.cat([x, x]), _twice(told)))[: len(x)], first):  # else it is random
             raise ValueError(f"the network's answer depends on an item's place in the batch: {_CURE}")
-        self.proved = True
+        return first
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= _SAME * other.norm())
+    return one.shape == other.shape and bool((one - other).detach().norm() <= _SAME * other.detach().norm())
 
 
 def _twice(told: Any) -> Any:
