@@ -144,7 +144,8 @@ def sample(
     way = way_down(model, sampler, steps, grid) if return_log_prob else None
     parts, densities = [], []
     for start in range(0, n, size):
-        source = NoiseSource(seed, (min(size, n - start), *item), first=first + start, dtype=dtype, device=place_on)
+        wide = torch.promote_types(dtype, torch.float32)
+        source = NoiseSource(seed, (min(size, n - start), *item), first=first + start, dtype=wide, device=place_on)
         x = model.sde.prior_sample(source.shape, moments=moments, noise=source)
         own = model.part(start, size, n)
 
@@ -156,7 +157,7 @@ def sample(
             with evaluating(model, keep_mode):
                 found = descend(own, x, way, source, moments=moments, trace=trace, probes=probes, progress=report)
             densities.append(found.log_prob)
-            parts.append(found.x)
+            parts.append(found.x.to(dtype))
             continue
         solution = solve(
             own,
@@ -172,5 +173,5 @@ def sample(
             differentiable=differentiable,
             keep_mode=keep_mode,
         )
-        parts.append(solution.x)
+        parts.append(solution.x.to(dtype))
     return torch.cat(parts) if way is None else (torch.cat(parts), torch.cat(densities))

@@ -35,6 +35,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
+def single(x: Tensor) -> Tensor:
+    """Return floats of half precision in single precision, anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
 def log1mexp(x: Tensor) -> Tensor:
     """``log(1 - exp(x))`` for ``x <= 0`` without cancellation at either end (Maechler, 2012)."""
     near_zero = x > -math.log(2.0)
@@ -104,7 +109,7 @@ def all_finite(x: Tensor) -> bool:
 
 def flatten(x: Tensor) -> Tensor:
     """``(B, *shape)`` to ``(B, D)``."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # not -1, which an empty batch leaves open
 
 
 def sum_features(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
-from sdediff.numerics import all_finite, choose
+from sdediff.numerics import all_finite, choose, single
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
 from sdediff.samplers.base import Progress
 from sdediff.types import Solution
@@ -132,7 +132,8 @@ def solve(
 
     Args:
         model: a denoiser with its process.
-        x: the state ``(B, *shape)`` at ``t_from``, a float tensor.
+        x: the state ``(B, *shape)`` at ``t_from``, a float tensor; one in half precision is solved in single precision
+            and comes back in its own.
         solver: a name from ``SAMPLERS`` or a sampler.
         t_from: time of ``x``; ``t_max`` by default.
         t_to: time of the result; ``t_min`` by default, 0 for the data themselves. Deterministic solvers go both ways.
@@ -165,15 +166,30 @@ def solve(
     flows = tracks_gradients(model, x, differentiable)
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     sde = model.sde
-    ends = (sde.t_max if t_from is None else float(t_from), sde.t_min if t_to is None else float(t_to))
+    ends = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
     times = place(sampler, model, steps, grid, ends)
     if _is_times(grid):
         _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
-    noise = NoiseSource(seed, x.shape, first=first, dtype=x.dtype, device=x.device)
+    y = single(x)  # steps add up what half precision would lose
+    noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
     with evaluating(model, keep_mode), torch.set_grad_enabled(flows):
-        return sampler.sample(model, sde, x, times, noise, path=path, progress=progress)
+        found = sampler.sample(model, sde, y, times, noise, path=path, progress=progress)
+        return found._replace(x=found.x.to(x.dtype), path=None if found.path is None else found.path.to(x.dtype))
+
+
+def _one_time(name: str, t: float | None, usual: float) -> float:
+    """Return the one time of a batch.
+
+    Raises:
+        ValueError: for anything else than one number.
+    """
+    try:
+        return usual if t is None else float(t)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise ValueError(f"{name} must be one number, the same for the whole batch, not {came}") from None
 
 
 def tracks_gradients(model: Denoiser, x: Tensor | None, differentiable: bool) -> bool:
@@ -210,5 +226,7 @@ def check_state(x: Tensor) -> None:
         if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
             hint = "; levels become the model's values by sdediff.data.to_values(x, model.data)"
         raise ValueError(f"a state must be a float tensor (B, *shape), not {came}{hint}")
+    if x.numel() == 0:
+        raise ValueError(f"a state must be a non-empty batch (B, *shape), not {tuple(x.shape)}")
     if not all_finite(x):
         raise ValueError("the state holds NaN or infinity")

@@ -1,5 +1,8 @@
 """``solve`` and ``sample``: options, times, batches, and that samples have the data's law."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -173,3 +176,72 @@ def test_items_of_another_shape_are_refused_and_so_are_samples_that_do_not_start
         sdediff.solve(MODEL, torch.zeros(4, 1, 2))
     with pytest.raises(ValueError, match="t_from is 1"):
         sdediff.sample(MODEL, (4, 2), grid=[0.5, 0.25, 0.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", sdediff.SAMPLERS)
+def test_a_state_in_half_precision_is_solved_in_single(name, dtype):
+    """To the bit, and comes back in its own; every step in half would lose digits that the next ones need."""
+    x = start(4).to(dtype)
+    options = {} if sdediff.SAMPLERS[name].adaptive else {"steps": 6}
+    half, full = (sdediff.solve(MODEL, y, name, t_to=0.0, path=True, **options) for y in (x, x.float()))
+    assert (half.x.dtype, half.path.dtype, full.x.dtype) == (dtype, dtype, torch.float32)
+    assert torch.equal(half.x, full.x.to(dtype))
+    assert torch.equal(half.path, full.path.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_calls_take_half_precision_too(dtype):
+    x, chain = MIXTURE.sample(4).to(dtype), MIXTURE.model(sdediff.DDPM.linear(20))
+    for call in (sdediff.encode, sdediff.decode):
+        assert torch.equal(call(MODEL, x), call(MODEL, x.float()).to(dtype))
+    assert torch.equal(sdediff.log_likelihood(MODEL, x).log_prob, sdediff.log_likelihood(MODEL, x.float()).log_prob)
+    assert torch.equal(sdediff.elbo(chain, x).total, sdediff.elbo(chain, x.float()).total)
+    drawn, density = sdediff.sample(MODEL, (4, 2), dtype=dtype, return_log_prob=True)
+    assert drawn.dtype == dtype
+    assert torch.equal(density, sdediff.sample(MODEL, (4, 2), dtype=torch.float32, return_log_prob=True)[1])
+
+
+EMPTY = torch.zeros(0, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(partial(sdediff.solve, MODEL, EMPTY, name) for name in sdediff.SAMPLERS),
+        partial(sdediff.encode, MODEL, EMPTY),
+        partial(sdediff.decode, MODEL, EMPTY),
+        partial(sdediff.encode, MODEL, EMPTY, "reversible"),
+        partial(sdediff.interpolate, MODEL, EMPTY, EMPTY),
+        partial(sdediff.log_likelihood, MODEL, EMPTY),
+        partial(sdediff.elbo, MODEL, EMPTY, steps=float("inf")),
+        partial(sdediff.bits_per_dim, MODEL, EMPTY.long(), levels=4),
+        partial(sdediff.sample, MODEL, (0, 2)),
+        partial(sdediff.compare, MODEL, (0, 2)),
+    ],
+)
+def test_an_empty_batch_is_refused_in_words(call):
+    with pytest.raises(ValueError, match=r"non-empty batch|at least \d"):
+        call()
+
+
+def test_a_denoiser_splits_an_empty_batch():
+    assert MODEL.denoise(EMPTY, 0.5).shape == MODEL.score(EMPTY, 0.5).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["t_from", "t_to"])
+@pytest.mark.parametrize("time", [torch.tensor([0.5, 0.4, 0.3]), [0.5, 0.4], "noon", (0.5,)])
+def test_one_time_for_the_whole_batch(name, time):
+    with pytest.raises(ValueError, match=f"{name} must be one number, the same for the whole batch"):
+        sdediff.solve(MODEL, start(3), **{name: time})
+
+
+@pytest.mark.parametrize("name", [name for name, sampler in sdediff.SAMPLERS.items() if sampler.adaptive])
+def test_an_adaptive_solve_has_a_cap(name):
+    sampler = replace(sdediff.SAMPLERS[name], rtol=1e-2, atol=2e-2)
+    nfe = sdediff.solve(MODEL, start(), replace(sampler, cap=10**9), t_to=1e-3).nfe
+    assert sdediff.solve(MODEL, start(), replace(sampler, cap=nfe), t_to=1e-3).nfe == nfe
+    with pytest.raises(FloatingPointError, match=f"rtol = 0.01 and atol = 0.02 are not met by {nfe - 1} "):
+        sdediff.solve(MODEL, start(), replace(sampler, cap=nfe - 1), t_to=1e-3)
+    with pytest.raises(ValueError, match="cap on forwards must be at least 1, not 0"):
+        replace(sampler, cap=0)

@@ -32,7 +32,7 @@ from sdediff.likelihood.plan import Choices, make_plan
 from sdediff.likelihood.reconstruction import make_decoder
 from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, error_of_mean, flatten
+from sdediff.numerics import choose, error_of_mean, flatten, single
 from sdediff.types import DataInfo, Level, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -178,6 +178,7 @@ def elbo(
     """
     model = model.given(condition)
     check_items(x, model.data)
+    x = single(x)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)

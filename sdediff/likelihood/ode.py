@@ -32,7 +32,7 @@ from sdediff.likelihood.route import by_rule, find_ends, find_levels, find_metho
 from sdediff.likelihood.solving import Call, solve
 from sdediff.likelihood.trace import EXACT_UP_TO, HutchinsonTrace, probes_for
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
+from sdediff.numerics import choose, single
 from sdediff.samplers.base import Sampler, StepSampler
 from sdediff.sampling import GridLike
 from sdediff.types import DataInfo
@@ -126,6 +126,7 @@ def log_likelihood(
     """
     model = model.given(condition)
     check_items(x, model.data)
+    x = single(x)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     dim = x[0].numel()

@@ -61,6 +61,7 @@ class Adaptive(Paced):
     Args:
         rtol: relative tolerance, of the RMS of a sample.
         atol: absolute tolerance, in units of the data.
+        cap: the most forwards of a solve.
         highest: highest order of the predictor, 1 to 8; the corrector's is one more.
     """
 
@@ -90,8 +91,7 @@ class Adaptive(Paced):
         target, parts = clock_at(stop), list[tuple[Counts, Tensor]]()
         flight = self._launch(flatten(y), flatten(velocity(frame(y, start), start)), start, target)
         while len(flight.rows) > 0:
-            if progress is not None:
-                progress(frame.nfe, 0)
+            self.report(frame, progress)
             flight = self._advance(frame, flight, y.shape[1:], stop, target)
             arrived = flight.nodes[:, 0] == target
             if arrived.any():

@@ -83,6 +83,7 @@ class AdaptiveSDE(Paced):
     Args:
         rtol: relative tolerance, of the RMS of a sample.
         atol: absolute tolerance, in units of the data.
+        cap: the most forwards of a solve.
         eta: 1 for the reverse SDE, between 0 and 1 for the family between it and the ODE.
     """
 
@@ -118,8 +119,7 @@ class AdaptiveSDE(Paced):
         length = here - clock_of(np.tan(np.clip(start.angle - turn, 1e-9, None)))
         walk, parts = Walk(np.arange(len(y)), flatten(y), flatten(value), here, length), list[tuple[Counts, Tensor]]()
         while len(walk.rows) > 0:
-            if progress is not None:
-                progress(frame.nfe, 0)
+            self.report(frame, progress)
             walk = self._advance(frame, walk, paths, y.shape[1:], stop, target)
             arrived = walk.here == target
             if arrived.any():

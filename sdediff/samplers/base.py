@@ -202,11 +202,27 @@ class Crossing(Sampler):
     Attributes:
         rtol: relative tolerance.
         atol: absolute tolerance.
+        cap: the most forwards of a solve.
     """
 
     adaptive: ClassVar[bool] = True
     rtol: float
     atol: float
+    cap: int
+
+    def report(self, frame: Frame, progress: Progress | None) -> None:
+        """Tell the forwards spent so far, before another one.
+
+        Raises:
+            FloatingPointError: where the cap allows no more.
+        """
+        if frame.nfe >= self.cap:
+            raise FloatingPointError(
+                f"rtol = {self.rtol:g} and atol = {self.atol:g} are not met by {self.cap} forwards; try looser ones, "
+                "check the model's output, or give the solver a higher cap"
+            )
+        if progress is not None:
+            progress(frame.nfe, 0)
 
     @final
     def nfe(self, steps: int, *, clean: bool = True) -> None:
@@ -248,10 +264,12 @@ class Crossing(Sampler):
         return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
 
 
-def check_tolerances(rtol: float, atol: float) -> None:
-    """Refuse tolerances that are not positive."""
+def check_tolerances(rtol: float, atol: float, cap: int) -> None:
+    """Refuse tolerances that are not positive, and a cap below one forward."""
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"rtol and atol must be positive, not {rtol} and {atol}")
+    if cap < 1:
+        raise ValueError(f"the cap on forwards must be at least 1, not {cap}")
 
 
 def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:

@@ -7,7 +7,9 @@ variance-preserving frame, so that one wrapper serves every process.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,12 +23,11 @@ from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
 
-def _field(frame: Frame, progress: Progress | None = None) -> torchdiffeq.Field:
-    """The right-hand side in the form torchdiffeq's wrapper wants; tells the forwards spent so far."""
+def _field(frame: Frame, report: Callable[[], None] = lambda: None) -> torchdiffeq.Field:
+    """The right-hand side in the form torchdiffeq's wrapper wants; reports before every forward."""
 
     def field(angle: float, state: torchdiffeq.State) -> torchdiffeq.State:
-        if progress is not None:
-            progress(frame.nfe, 0)
+        report()
         level = frame.at_angle(angle)
         return (velocity(frame(state[0], level), level),)
 
@@ -44,6 +45,7 @@ class AdaptiveODE(Crossing):
         method: torchdiffeq's name.
         rtol: relative tolerance.
         atol: absolute tolerance, in units of the data.
+        cap: the most forwards of a solve.
     """
 
     stochastic: ClassVar[bool] = False
@@ -51,9 +53,10 @@ class AdaptiveODE(Crossing):
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
+    cap: int = 10_000
 
     def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol)
+        check_tolerances(self.rtol, self.atol, self.cap)
         choose(torchdiffeq.ADAPTIVE_METHODS, self.method, "adaptive method")
 
     @property
@@ -70,7 +73,7 @@ class AdaptiveODE(Crossing):
         progress: Progress | None,
     ) -> Tensor:
         """Take the states ``y`` of the frame from one level to another."""
-        field, ends = _field(frame, progress), (start.angle, stop.angle)
+        field, ends = _field(frame, partial(self.report, frame, progress)), (start.angle, stop.angle)
         (end,) = torchdiffeq.integrate(field, (y,), *ends, method=self.method, rtol=self.rtol, atol=self.atol)
         return end
 

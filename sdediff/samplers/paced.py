@@ -7,7 +7,7 @@ lock-step, and a sample's result does not depend on its company.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,13 +35,15 @@ class Paced(Crossing):
     Args:
         rtol: relative tolerance, of the RMS of a sample.
         atol: absolute tolerance, in units of the data.
+        cap: the most forwards of a solve.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
+    cap: int = field(default=10_000, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol)
+        check_tolerances(self.rtol, self.atol, self.cap)
 
     def permitted(self, size: Array) -> Array:
         """The error that a sample of a given RMS may have."""
