@@ -201,7 +201,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},
         **({"exact_levels": head.config} if head is not None else {}),  # files without it are older
         "prediction": description_of(PREDICTIONS, model.prediction, "prediction"),
-        "conditioning": description_of(CONDITIONINGS, model.asked, "conditioning"),
+        "conditioning": description_of(CONDITIONINGS, model.interface, "conditioning"),
         **({"learned_variance": True} if model.learned_variance else {}),
         "data": None if model.data is None else model.data._asdict(),
     }

@@ -176,12 +176,12 @@ class ScoreModel(Denoiser):
             prediction if isinstance(prediction, Prediction) else choose(PREDICTIONS, prediction, "prediction")
         )
         self.conditioning = conditioning
-        self.asked = (
+        self.interface = (
             conditioning
             if isinstance(conditioning, Conditioning)
             else choose(CONDITIONINGS, conditioning, "conditioning")
         )
-        if self.asked.labels:
+        if self.interface.labels:
             chain_steps(sde)
         self.moments = moments
         self.data = data
@@ -200,15 +200,15 @@ class ScoreModel(Denoiser):
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
-        return self.asked.between(self._ask, self.sde, x, level)
+        return self.interface.between(self._ask, self.sde, x, level)
 
     def nfe(self, level: Level) -> int:
         """Return the number of forwards that a split at ``level`` takes: 2 where it is interpolated, else 1."""
-        return self.asked.forwards(self.sde, level)
+        return self.interface.forwards(self.sde, level)
 
     def snap(self, times: Tensor) -> Tensor:
         """Move nodes of a grid to the nearest instants for networks that know these alone."""
-        return self.asked.settle(self.sde, times)
+        return self.interface.settle(self.sde, times)
 
     def given(self, condition: ConditionLike) -> ScoreModel:
         """Return the model under a condition, which takes the place of the one that it has."""
@@ -240,7 +240,7 @@ class ScoreModel(Denoiser):
         """One forward of the network, on copies of everything that it could write to."""
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        state, told = self.asked.inputs(x, level, dtype, self.sde)
+        state, told = self.interface.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
         condition = self.condition.arguments(x, dtype)
         if self.equivariance is not None and self.split_batch and not self.equivariance.proved:

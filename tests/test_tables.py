@@ -224,7 +224,7 @@ def test_entries_of_ones_own_from_configuration_to_command_line(tmp_path: Path) 
 
 SETTINGS: dict[str, tuple[Callable[[Config], object], Any]] = {
     "model.prediction.factor": (lambda c: build(c, DataInfo((2,))).prediction, Tilted(0.25)),
-    "model.conditioning.factor": (lambda c: build(c, DataInfo((2,))).asked, Stretched(0.25)),
+    "model.conditioning.factor": (lambda c: build(c, DataInfo((2,))).interface, Stretched(0.25)),
     "training.weighting.power": (lambda c: c.training.weighting, Named(name="mine", power=0.25)),
 }
 
@@ -272,7 +272,7 @@ def test_parameters_survive_saving(factor: float, tmp_path: Path) -> None:
     save(model, tmp_path)
     again = load(tmp_path)
     assert again.prediction == Tilted(factor)
-    assert again.asked == Stretched(2.0 * factor)
+    assert again.interface == Stretched(2.0 * factor)
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.epsilon(x, 0.4), again.epsilon(x, 0.4))
     plain = ScoreModel(network, VPSDE(), "mine", conditioning="mine", data=info)

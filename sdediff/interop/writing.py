@@ -44,7 +44,7 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
             "only models whose network is a class of diffusers can be exported (read by sdediff.load, or "
             f"DiffusersNetwork.of(...)), not {type(network).__name__}"
         )
-    if not model.asked.labels:
+    if not model.interface.labels:
         raise ValueError(
             "diffusers counts the timesteps of a chain: only a DDPM asked by label can be exported, not "
             f"{type(model.sde).__name__} asked by {model.conditioning}"
