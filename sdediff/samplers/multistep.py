@@ -127,7 +127,7 @@ def _plan(method: Multistep, levels: tuple[Level[float], ...]) -> tuple[Update, 
     def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
         return np.array(weights(held, method.clock, method.rule, known, here, there))
 
-    factors = adams(levels, method.memory, correct, weigh, held.keep)
+    factors = adams(levels, [method.memory] * (len(levels) - 1), correct, weigh, held.keep)
     return tuple(
         Update(held.keep(here, there), row.tolist(), held.std(here, there))
         for row, (here, there) in zip(factors, pairwise(levels), strict=True)
@@ -136,7 +136,7 @@ def _plan(method: Multistep, levels: tuple[Level[float], ...]) -> tuple[Update, 
 
 def adams(
     levels: Sequence[Level[float]],
-    memory: int,
+    memory: Sequence[int],
     correct: bool,
     weigh: Callable[[Sequence[Level[float]], Level[float], Level[float]], Array],
     keep: Callable[[Level[float], Level[float]], float | Array],
@@ -149,7 +149,7 @@ def adams(
 
     Args:
         levels: of the grid.
-        memory: number of values a predictor uses; a corrector uses one more.
+        memory: number of values that the predictor of each step uses, never rising; a corrector uses one more.
         correct: whether there is a corrector.
         weigh: ``(levels of the values, here, there) -> factors`` of a step, their number first.
         keep: ``(here, there) ->`` the factor of the state.
@@ -157,9 +157,9 @@ def adams(
     plan: list[Array] = []
     before = np.empty(0)
     for i, (here, there) in enumerate(pairwise(levels)):
-        factors = predict = weigh(levels[max(0, i + 1 - memory) : i + 1][::-1], here, there)
+        factors = predict = weigh(levels[max(0, i + 1 - memory[i]) : i + 1][::-1], here, there)
         if correct and i > 0:
-            change = weigh([here, *levels[max(0, i - memory) : i][::-1]], levels[i - 1], here)
+            change = weigh([here, *levels[max(0, i - memory[i - 1]) : i][::-1]], levels[i - 1], here)
             change[1:] -= before
             factors = keep(here, there) * change
             factors[: len(predict)] += predict

@@ -41,6 +41,10 @@ from sdediff.samplers.multistep import adams
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level, Split
 
+_LAST, _NEAR, _SMALL = 0.15, 0.005, 0.03
+"""The share of the steps that are the last ones, the angle below which a solve ends on the data, and the part of the
+largest error that any of the last steps may have."""
+
 
 class Update(NamedTuple):
     """``keep u + sum of weights * slopes + std z``: arrays ``(C,)`` and ``(slopes, C)``, C coordinates or 1 for all."""
@@ -236,9 +240,34 @@ def _plan(
         kept = keep(here, there)
         return np.zeros_like(kept) if power == 0.0 or lands(there) else np.sqrt((1.0 - kept) * (1.0 + kept))
 
-    rows = adams(levels, method.memory - int(correct), correct, weigh, keep)
+    memory = values_of_steps([level.angle for level in levels], method.memory - int(correct), correct)
+    rows = adams(levels, memory, correct, weigh, keep)
     steps = zip(rows, pairwise(levels), strict=True)
     return [Update(keep(here, there), row, std(here, there)) for row, (here, there) in steps]
+
+
+def values_of_steps(angles: Sequence[float], memory: int, correct: bool) -> list[int]:
+    """Return the number of values that each step uses: ``memory``, but fewer in the last steps of a solve to the data.
+
+    On concentrated data the velocity turns sharply where it is decided which of them a state goes to, and values from
+    before are worse than none. The last step, which is the shortest, takes one alone; those of the last ``_LAST`` take
+    two where there is a corrector, which is bolder than a predictor; each as many more as it needs for its error, by
+    the distances of its nodes, to be below ``_SMALL`` times that of the longest step.
+    """
+    steps, theta = len(angles) - 1, np.array(angles)
+
+    def error(i: int, count: int) -> float:
+        return float(np.abs(theta[i + 1] - theta[i]) * np.abs(theta[i + 1] - theta[i + 1 - count : i + 1]).prod())
+
+    values = [memory] * steps
+    if theta[-1] < min(_NEAR, theta[0]):
+        allowed = _SMALL * max((error(i, memory) for i in range(memory - 1, steps)), default=0.0)
+        for i in range(steps - max(1, round(_LAST * steps) if correct else 1), steps):
+            least = 1 if i == steps - 1 else 2
+            values[i] = next(
+                (count for count in range(least, memory) if error(i, min(count, i + 1)) <= allowed), memory
+            )
+    return [max(values[i:]) for i in range(steps)]  # what a step has dropped is gone
 
 
 def _quadrature(start: float, end: float) -> tuple[Array, Array]:
