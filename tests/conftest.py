@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import signal
 from collections.abc import Iterator
 
 import numpy as np
