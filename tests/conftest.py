@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import signal
 from collections.abc import Iterator
 
 import numpy as np
