@@ -69,9 +69,17 @@ class Clock:
         self.asked.append(now())
         return self.output
 
-    def split(self, x: Tensor, _level: sdediff.Level) -> sdediff.Split:
-        """The same as a denoiser, both halves ready."""
-        return sdediff.Split(self(x, x), self.output)
+
+class Halves(sdediff.Denoiser):
+    """The same as a denoiser, both halves ready."""
+
+    def __init__(self, clock: Clock, sde: sdediff.SDE) -> None:
+        super().__init__()
+        self.clock, self.sde, self.moments, self.data = clock, sde, None, None
+
+    def forward(self, x: Tensor, level: sdediff.Level) -> sdediff.Split:
+        """Say when it was asked."""
+        return sdediff.Split(self.clock(x, x), self.clock.output)
 
 
 class Alive(Clock):
@@ -105,7 +113,7 @@ def theirs(x: Tensor) -> dict[str, Callable[[Clock], object]]:
     draw, made = partial(torch.randn, x.shape), dict[str, Callable[[Clock], object]]()
 
     def run(solve: Callable[..., Tensor], extra: tuple[Callable[[], Tensor], ...], clock: Clock) -> object:
-        return solve(Frame(clock.split, sde), x, levels, *extra)
+        return solve(Frame(Halves(clock, sde), sde), x, levels, *extra)
 
     for module, names in PEERS.items():
         try:
