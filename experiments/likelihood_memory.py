@@ -3,7 +3,7 @@
     python experiments/likelihood_memory.py
 
 Peak resident memory above that before the call, for items of 784 entries and a small perceptron, each setting in a
-process of its own. Expected: about 0.2 GB for 4,096 items at 10 and at 100 steps; in one batch it was 3.4 GB at 10.
+process of its own. Expected: about 0.1 GB for any number of items, at 10 and at 100 steps (in one batch 3.4 GB at 10).
 Cost: a few minutes on one core.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -110,14 +110,3 @@ def _beyond_noise(values: Tensor) -> float:
     values = wide(values)
     noise = values.var() / len(values) if len(values) > 1 else values.square().mean()
     return float((values.mean().square() - noise).clamp(min=0.0).sqrt())
-
-
-def join(parts: list[ErrorBudget]) -> ErrorBudget:
-    """The budget of several batches as one."""
-    first = parts[0]
-    return replace(
-        first,
-        random={name: torch.cat([part.random[name] for part in parts]) for name in first.random},
-        systematic={name: torch.cat([part.systematic[name] for part in parts]) for name in first.systematic},
-        values=torch.cat([part.values for part in parts]),
-    )

@@ -14,7 +14,7 @@ by the noise of ``t_from``. Blurring by tau changes an item at order ``tau^2``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -27,7 +27,7 @@ from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume
 from sdediff.likelihood.orthogonal import OrthogonalTrace
 from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.result import LogLikelihood, join
+from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.likelihood.route import by_rule, find_ends, find_levels, find_method
 from sdediff.likelihood.solving import Call, solve
 from sdediff.likelihood.trace import EXACT_UP_TO, HutchinsonTrace, probes_for
@@ -157,15 +157,17 @@ def log_likelihood(
     if target is not None and isinstance(method, Augmented):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
     size = microbatch(len(call.place(steps)), dim) if batch_size is None else batch_size
-    parts = []
-    for begin in range(0, len(x), size):
-        batch, own = x[begin : begin + size], model.part(begin, size, len(x))
-        source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-        with evaluating(model, keep_mode):
-            parts.append(_score(own, batch, info, call, source, draw, steps))
-        if progress is not None:
-            progress(begin + len(batch), len(x))
-    return join(parts)
+
+    def parts() -> Iterator[LogLikelihood]:
+        for begin in range(0, len(x), size):
+            batch, own = x[begin : begin + size], model.part(begin, size, len(x))
+            source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
+            with evaluating(model, keep_mode):
+                yield _score(own, batch, info, call, source, draw, steps)
+            if progress is not None:
+                progress(begin + len(batch), len(x))
+
+    return gather(parts(), len(x))
 
 
 def microbatch(nodes: int, dim: int) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sdediff.likelihood import budget
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.types import UndefinedError, brief
 
@@ -71,40 +70,53 @@ class LogLikelihood:
 
 
 def replace_rows(whole: LogLikelihood, rows: list[int], part: LogLikelihood) -> LogLikelihood:
-    """With the figures of some items taken from another result; what was spent on both counts."""
+    """Replace the figures of some items by those of another result; what was spent on both counts."""
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_put((torch.tensor(rows, device=old.device),), new)
 
-    def put_all(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: put(values, new[name]) for name, values in old.items()}
+    found = _combine(put, whole, part)
+    return replace(found, nfe=whole.nfe + part.nfe, products=whole.products + part.products)
 
-    old, new = whole.error_budget, part.error_budget
-    parts = replace(
-        old,
-        random=put_all(old.random, new.random),
-        systematic=put_all(old.systematic, new.systematic),
-        values=put(old.values, new.values),
+
+def gather(parts: Iterable[LogLikelihood], count: int) -> LogLikelihood:
+    """Return the results of batches, ``count`` items in all, as one.
+
+    They are written into tensors made with the first: small tensors kept between the temporaries of one path and the
+    next would hold the allocator's memory, which would then grow with the number of batches.
+    """
+    whole, done, nfe, products = None, 0, 0, 0
+    for part in parts:
+        whole = _combine(lambda values: values.new_empty(count, *values.shape[1:]), part) if whole is None else whole
+        nfe, products, end = nfe + part.nfe, products + part.products, done + len(part.log_prob)
+
+        def write(old: Tensor, new: Tensor, rows: slice = slice(done, end)) -> Tensor:
+            old[rows] = new
+            return old
+
+        whole, done = _combine(write, whole, part), end
+    if whole is None:
+        raise ValueError("there is no batch to gather")
+    return replace(whole, nfe=nfe, products=products)
+
+
+def _combine(function: Callable[..., Tensor], *results: LogLikelihood) -> LogLikelihood:
+    """Return the first result with every tensor replaced by a function of those at its place in all of them."""
+    budgets = [result.error_budget for result in results]
+
+    def of_all(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: function(*(part[name] for part in parts)) for name in parts[0]}
+
+    budget = replace(
+        budgets[0],
+        random=of_all([budget.random for budget in budgets]),
+        systematic=of_all([budget.systematic for budget in budgets]),
+        values=function(*(budget.values for budget in budgets)),
     )
     return replace(
-        whole,
-        log_prob=put(whole.log_prob, part.log_prob),
-        standard_error=put(whole.standard_error, part.standard_error),
-        latent=put(whole.latent, part.latent),
-        nfe=whole.nfe + part.nfe,
-        products=whole.products + part.products,
-        error_budget=parts,
-    )
-
-
-def join(parts: Sequence[LogLikelihood]) -> LogLikelihood:
-    """Several batches as one."""
-    return LogLikelihood(
-        torch.cat([part.log_prob for part in parts]),
-        torch.cat([part.standard_error for part in parts]),
-        torch.cat([part.latent for part in parts]),
-        sum(part.nfe for part in parts),
-        sum(part.products for part in parts),
-        budget.join([part.error_budget for part in parts]),
-        parts[0].discrete,
+        results[0],
+        log_prob=function(*(result.log_prob for result in results)),
+        standard_error=function(*(result.standard_error for result in results)),
+        latent=function(*(result.latent for result in results)),
+        error_budget=budget,
     )
