@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sdediff.likelihood.trace import STAGE, HutchinsonTrace, Seen
@@ -54,9 +55,16 @@ class OrthogonalTrace(HutchinsonTrace):
         """Of the mean of both replicates, ``(B,)``."""
         halves = [torch.chunk(look.shares, 2, dim=1) for look in seen]
         first, second = (torch.stack([pair[i].mean(dim=1) for pair in halves]).sum(dim=0) for i in (0, 1))
-        # a fifth of the coordinates counts as independent: they share the signs of the others
-        degrees = max(1.0, 0.2 * first.shape[1])
-        return (0.5 * (first - second).square().sum(dim=1)).sqrt() * (1.0 + 0.5 / degrees)
+        return (0.5 * (first - second).square().sum(dim=1)).sqrt() * widening(first.shape[1])
+
+
+def widening(dim: int) -> float:
+    """Return the factor by which the error is stated larger, since the coordinates share one another's signs.
+
+    It makes 1.96 errors reach as far as Student's t with ``dim - 4`` degrees of freedom: measured on mixtures of 8 to
+    64 dimensions.
+    """
+    return float(stdtrit(max(1, dim - 4), 0.975) / ndtri(0.975))
 
 
 def hadamard(rows: Tensor, dim: int) -> Tensor:

@@ -53,7 +53,8 @@ class LogLikelihood:
         """Lower and upper end, nats ``(B,)`` each, by all parts of the budget.
 
         By the probes' standard error it covers what it says. The systematic parts are estimates of a size: that of the
-        solver counts twice, the others once; what is mostly noise in a single item does not count.
+        solver counts twice, the others once; of those that were seen through random probes, what is left when three
+        standard errors are taken off.
 
         Raises:
             ValueError: unless ``0 < confidence < 1``.
@@ -63,7 +64,9 @@ class LogLikelihood:
         sigmas = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
         size = torch.zeros_like(self.log_prob)
         for name, effect in self.error_budget.systematic.items():
-            if not self.error_budget.noisy(name):
+            if self.error_budget.noisy(name):
+                size = size + (effect.square() - (3.0 * self.standard_error).square()).clamp(min=0.0).sqrt()
+            else:
                 size = size + effect.abs() * (2.0 if name == "solver" else 1.0)
         half = sigmas * torch.hypot(self.standard_error, size)
         return self.log_prob - half, self.log_prob + half

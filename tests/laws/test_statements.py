@@ -187,6 +187,7 @@ def test_an_interval_counts_every_part():
     assert reach(0.0, t_min=-0.1) == reach(0.0, prior=0.1) == reach(0.0, quadrature=0.1) == pytest.approx(0.1)
     assert reach(0.3, t_min=0.1, prior=-0.3) == pytest.approx(0.5)
     assert reach(0.3, quadrature=0.4) == pytest.approx(0.3)  # seen by probes: noise
+    assert reach(0.3, quadrature=-1.5) == pytest.approx(math.hypot(0.3, 1.2))  # but for what stands out of it
 
 
 def test_numbers_without_meaning_are_said_to_be():
