@@ -30,6 +30,7 @@ class ErrorBudget:
     Attributes:
         random: standard errors of what was drawn, nats ``(B,)`` each, independent between items: they average out.
         systematic: signed effects of what was approximated, nats ``(B,)`` each: they do not.
+        noise: standard errors of the systematic effects that were seen through random probes, nats ``(B,)`` each.
         of_mean: standard errors of the mean over items that no single item has, nats: that of a sample of a population.
         values: the numbers whose errors these are, nats ``(B,)``; empty where they are not at hand.
         scale: nats of one ``unit``.
@@ -38,6 +39,7 @@ class ErrorBudget:
 
     random: Mapping[str, Tensor]
     systematic: Mapping[str, Tensor]
+    noise: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     of_mean: Mapping[str, float] = field(default_factory=dict)
     values: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: float = 1.0
@@ -53,6 +55,14 @@ class ErrorBudget:
     def noisy(self, name: str) -> bool:
         """Whether an item's effect was seen through random probes and is mostly their noise."""
         return name in SEEN_BY_PROBES and _rms(self.random.get("probes", torch.zeros(1))) > 0.0
+
+    def beyond_noise(self, name: str) -> Tensor:
+        """Return the size of every item's effect, nats ``(B,)``; of a noisy one what stands out by three errors."""
+        effect = self.systematic[name]
+        if not self.noisy(name):
+            return effect.abs()
+        error = self.noise.get(name, torch.full_like(effect, math.inf))
+        return (effect.square() - (3.0 * error).square()).clamp(min=0.0).sqrt()
 
     @property
     def warning(self) -> str:

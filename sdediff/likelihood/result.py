@@ -53,8 +53,8 @@ class LogLikelihood:
         """Lower and upper end, nats ``(B,)`` each, by all parts of the budget.
 
         By the probes' standard error it covers what it says. The systematic parts are estimates of a size: that of the
-        solver counts twice, the others once; of those that were seen through random probes, what is left when three
-        standard errors are taken off.
+        solver counts twice, the others once; of those that were seen through random probes, what stands out of their
+        noise.
 
         Raises:
             ValueError: unless ``0 < confidence < 1``.
@@ -63,11 +63,8 @@ class LogLikelihood:
             raise ValueError(f"the confidence must lie in (0, 1), not {confidence}")
         sigmas = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
         size = torch.zeros_like(self.log_prob)
-        for name, effect in self.error_budget.systematic.items():
-            if self.error_budget.noisy(name):
-                size = size + (effect.square() - (3.0 * self.standard_error).square()).clamp(min=0.0).sqrt()
-            else:
-                size = size + effect.abs() * (2.0 if name == "solver" else 1.0)
+        for name in self.error_budget.systematic:
+            size = size + self.error_budget.beyond_noise(name) * (2.0 if name == "solver" else 1.0)
         half = sigmas * torch.hypot(self.standard_error, size)
         return self.log_prob - half, self.log_prob + half
 
@@ -114,6 +111,7 @@ def _combine(function: Callable[..., Tensor], *results: LogLikelihood) -> LogLik
         budgets[0],
         random=of_all([budget.random for budget in budgets]),
         systematic=of_all([budget.systematic for budget in budgets]),
+        noise=of_all([budget.noise for budget in budgets]),
         values=function(*(budget.values for budget in budgets)),
     )
     return replace(

@@ -85,6 +85,7 @@ class _Solved(NamedTuple):
     log_determinant: Tensor
     standard_error: Tensor
     systematic: dict[str, Tensor]
+    noise: dict[str, Tensor]
     nfe: int
     products: int
 
@@ -104,7 +105,7 @@ def _solve_once(
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the log-likelihood is not finite; check the data and the model's output")
     error, latent = found.standard_error, to_x(found.y, end)
-    budget = ErrorBudget({"probes": error}, found.systematic, values=log_prob.detach())
+    budget = ErrorBudget({"probes": error}, found.systematic, noise=found.noise, values=log_prob.detach())
     return LogLikelihood(log_prob, error, latent, found.nfe, found.products, budget)
 
 
@@ -138,13 +139,14 @@ def _climb(
             "prior": prior_effect(path.end(-1), call.moments),
         }
         error = path.standard_error()
+        noise = {} if random is None else {"quadrature": random.error_of_independent(path.seen)}
     nfe, products = path.witness.nfe, sum(looks.plan) * len(x0)
     if call.target is None or random is None:
-        return _Solved(path.y, path.log_determinant(), error, systematic, nfe, products)
+        return _Solved(path.y, path.log_determinant(), error, systematic, noise, nfe, products)
     rough = systematic["solver"] > call.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
     more = refine(path, random, exact.on(levels, white), source, call.target, rough.to(error.device))
     spent = nfe + more.nfe, products + more.products
-    return _Solved(path.y, more.log_determinant, more.standard_error, systematic, *spent)
+    return _Solved(path.y, more.log_determinant, more.standard_error, systematic, noise, *spent)
 
 
 def _ride(
@@ -180,4 +182,4 @@ def _ride(
     spent = fine.nfe + loose.nfe
     nfe = spent + sum(model.nfe(level) for level in (start, end))
     products = (each * spent + sum(looks.plan)) * len(x0)
-    return _Solved(fine.y, fine.integral, fine.standard_error, systematic, nfe, products)
+    return _Solved(fine.y, fine.integral, fine.standard_error, systematic, {}, nfe, products)

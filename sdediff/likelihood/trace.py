@@ -214,6 +214,13 @@ class HutchinsonTrace(Trace):
         return velocity, self.see(probes, products, node)
 
     def standard_error(self, seen: Sequence[Seen]) -> Tensor:
+        return self.error_of_independent(seen)
+
+    def error_of_independent(self, seen: Sequence[Seen]) -> Tensor:
+        """Return the standard error of a sum of all nodes' shares in which no node makes up for another, ``(B,)``.
+
+        That is the noise of a difference between two quadratures, which weigh the nodes differently.
+        """
         # J is about (I - C / sin^2) / tan, with the covariance C of the data given the state: times tan it is smooth
         weighted = zip(self.weights, self.levels, strict=True)
         sizes = [abs(float(weights.factors[0].mean())) / math.tan(level.angle) for weights, level in weighted]

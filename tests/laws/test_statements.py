@@ -173,7 +173,8 @@ def test_every_node_gets_its_part_of_more_probes(steps):
 def result_with(error: float, **systematic: float) -> LogLikelihood:
     one = torch.ones(1, dtype=torch.float64)
     parts = {name: size * one for name, size in systematic.items()}
-    return LogLikelihood(one, error * one, one[:, None], 1, 1, ErrorBudget({"probes": error * one}, parts, values=one))
+    budget = ErrorBudget({"probes": error * one}, parts, noise={"quadrature": error * one}, values=one)
+    return LogLikelihood(one, error * one, one[:, None], 1, 1, budget)
 
 
 def test_an_interval_counts_every_part():
