@@ -17,8 +17,8 @@ from torch import Tensor
 
 import sdediff
 from sdediff.dynamics import Frame, velocity
-from sdediff.samplers.coefficients import weights
-from sdediff.samplers.held import Velocity
+from sdediff.samplers.exponential import Velocity
+from sdediff.samplers.interpolation import weights
 from sdediff.types import Level
 
 States = tuple[Tensor, ...]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
     from sdediff.moments import Moments
     from sdediff.noise import BrownianPath, NoiseSource
-    from sdediff.predictions import PREDICTIONS
+    from sdediff.parametrization import PREDICTIONS
     from sdediff.samplers import SAMPLERS
     from sdediff.sampling import solve
     from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
@@ -36,7 +36,7 @@ _HOMES = {
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
     "moments": ("Moments",),
     "noise": ("BrownianPath", "NoiseSource"),
-    "predictions": ("PREDICTIONS",),
+    "parametrization": ("PREDICTIONS",),
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),

@@ -32,7 +32,7 @@ from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS as OWN
 from sdediff.networks import Levelled, described
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import SDES
 from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors
 from sdediff.types import DataInfo

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import as_float64, expand, scaled, to_nearest
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 

@@ -24,7 +24,7 @@ from sdediff.documents import Entry, Named, Positive, Section, instance, read_do
 from sdediff.moments import Moments
 from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, SDE, SDES
 from sdediff.types import DataInfo
 

@@ -21,7 +21,7 @@ from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.moments import Moments
 from sdediff.numerics import choose, expand
-from sdediff.predictions import PREDICTIONS, Prediction
+from sdediff.parametrization import PREDICTIONS, Prediction
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split, Time
 
@@ -137,7 +137,7 @@ class ScoreModel(Denoiser):
             their parameters, dtype, device and mode are the model's.
         sde: the forward process.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
-            :class:`~sdediff.predictions.Prediction`.
+            :class:`~sdediff.parametrization.Prediction`.
         conditioning: what the network is asked with: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
             ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
             the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number

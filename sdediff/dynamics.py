@@ -19,7 +19,7 @@ from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.moments import Moments
 from sdediff.numerics import expand, scaled
-from sdediff.predictions import Prediction
+from sdediff.parametrization import Prediction
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from catalogue import MIXTURE, PROCESSES
 from sdediff import SDE, Level, NoiseSource, ScoreModel, decode, encode, solve
 from sdediff.dynamics import Frame
-from sdediff.samplers import coefficients
+from sdediff.samplers import interpolation
 from sdediff.samplers.adaptive import Adaptive, Flight
-from sdediff.samplers.held import HELD
+from sdediff.samplers.exponential import HELD
 from sdediff.samplers.newton import clock_of, integrals, reach, tan_of
-from sdediff.samplers.paced import clock_at
+from sdediff.samplers.per_sample import clock_at
 
 VP = PROCESSES["vp"]
 MODEL = MIXTURE.model(VP)
@@ -45,11 +45,11 @@ def test_the_clock_has_an_inverse() -> None:
 
 def test_newton_s_weights_are_the_family_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same integral as the fixed-step solvers', which solve for Lagrange's weights: equal to rounding."""
-    monkeypatch.setitem(coefficients.CLOCKS, "here", lambda angle: clock_of(np.tan(angle)))
+    monkeypatch.setitem(interpolation.CLOCKS, "here", lambda angle: clock_of(np.tan(angle)))
     levels = VP.levels([0.9, 0.7, 0.62, 0.31, 0.2, 0.13])
     values = np.random.default_rng(0).standard_normal(5)
     known, (here, there) = levels[4::-1], levels[4:6]
-    lagrange = coefficients.weights(HELD["velocity"](), "here", "exact", known, here, there) @ values
+    lagrange = interpolation.weights(HELD["velocity"](), "here", "exact", known, here, there) @ values
     nodes = np.array([clock_at(level) for level in known])
     table, row = [values[0]], values
     for p in range(1, 5):

@@ -11,7 +11,7 @@ from sdediff.checkpoint import DESCRIPTION, TENSORS, latest_run, load, save
 from sdediff.denoiser import ScoreModel
 from sdediff.moments import Moments
 from sdediff.networks import MLP, NETWORKS
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sdediff.types import DataInfo
 

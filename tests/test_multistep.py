@@ -11,8 +11,8 @@ from scipy.integrate import quad
 import sdediff
 from catalogue import MIXTURE
 from sdediff.dynamics import drift, velocity
-from sdediff.samplers.coefficients import CLOCKS, weights
-from sdediff.samplers.held import HELD
+from sdediff.samplers.exponential import HELD
+from sdediff.samplers.interpolation import CLOCKS, weights
 from sdediff.samplers.multistep import Multistep
 
 VP = sdediff.VPSDE()

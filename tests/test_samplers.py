@@ -17,8 +17,8 @@ from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.samplers import ADAPTIVE, Sampler
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.ddim import DDIM
-from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.euler_maruyama import EulerMaruyama
+from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 

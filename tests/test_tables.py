@@ -39,7 +39,7 @@ from sdediff.likelihood.placing import LAWS
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.reconstruction import DECODERS
 from sdediff.networks import NETWORKS, Levelled
-from sdediff.predictions import PREDICTIONS, Linear, Velocity
+from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import Part

@@ -20,7 +20,7 @@ from sdediff.config import Config
 from sdediff.data import load_dataset
 from sdediff.denoiser import ScoreModel
 from sdediff.interrupt import Interrupt
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, train
 from sdediff.training.batches import Batches, held_out_batch

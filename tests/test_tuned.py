@@ -15,7 +15,7 @@ from sdediff.samplers import SAMPLERS
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.tuned import Method, Row, Tuned
-from sdediff.tuning.draft import Draft, Start
+from sdediff.tuning.parameters import Draft, Start
 
 
 def plain(model: ScoreModel) -> ScoreModel:

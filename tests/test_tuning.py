@@ -14,11 +14,11 @@ from torch import Tensor
 from catalogue import GAUSSIAN, MIXTURE
 from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
-from sdediff.samplers.coefficients import weights
-from sdediff.samplers.held import Velocity
+from sdediff.samplers.exponential import Velocity
+from sdediff.samplers.interpolation import weights
 from sdediff.samplers.tuned import Method, Tuned, averages
-from sdediff.tuning.draft import Draft, Start
-from sdediff.tuning.learn import errors, learn, objective, rollout
+from sdediff.tuning.optimize import errors, learn, objective, rollout
+from sdediff.tuning.parameters import Draft, Start
 from sdediff.tuning.trajectories import Errors, follow, starts
 from sdediff.wrappers import Wrapper
 

@@ -31,7 +31,7 @@ import sdediff
 from sdediff.analytic import GaussianMixture
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.samplers import Sampler
-from sdediff.samplers.held import HELD
+from sdediff.samplers.exponential import HELD
 from sdediff.samplers.multistep import Multistep
 
 from .adapter import Levels

@@ -17,7 +17,7 @@ from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
 from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SAMPLERS
 from sdediff.training import TIME_LAWS, WEIGHTINGS
 

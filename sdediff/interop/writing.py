@@ -17,7 +17,7 @@ from sdediff.interop.folder import INDEX
 from sdediff.interop.network import DiffusersNetwork, diffusers
 from sdediff.interop.schedulers import PREDICTIONS as KNOWN
 from sdediff.interop.schedulers import chain, make, prediction
-from sdediff.predictions import PREDICTIONS
+from sdediff.parametrization import PREDICTIONS
 
 PARTS = ("unet", "scheduler", INDEX)
 """What is written."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.samplers.held import NODES, WEIGHTS
+from sdediff.samplers.exponential import NODES, WEIGHTS
 from sdediff.samplers.kernels import angle_of, cardinals, log_level
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level

@@ -15,7 +15,7 @@ from sdediff.likelihood.path import asks_once_a_node
 from sdediff.numerics import choose
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.base import Crossing, StepSampler
-from sdediff.samplers.engines import AdaptiveODE
+from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
 from sdediff.sampling import GridLike, place
 from sdediff.sde import SDE

@@ -25,7 +25,7 @@ from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, flatten, wide
-from sdediff.samplers.held import Array
+from sdediff.samplers.exponential import Array
 from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 

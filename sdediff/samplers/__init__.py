@@ -9,8 +9,8 @@ from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.base import Sampler, StepSampler
 from sdediff.samplers.churn import EDM_HEUN, Churn
 from sdediff.samplers.ddim import DDIM
-from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.euler_maruyama import EulerMaruyama
+from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.heun import Heun
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector

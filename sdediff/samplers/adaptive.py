@@ -20,9 +20,9 @@ from sdediff.dynamics import Frame, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
-from sdediff.samplers.held import Array
+from sdediff.samplers.exponential import Array
 from sdediff.samplers.newton import Counts, clock_of, integrals, reach
-from sdediff.samplers.paced import Flags, Paced, check_lengths, clock_at, levels_at, rms, those, without_sliver
+from sdediff.samplers.per_sample import Flags, Paced, check_lengths, clock_at, levels_at, rms, those, without_sliver
 from sdediff.types import Level
 
 _LIMIT, _AIM = 3.0, 0.1

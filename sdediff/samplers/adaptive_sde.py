@@ -26,9 +26,9 @@ from sdediff.noise import BrownianPath, NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.held import Array
+from sdediff.samplers.exponential import Array
 from sdediff.samplers.newton import Counts, clock_of, cosine, integrals, tan_of
-from sdediff.samplers.paced import Paced, check_lengths, clock_at, levels_at, rms, those
+from sdediff.samplers.per_sample import Paced, check_lengths, clock_at, levels_at, rms, those
 from sdediff.types import Level
 
 _AIM = 0.5

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sdediff.samplers.held import Array
+from sdediff.samplers.exponential import Array
 
 _CONSTANT, _NOISE, _MAGNIFIED = 10.0, 1e-4, 1e-2
 """Variances: of the constant, of the network's error, and of what a prediction magnifies, per unit of gain^2 - 1."""

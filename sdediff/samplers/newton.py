@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sdediff.samplers.held import NODES, WEIGHTS, Array
+from sdediff.samplers.exponential import NODES, WEIGHTS, Array
 
 Counts = NDArray[np.int64]
 

@@ -7,7 +7,7 @@ reverse family is
     u' = c u + (1 + eta^2) int (cos phi_s / cos phi')^(eta^2) (du / d phi) d phi + sqrt(1 - c^2) z,
     c = (cos phi / cos phi')^(eta^2),
 
-the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.held`). For
+the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.exponential`). For
 Gaussian data the slope is zero and one step of any length exact, where every other form holds something that changes;
 for other data what is left to integrate is what makes them so. The last step to the data adds no noise: it follows the
 probability flow, so that with noise, too, the law of Gaussian data is kept down to them. Without moments the slope is
@@ -32,10 +32,10 @@ from torch import Tensor
 from sdediff.dynamics import Frame
 from sdediff.moments import Moments
 from sdediff.numerics import combine, flatten
-from sdediff.predictions import Prediction
+from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Draw, StepSampler
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.held import NODES, WEIGHTS, Array
+from sdediff.samplers.exponential import NODES, WEIGHTS, Array
 from sdediff.samplers.kernels import angle_of, cardinals, log_level
 from sdediff.samplers.multistep import adams
 from sdediff.samplers.whitened import Whitened

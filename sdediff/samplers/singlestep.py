@@ -1,4 +1,4 @@
-r"""Singlestep solvers of the probability-flow ODE: one family, the forms of :mod:`sdediff.samplers.held`.
+r"""Singlestep solvers of the probability-flow ODE: one family, the forms of :mod:`sdediff.samplers.exponential`.
 
 A step evaluates the network at its start and at stages inside it, and remembers nothing. The state at stage ``i``, a
 share ``c_i`` of the step in lambda, and at the end come from the exact form of the held quantity with the polynomial
@@ -24,8 +24,8 @@ from torch import Tensor
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose, combine
 from sdediff.samplers.base import Draw, StepSampler
-from sdediff.samplers.coefficients import CLOCKS, RULES, weights
-from sdediff.samplers.held import HELD
+from sdediff.samplers.exponential import HELD
+from sdediff.samplers.interpolation import CLOCKS, RULES, weights
 from sdediff.types import Level
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sdediff.conditions import Condition, ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.files import write
-from sdediff.predictions import Prediction
+from sdediff.parametrization import Prediction
 
 Settings = Mapping[str, Any]
 """Everything that the figures depend on, by name, as JSON values."""

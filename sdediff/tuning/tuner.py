@@ -15,7 +15,7 @@ from sdediff.foreign import evaluating
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.tuned import Tuned
 from sdediff.sampling import solve
-from sdediff.tuning.learn import best_start, learn
+from sdediff.tuning.optimize import best_start, learn
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
 from sdediff.types import brief
 

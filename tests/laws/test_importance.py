@@ -9,8 +9,8 @@ import torch
 from catalogue import MIXTURE
 from sdediff import VPSDE
 from sdediff.samplers.tuned import Method
-from sdediff.tuning.draft import Draft, Start
-from sdediff.tuning.learn import RMS, _chances, errors, objective
+from sdediff.tuning.optimize import RMS, _chances, errors, objective
+from sdediff.tuning.parameters import Draft, Start
 from sdediff.tuning.trajectories import follow, starts
 
 

@@ -40,7 +40,7 @@ from sdediff import GRIDS, SAMPLERS, SDE, NoiseSource, ScoreModel
 from sdediff.analytic import Gaussian
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.samplers import Sampler
-from sdediff.samplers.engines import AdaptiveODE, FixedODE, ReverseSDE
+from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.samplers.relative import Relative

@@ -21,7 +21,7 @@ from sdediff.dynamics import Frame, to_y, velocity
 from sdediff.samplers import StepSampler
 from sdediff.samplers.base import Draw
 from sdediff.samplers.tuned import Method, Tuned
-from sdediff.tuning.draft import Draft, Start
+from sdediff.tuning.parameters import Draft, Start
 from sdediff.types import Level
 
 MODEL = MIXTURE.model(PROCESSES["vp"])

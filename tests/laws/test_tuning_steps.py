@@ -13,7 +13,7 @@ from catalogue import MIXTURE
 from sdediff import VPSDE, tuning
 from sdediff.samplers.tuned import Method
 from sdediff.tuning import learn as module
-from sdediff.tuning.draft import Draft, Start
+from sdediff.tuning.parameters import Draft, Start
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
 
 MODEL = MIXTURE.model(VPSDE())

@@ -22,7 +22,7 @@ from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.numerics import sum_features
 from sdediff.samplers.tuned import Method, advance, ask, clock_at
 from sdediff.samplers.whitened import Whitened
-from sdediff.tuning.draft import Draft, Shape, Start
+from sdediff.tuning.parameters import Draft, Shape, Start
 from sdediff.tuning.trajectories import Pilot
 from sdediff.types import Level, Split
 

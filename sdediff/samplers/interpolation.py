@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sdediff.samplers.held import NODES, WEIGHTS, Array, Held
+from sdediff.samplers.exponential import NODES, WEIGHTS, Array, Held
 from sdediff.types import Level
 
 _BEND = 0.3

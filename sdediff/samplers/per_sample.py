@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.samplers.base import Crossing, check_tolerances
-from sdediff.samplers.held import Array
+from sdediff.samplers.exponential import Array
 from sdediff.samplers.newton import clock_of, tan_of
 from sdediff.sde import SDE
 from sdediff.types import Level
