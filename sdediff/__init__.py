@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdediff import analytic
     from sdediff.checkpoint import load, save
-    from sdediff.comparison import Comparison, compare
     from sdediff.denoiser import Denoiser, ScoreModel
+    from sdediff.evaluation.solvers import Comparison, compare
     from sdediff.generation import sample
     from sdediff.grids import GRIDS
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
-    "comparison": ("Comparison", "compare"),
+    "evaluation.solvers": ("Comparison", "compare"),
     "denoiser": ("Denoiser", "ScoreModel"),
     "generation": ("sample",),
     "grids": ("GRIDS",),

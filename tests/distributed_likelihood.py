@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sdediff.cli import main
-from sdediff.scoring import Workers, score
+from sdediff.evaluation import Processes, evaluate
 
 CASES = {"more": (11, 2), "few": (1, 2), "uneven": (5, 4), "measured": (40, None)}
 """Items and batch size: an uneven last round; fewer items than processes; a round that one process has less of."""
@@ -25,16 +25,20 @@ def told(x, first, condition):
 
 
 def run(folder, *args):
-    workers = Workers()
+    processes = Processes()
     for name, (count, size) in CASES.items():
         items = torch.arange(2.0 * count).reshape(count, 2)
-        scores = score(work, items, seed=3, size=size, target=2.0 if name == "measured" else None, workers=workers)
-        if workers.main:
+        scores = evaluate(
+            work, items, seed=3, size=size, target=2.0 if name == "measured" else None, processes=processes
+        )
+        if processes.main:
             np.savez(Path(folder) / f"{name}.npz", **scores.columns)
-    scores = score(told, torch.arange(22.0).reshape(11, 2), seed=3, size=2, condition=torch.arange(11), workers=workers)
-    if workers.main:
+    scores = evaluate(
+        told, torch.arange(22.0).reshape(11, 2), seed=3, size=2, condition=torch.arange(11), processes=processes
+    )
+    if processes.main:
         np.savez(Path(folder) / "told.npz", **scores.columns)
-    workers.wait()
+    processes.wait()
     main(["likelihood", *args])
 
 

@@ -458,7 +458,7 @@ def test_an_unwritable_output_is_found_before_the_work(
 
     for command in ("sample", "encode", "likelihood"):
         monkeypatch.setattr(
-            "sdediff.scoring.score" if command == "likelihood" else f"sdediff.cli.{command}.{command}", work
+            "sdediff.evaluation.evaluate" if command == "likelihood" else f"sdediff.cli.{command}.{command}", work
         )
         (tmp_path / "file").write_text("not a folder")
         line = refused(command, "--run", digits, "--out", tmp_path / "file" / "x.npz")

@@ -17,8 +17,8 @@ from sdediff import VPSDE, DataInfo, ScoreModel, checkpoint, sample
 from sdediff.checkpoint import save
 from sdediff.cli import main
 from sdediff.data import DATASETS, Dataset
+from sdediff.evaluation import METHODS
 from sdediff.moments import Moments
-from sdediff.scoring import METHODS
 
 SDE = VPSDE()
 COUNT, SHAPE = 12, (2,)

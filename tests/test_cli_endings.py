@@ -20,13 +20,13 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from sdediff import comparison, plots, tuning
+from sdediff import plots, tuning
 from sdediff.checkpoint import save
-from sdediff.cli import main, scores
+from sdediff.cli import evaluation, main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
+from sdediff.evaluation import METHODS, PartialResults, solvers
 from sdediff.interrupt import ENDING
-from sdediff.scoring import METHODS, Part
 
 SIGNALS = (signal.SIGINT, *ENDING)
 TINY = ["--set", "network.name=mlp", "--set", "network.width=8", "--set", "network.blocks=1"]
@@ -100,11 +100,11 @@ def test_the_same_command_finishes_whatever_was_left(
     args = ["likelihood", "--run", run, *LIKELIHOOD, "--out", out]
     with monkeypatch.context() as patch:
         if step == "table":
-            patch.setitem(scores.WRITERS, ".csv", at(1, interrupt, scores.WRITERS[".csv"]))
+            patch.setitem(evaluation.WRITERS, ".csv", at(1, interrupt, evaluation.WRITERS[".csv"]))
         elif step == "picture":
-            patch.setattr(scores, "_draw", at(1, interrupt, scores._draw))
+            patch.setattr(evaluation, "_draw", at(1, interrupt, evaluation._draw))
         elif step == "summary":
-            patch.setattr(scores, "_report", at(1, interrupt, scores._report))
+            patch.setattr(evaluation, "_report", at(1, interrupt, evaluation._report))
         else:
             unlink = Path.unlink
             patch.setattr(
@@ -166,7 +166,7 @@ def test_a_part_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "x.csv.part")
 
-    monkeypatch.setattr(Part, "write", full)
+    monkeypatch.setattr(PartialResults, "write", full)
     failed = call("likelihood", "--run", run, *LIKELIHOOD, "--out", tmp_path / "x.csv")
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert said(failed) == ["error: No space left on device: x.csv.part"]
@@ -259,7 +259,7 @@ def test_compare_writes_the_rows_that_are_done(
     args = ["compare", "--run", run, "--count", 4, "--tolerance", 0.1, "--solver", "ddim", "--forwards", "2,3,4"]
     assert call(*args, "--out", tmp_path / "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "_row", at(3, lambda: signal.raise_signal(number), comparison._row))
+        patch.setattr(solvers, "_row", at(3, lambda: signal.raise_signal(number), solvers._row))
         stopped = call(*args, "--out", tmp_path / "part")
     assert stopped.exit_code == 130
     assert "stopped after 2 rows" in stopped.stderr
@@ -267,7 +267,7 @@ def test_compare_writes_the_rows_that_are_done(
     assert part == rows[:3]
     assert (tmp_path / "part.png").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "_row", at(1, lambda: signal.raise_signal(number), comparison._row))
+        patch.setattr(solvers, "_row", at(1, lambda: signal.raise_signal(number), solvers._row))
         assert call(*args, "--out", tmp_path / "none").exit_code == 130
     assert not list(tmp_path.glob("none*"))
 

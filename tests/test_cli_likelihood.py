@@ -16,14 +16,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-from sdediff import scoring
+from sdediff import evaluation
 from sdediff.checkpoint import load, save
 from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
+from sdediff.evaluation.methods import METHODS
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
 from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
-from sdediff.scoring.methods import METHODS
 
 ROUNDING = 1e-3
 """Float32 sums over a solve differ in their last bits with the batch's shape; that is some hundred times below this."""
@@ -88,7 +88,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_order(items: Tensor, seed: int) -> tuple[Tensor, np.ndarray]:
     """Items as the command takes them, and how to put results back."""
-    places = scoring.order(len(items), seed)
+    places = evaluation.order(len(items), seed)
     return items[torch.from_numpy(places)], np.argsort(places)
 
 

@@ -8,8 +8,8 @@ import torch
 
 import sdediff
 from catalogue import GAUSSIAN, MIXTURE
-from sdediff.comparison import compare
-from sdediff.distances import energy_distance, errors
+from sdediff.evaluation.distances import energy_distance, errors
+from sdediff.evaluation.solvers import compare
 
 VP = sdediff.VPSDE()
 MODEL = MIXTURE.model(VP)

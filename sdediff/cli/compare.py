@@ -33,7 +33,7 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, open_run
-from sdediff.comparison import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
+from sdediff.evaluation.solvers import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
 from sdediff.files import write
 from sdediff.samplers import SAMPLERS, Sampler
 

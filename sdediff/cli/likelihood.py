@@ -15,10 +15,11 @@ import click
 import torch
 from torch import Tensor
 
-from sdediff import scoring
+from sdediff import evaluation
 from sdediff.checkpoint import latest_run
 from sdediff.cli.conditions import Told, condition_option, labels_option, tell_labels
 from sdediff.cli.console import Console
+from sdediff.cli.evaluation import WRITERS, Files, Task, bar, finish
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
@@ -37,17 +38,16 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.output import plan
 from sdediff.cli.runs import counting, find_run, open_run, pick_device
-from sdediff.cli.scores import WRITERS, Files, Task, bar, finish
 from sdediff.data import describe
 from sdediff.denoiser import Denoiser
+from sdediff.evaluation import METHODS, Method
+from sdediff.evaluation.methods import Columns, Work
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits import BOUNDS
 from sdediff.likelihood.dequantize import DEQUANTISATIONS
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.trace import EXACT_UP_TO
 from sdediff.samplers.ancestral import VARIANCES
-from sdediff.scoring import METHODS, Method
-from sdediff.scoring.methods import Columns, Work
 
 MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
 
@@ -163,33 +163,33 @@ def command(
     given = {option: value for option, value in options.items() if value is not None}
     _check_method(name, given)
     files = _place(out, picture, force)
-    workers = scoring.Workers(pick_device(device))
+    processes = evaluation.Processes(pick_device(device))
     folder = (find_run(console) if MAIN else latest_run()) if run is None else run
-    opened = open_run(folder, str(workers.device), console)
+    opened = open_run(folder, str(processes.device), console)
     items, words, _ = read = read_items(data, opened, number)
     condition = tell_labels(opened, told, labels, read)[1] or None
     if MAIN:
         console.note(f"data: {words}, {describe(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
-    settings = {**scoring.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
+    settings = {**evaluation.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
     with bar(task, MAIN) as report, _hint():
-        scores = scoring.score(
+        scores = evaluation.evaluate(
             partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
             items,
             seed=seed,
             size=batch_size,
             target=target,
-            part=None if files.part is None else scoring.Part(files.part, settings),
+            part=None if files.part is None else evaluation.PartialResults(files.part, settings),
             fresh=force,
-            workers=workers,
+            processes=processes,
             model=opened.model,
             condition=condition,
             report=report,
         )
     if MAIN:
         finish(task, scores, target)
-    workers.close()
+    processes.close()
     if scores.interrupted:
         sys.exit(INTERRUPTED)
 
@@ -206,7 +206,7 @@ def _hint() -> Iterator[None]:
     """Say what helps against an unfinished file that cannot be gone on with."""
     try:
         yield
-    except scoring.PartError as error:
+    except evaluation.ResumeError as error:
         raise ValueError(f"{error}; --force starts anew") from None
 
 

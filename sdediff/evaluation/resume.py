@@ -33,7 +33,7 @@ _OF_MODULES = {*vars(nn.Module())}
 """What every module has: hooks, children, weights, which count elsewhere or not at all."""
 
 
-class PartError(ValueError):
+class ResumeError(ValueError):
     """The file is damaged, or of other settings: it cannot be gone on with."""
 
 
@@ -80,7 +80,7 @@ def _pieces(value: object) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialResults:
     """The unfinished file beside an output.
 
     Args:
@@ -95,7 +95,7 @@ class Part:
         """The columns done so far, and the seconds spent; empty if there is no such file.
 
         Raises:
-            PartError: if the file is damaged, or was begun with other settings.
+            ResumeError: if the file is damaged, or was begun with other settings.
         """
         if not self.path.exists():
             return {}, 0.0
@@ -105,7 +105,7 @@ class Part:
             settings = json.loads(str(columns.pop(_SETTINGS)))
             seconds = float(columns.pop(_SECONDS))
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-            raise PartError(f"{self.path} is damaged or no file of an unfinished run") from None
+            raise ResumeError(f"{self.path} is damaged or no file of an unfinished run") from None
         self._compare(settings)
         return columns, seconds
 
@@ -124,4 +124,4 @@ class Part:
             if before.get(name) != now
         ]
         if changed:
-            raise PartError(f"{self.path} was begun with other settings ({'; '.join(changed)})")
+            raise ResumeError(f"{self.path} was begun with other settings ({'; '.join(changed)})")

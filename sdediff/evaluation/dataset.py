@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdediff.conditions import Condition, ConditionLike
-from sdediff.scoring.memory import Pieces, fitting, out_of_memory, peak_memory
-from sdediff.scoring.part import Columns, Part
-from sdediff.scoring.workers import Workers
+from sdediff.evaluation.memory import Microbatches, fitting, out_of_memory, peak_memory
+from sdediff.evaluation.processes import Processes
+from sdediff.evaluation.resume import Columns, PartialResults
 from sdediff.types import brief
 
 BLOCK = 32
@@ -68,7 +68,7 @@ def reached(values: NDArray[np.generic], target: float | None) -> int | None:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Evaluation:
     """What a data set came to.
 
     Attributes:
@@ -97,26 +97,26 @@ class Scores:
         """The likelihoods, ``(done,)``."""
         return next(iter(self.columns.values()), np.empty(0))
 
-    def more(self, rows: Columns, seconds: float) -> Scores:
+    def more(self, rows: Columns, seconds: float) -> Evaluation:
         """With the rows of a round."""
         joined = {name: np.concatenate([self.columns[name], rows[name]]) for name in rows} if self.columns else rows
-        return Scores(joined, self.total, seconds)
+        return Evaluation(joined, self.total, seconds)
 
 
-def score(
+def evaluate(
     work: Score,
     items: Tensor,
     *,
     seed: int = 0,
     size: int | None = None,
     target: float | None = None,
-    part: Part | None = None,
+    part: PartialResults | None = None,
     fresh: bool = False,
-    workers: Workers | None = None,
+    processes: Processes | None = None,
     model: nn.Module | None = None,
     condition: ConditionLike = None,
-    report: Callable[[Scores], None] | None = None,
-) -> Scores:
+    report: Callable[[Evaluation], None] | None = None,
+) -> Evaluation:
     """Score items until all are done or the target is reached.
 
     Args:
@@ -127,30 +127,30 @@ def score(
         target: standard error of the mean of the first column at which to stop.
         part: the file that keeps what is done; it stays if items are left.
         fresh: start anew instead of from what the file has.
-        workers: the processes that share the items.
+        processes: the processes that share the items.
         model: that the work calls; a few of its forwards are enough to measure memory on.
         condition: what the network is told about each item, one row an item or one for all, in the order of ``items``;
             the work gets the rows of its batch.
         report: called in the main process after every round, with what is done so far.
 
     Raises:
-        PartError: if the file is damaged or was begun with other settings.
+        ResumeError: if the file is damaged or was begun with other settings.
         ValueError: if the condition has another number of rows.
     """
     told = Condition.of(condition)
     told.check(len(items))
-    workers = Workers() if workers is None else workers
+    processes = Processes() if processes is None else processes
     columns, before = ({}, 0.0) if part is None or fresh else part.read()
-    state, keep = Scores(columns, len(items), before), _Keep(part if workers.main else None, columns)
-    run = _Run(work, items, told, order(len(items), seed), workers, size, model)
-    workers.wait()  # all have read the file before one replaces it
+    state, keep = Evaluation(columns, len(items), before), _Keep(part if processes.main else None, columns)
+    run = _Run(work, items, told, order(len(items), seed), processes, size, model)
+    processes.wait()  # all have read the file before one replaces it
     start, interrupted = time.monotonic(), False
     end = reached(state.values, target)
     try:
         while end is None and state.done < len(items):
             state = state.more(run.round(state.done), before + time.monotonic() - start)
             keep(state)
-            if workers.main and report is not None:
+            if processes.main and report is not None:
                 report(state)
             end = reached(state.values, target)
     except KeyboardInterrupt:
@@ -158,16 +158,16 @@ def score(
     finally:  # failures keep what is done, too
         keep(state, now=True)
     kept = {name: values[:end] for name, values in state.columns.items()}
-    return Scores(kept, len(items), state.seconds, end is not None and end < len(items), interrupted)
+    return Evaluation(kept, len(items), state.seconds, end is not None and end < len(items), interrupted)
 
 
 class _Keep:
     """Writes the file, if there is one, every now and then."""
 
-    def __init__(self, part: Part | None, columns: Columns) -> None:
+    def __init__(self, part: PartialResults | None, columns: Columns) -> None:
         self.part, self.done, self.last = part, len(columns.get("item", ())), time.monotonic()
 
-    def __call__(self, state: Scores, *, now: bool = False) -> None:
+    def __call__(self, state: Evaluation, *, now: bool = False) -> None:
         if self.part is None or state.done == self.done:
             return
         if now or time.monotonic() - self.last > _SAVE_EVERY:
@@ -187,35 +187,35 @@ class _Run:
         items: Tensor,
         condition: Condition,
         places: NDArray[np.int64],
-        workers: Workers,
+        processes: Processes,
         size: int | None,
         model: nn.Module | None,
     ) -> None:
         self.work, self.items, self.condition, self.places = work, items, condition, places
-        self.workers, self.model = workers, model
+        self.processes, self.model = processes, model
         self.share = FIRST if size is None else size  # items of a round in each process
-        self.pieces = None if size is None else Pieces(size)  # of a share
+        self.pieces = None if size is None else Microbatches(size)  # of a share
 
     def round(self, start: int) -> Columns:
         """The columns of the next items from place ``start`` on, all processes' together."""
-        stop = min(start + self.share * self.workers.count, len(self.places))
-        shares = np.array_split(np.arange(start, stop), self.workers.count)
-        mine = shares[self.workers.rank]
+        stop = min(start + self.share * self.processes.count, len(self.places))
+        shares = np.array_split(np.arange(start, stop), self.processes.count)
+        mine = shares[self.processes.rank]
         # A process without items goes through the same motions with the round's first, so that none waits for it.
         rows = self._rows(mine if len(mine) else shares[0][:1])
         columns = torch.stack([column.double().cpu() for column in rows.values()])
         padded = columns.new_zeros(len(columns), len(shares[0]))
         padded[:, : columns.shape[1]] = columns
-        gathered = self.workers.gather(padded)
+        gathered = self.processes.gather(padded)
         joined = torch.cat([gathered[rank, :, : len(share)] for rank, share in enumerate(shares)], dim=1).numpy()
         return {**dict(zip(rows, joined, strict=True)), "item": self.places[start:stop]}
 
     def _rows(self, places: NDArray[np.int64]) -> Mapping[str, Tensor]:
         index, first = torch.from_numpy(self.places[places]), int(places[0])
-        x, work = self.items[index].to(self.workers.device), self._told(self.condition.rows(index), first)
+        x, work = self.items[index].to(self.processes.device), self._told(self.condition.rows(index), first)
         if self.pieces is None:
             self.share = self._fitting(work, x, first)
-            self.pieces = Pieces(self.share)
+            self.pieces = Microbatches(self.share)
         return self.pieces(work, x, first)
 
     def _told(self, condition: Condition, first: int) -> Score:
@@ -236,10 +236,10 @@ class _Run:
             if not out_of_memory(error):
                 raise
             taken = math.inf  # not even these few fit: one at a time
-        fits = fitting(taken, self.workers.device, self._sharing())
-        agreed = int(self.workers.gather(torch.tensor(fits)).min())
-        return min(agreed, max(_SMALL, -(-len(self.places) // (_ROUNDS * self.workers.count))))
+        fits = fitting(taken, self.processes.device, self._sharing())
+        agreed = int(self.processes.gather(torch.tensor(fits)).min())
+        return min(agreed, max(_SMALL, -(-len(self.places) // (_ROUNDS * self.processes.count))))
 
     def _sharing(self) -> int:
         """Processes that share this one's memory: all of them on CPUs, none on devices of their own."""
-        return self.workers.count if self.workers.device.type == "cpu" else 1
+        return self.processes.count if self.processes.device.type == "cpu" else 1

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff import plots, scoring
+from sdediff import evaluation, plots
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
+from sdediff.evaluation import METHODS, Evaluation
+from sdediff.evaluation.methods import EFFECT, ERROR, TERM
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
 from sdediff.progress import Progress
-from sdediff.scoring import METHODS, Scores
-from sdediff.scoring.methods import EFFECT, ERROR, TERM
 from sdediff.types import DataInfo
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {".npz": write_npz, ".csv": write_csv}
@@ -46,22 +46,22 @@ class Task(NamedTuple):
 
 
 @contextmanager
-def bar(task: Task, show: bool) -> Iterator[Callable[[Scores], None]]:
+def bar(task: Task, show: bool) -> Iterator[Callable[[Evaluation], None]]:
     """Progress over the items with the mean so far."""
-    unit = scoring.unit(task.items)[0]
+    unit = evaluation.unit(task.items)[0]
     with Progress("likelihood", "item", len(task.items), show=show) as progress:
         yield lambda scores: progress(scores.done, note=f"{mean_of(scores)} {unit}")
 
 
-def mean_of(scores: Scores) -> str:
+def mean_of(scores: Evaluation) -> str:
     """The mean and its standard error."""
-    mean, error = scoring.mean_and_error(scores.values)
+    mean, error = evaluation.mean_and_error(scores.values)
     return f"{mean:.5g} +- {error:.2g}"
 
 
-def finish(task: Task, scores: Scores, target: float | None) -> None:
+def finish(task: Task, scores: Evaluation, target: float | None) -> None:
     """Write the files and say what came out; of an interrupted run only how far it came."""
-    console, files, unit = task.console, task.files, scoring.unit(task.items)[0]
+    console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
     if scores.interrupted:
         so_far = f": {mean_of(scores)} {unit} so far" if scores.done else ""
         console.note(f"stopped after {scores.done} of {scores.total} items{so_far}")
@@ -79,10 +79,10 @@ def finish(task: Task, scores: Scores, target: float | None) -> None:
         files.part.unlink(missing_ok=True)  # the last thing: until then the same command finishes what is left
 
 
-def _report(task: Task, scores: Scores, target: float | None) -> None:
+def _report(task: Task, scores: Evaluation, target: float | None) -> None:
     """The figures, for people and for machines."""
-    console, files, unit = task.console, task.files, scoring.unit(task.items)[0]
-    mean, error = scoring.mean_and_error(scores.values)
+    console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
+    mean, error = evaluation.mean_and_error(scores.values)
     budget, nfe = _budget(scores, unit), float(scores.columns["nfe"].astype(np.float64).mean())
     terms = {name: float(part.mean()) for name, part in _named(scores, TERM).items()}
     count = f"{scores.done} of {scores.total} items" if scores.on_target else f"{scores.done} items"
@@ -116,17 +116,17 @@ def _report(task: Task, scores: Scores, target: float | None) -> None:
     )
 
 
-def _sorted(scores: Scores) -> dict[str, Any]:
+def _sorted(scores: Evaluation) -> dict[str, Any]:
     """The columns in the order of the data, the index first."""
     place = np.argsort(scores.columns["item"])
     names = ("item", *(name for name in scores.columns if name != "item"))
     return {name: scores.columns[name][place] for name in names}
 
 
-def _draw(task: Task, scores: Scores, path: Path) -> None:
+def _draw(task: Task, scores: Evaluation, path: Path) -> None:
     """The picture that suits the items."""
-    unit, name, _ = scoring.unit(task.items)
-    mean, error = scoring.mean_and_error(scores.values)
+    unit, name, _ = evaluation.unit(task.items)
+    mean, error = evaluation.mean_and_error(scores.values)
     label = "log p, nats (larger is likelier)" if name == "log_prob" else f"{unit} (smaller is likelier)"
     found = Likelihoods(torch.from_numpy(scores.values.astype(np.float64)), label, mean, error, name != "log_prob")
     items, info = task.items[torch.from_numpy(scores.columns["item"])], task.run.info
@@ -146,16 +146,16 @@ def _shades(items: Tensor, info: DataInfo) -> tuple[float, float]:
     return (info.low, info.high) if items.is_floating_point() else (0.0, info.levels - 1.0)
 
 
-def _budget(scores: Scores, unit: str) -> ErrorBudget:
+def _budget(scores: Evaluation, unit: str) -> ErrorBudget:
     """The parts of the error over all items, and their spread; parts that nothing is known of are left out."""
     random, effects = (
         {name: part for name, part in _named(scores, prefix).items() if not bool(part.isnan().any())}
         for prefix in (ERROR, EFFECT)
     )
-    return ErrorBudget(random, effects, {"items": scoring.mean_and_error(scores.values)[1]}, unit=unit)
+    return ErrorBudget(random, effects, {"items": evaluation.mean_and_error(scores.values)[1]}, unit=unit)
 
 
-def _named(scores: Scores, prefix: str) -> dict[str, Tensor]:
+def _named(scores: Evaluation, prefix: str) -> dict[str, Tensor]:
     """The columns whose names begin so, by the rest of the name."""
     return {
         name.removeprefix(prefix): torch.from_numpy(column)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from catalogue import GAUSSIAN
 from sdediff import DDPM, DataInfo, ScoreModel
-from sdediff.scoring import Part, mean_and_error, score
-from sdediff.scoring.methods import METHODS
-from sdediff.scoring.run import BLOCK, reached
+from sdediff.evaluation import PartialResults, evaluate, mean_and_error
+from sdediff.evaluation.dataset import BLOCK, reached
+from sdediff.evaluation.methods import METHODS
 
 
 def test_the_error_of_a_mean_has_one_degree_less_than_items() -> None:
@@ -31,10 +31,10 @@ def test_seconds_are_those_of_all_runs(tmp_path: Path) -> None:
     def work(x: Tensor, first: int) -> dict[str, Tensor]:
         return {"value": x.double().sum(dim=1)}
 
-    items, part = torch.arange(12.0).reshape(6, 2), Part(tmp_path / "x.part", {})
-    half = score(work, items, size=3)
+    items, part = torch.arange(12.0).reshape(6, 2), PartialResults(tmp_path / "x.part", {})
+    half = evaluate(work, items, size=3)
     part.write({name: values[:3] for name, values in half.columns.items()}, 1000.0)
-    whole = score(work, items, size=3, part=part)
+    whole = evaluate(work, items, size=3, part=part)
     assert whole.done == 6
     assert 1000.0 < whole.seconds < 1500.0
 

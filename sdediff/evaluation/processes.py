@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Workers:
+class Processes:
     """This process among those that ``torchrun`` or ``accelerate launch`` started.
 
     Args:

@@ -23,11 +23,11 @@ from sdediff.conditions import Condition
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.denoiser import ScoreModel
+from sdediff.evaluation import Evaluation, PartialResults, evaluate, identity, mean_and_error, memory, order
+from sdediff.evaluation.dataset import BLOCK, reached
+from sdediff.evaluation.memory import Microbatches, PeakMemory, fitting, peak_memory
 from sdediff.moments import Moments
 from sdediff.networks import MLP
-from sdediff.scoring import Part, Scores, identity, mean_and_error, memory, order, score
-from sdediff.scoring.memory import PeakMemory, Pieces, fitting, peak_memory
-from sdediff.scoring.run import BLOCK, reached
 from sdediff.sde import VPSDE
 from sdediff.types import DataInfo
 from sdediff.wrappers import Clip, Given, Threshold
@@ -53,7 +53,7 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def test_every_item_is_taken_once_in_the_seeds_order_at_its_place():
-    scores = score(work, items(37), seed=5, size=8)
+    scores = evaluate(work, items(37), seed=5, size=8)
     places = order(37, 5)
     assert sorted(places) == list(range(37))
     assert not np.array_equal(places, order(37, 6))
@@ -64,14 +64,14 @@ def test_every_item_is_taken_once_in_the_seeds_order_at_its_place():
 
 @pytest.mark.parametrize("size", [1, 3, 37, 100, None])
 def test_the_batch_size_changes_nothing(size):
-    assert same(score(work, items(37), size=size).columns, score(work, items(37), size=8).columns)
+    assert same(evaluate(work, items(37), size=size).columns, evaluate(work, items(37), size=8).columns)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 4])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, FloatingPointError])
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, calls, failure):
     """The file keeps whole rounds; what is in it is not done again, and the result is that of a run without a break."""
-    part, seen = Part(tmp_path / "x.npz.part", SETTINGS), []
+    part, seen = PartialResults(tmp_path / "x.npz.part", SETTINGS), []
 
     def breaking(x: Tensor, first: int) -> dict[str, Tensor]:
         if len(seen) == calls:
@@ -80,18 +80,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, calls, failure):
         return work(x, first)
 
     if failure is KeyboardInterrupt:
-        stopped = score(breaking, items(37), size=8, part=part)
+        stopped = evaluate(breaking, items(37), size=8, part=part)
         assert stopped.interrupted
         assert stopped.done == 8 * calls
     else:
         with pytest.raises(failure):
-            score(breaking, items(37), size=8, part=part)
+            evaluate(breaking, items(37), size=8, part=part)
     assert part.path.exists() == (calls > 0)
     starts = []
-    resumed = score(lambda x, first: (starts.append(first), work(x, first))[1], items(37), size=5, part=part)
+    resumed = evaluate(lambda x, first: (starts.append(first), work(x, first))[1], items(37), size=5, part=part)
     assert starts[0] == 8 * calls
-    assert same(resumed.columns, score(work, items(37), size=8).columns)
-    assert score(work, items(37), part=part, fresh=True, size=8).done == 37
+    assert same(resumed.columns, evaluate(work, items(37), size=8).columns)
+    assert evaluate(work, items(37), part=part, fresh=True, size=8).done == 37
 
 
 def told(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
@@ -104,9 +104,9 @@ def told(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
 def test_conditions_go_with_their_items(tmp_path, size):
     """Whatever the batches, through pieces that are halved and through an interruption."""
     labels = torch.randperm(37, generator=torch.Generator().manual_seed(0))
-    whole = score(told, items(37), size=size, condition=labels)
+    whole = evaluate(told, items(37), size=size, condition=labels)
     assert np.array_equal(whole.columns["label"], labels.numpy()[whole.columns["item"]])
-    part, limited = Part(tmp_path / "x.part", SETTINGS), Limited(3, MemoryError())
+    part, limited = PartialResults(tmp_path / "x.part", SETTINGS), Limited(3, MemoryError())
 
     def stopping(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
         limited(x, first)
@@ -114,19 +114,19 @@ def test_conditions_go_with_their_items(tmp_path, size):
             raise KeyboardInterrupt
         return told(x, first, condition)
 
-    stopped = score(stopping, items(37), size=size, condition=labels, part=part)
+    stopped = evaluate(stopping, items(37), size=size, condition=labels, part=part)
     assert stopped.interrupted
-    resumed = score(told, items(37), size=4, condition=labels, part=part)
+    resumed = evaluate(told, items(37), size=4, condition=labels, part=part)
     assert same(resumed.columns, whole.columns)
-    one = score(told, items(37), size=size, condition=7)
+    one = evaluate(told, items(37), size=size, condition=7)
     assert (one.columns["label"] == 7.0).all()
     with pytest.raises(ValueError, match="36 rows for 37 items"):
-        score(told, items(37), condition=labels[1:])
+        evaluate(told, items(37), condition=labels[1:])
 
 
 def test_a_file_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.part"
-    score(work, items(9), size=3, part=Part(path, SETTINGS))
+    evaluate(work, items(9), size=3, part=PartialResults(path, SETTINGS))
     before = path.read_bytes()
     for settings, message in {
         "seed 0, now 1": {**SETTINGS, "seed": 1},
@@ -134,13 +134,13 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         "steps None, now 8": {**SETTINGS, "steps": 8},
     }.items():
         with pytest.raises(ValueError, match=f"begun with other settings .{settings}.$"):
-            score(work, items(9), size=3, part=Part(path, message))
+            evaluate(work, items(9), size=3, part=PartialResults(path, message))
     assert path.read_bytes() == before
-    assert score(work, items(9), size=3, part=Part(path, dict(SETTINGS))).done == 9
+    assert evaluate(work, items(9), size=3, part=PartialResults(path, dict(SETTINGS))).done == 9
     for content in (b"", b"junk", before[: len(before) // 2]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
-            Part(path, SETTINGS).read()
+            PartialResults(path, SETTINGS).read()
 
 
 VARIANTS = {
@@ -223,15 +223,15 @@ def test_the_target_is_reached_at_the_first_block_that_does():
 
 @pytest.mark.parametrize("size", [1, 10, 64, 1000])
 def test_where_the_target_stops_does_not_depend_on_the_batches(tmp_path, size):
-    part = Part(tmp_path / "x.part", SETTINGS)
-    scores = score(work, items(1000), size=size, target=100.0, part=part)
+    part = PartialResults(tmp_path / "x.part", SETTINGS)
+    scores = evaluate(work, items(1000), size=size, target=100.0, part=part)
     assert scores.on_target
     assert scores.done % BLOCK == 0
-    assert same(scores.columns, score(work, items(1000), size=7, target=100.0).columns)
+    assert same(scores.columns, evaluate(work, items(1000), size=7, target=100.0).columns)
     assert mean_and_error(scores.values)[1] <= 100.0 < mean_and_error(scores.values[:-BLOCK])[1]
-    finer = score(work, items(1000), size=size, target=50.0, part=part)
+    finer = evaluate(work, items(1000), size=size, target=50.0, part=part)
     assert scores.done < finer.done < 1000
-    assert not score(work, items(1000), size=size, target=1.0).on_target
+    assert not evaluate(work, items(1000), size=size, target=1.0).on_target
 
 
 def test_a_partial_mean_is_a_fair_estimate():
@@ -306,18 +306,18 @@ class Limited:
      MemoryError()],
 )  # fmt: skip
 def test_pieces_are_halved_where_memory_runs_out(failure):
-    limited, pieces = Limited(5, failure), Pieces(32)
+    limited, pieces = Limited(5, failure), Microbatches(32)
     columns = pieces(limited, items(20), 7)
     assert all(torch.equal(columns[name], column) for name, column in work(items(20), 7).items())
     assert pieces.size == 5  # 20, 10, 5
     assert limited.sizes == [5, 5, 5, 5]
     with pytest.raises(MemoryError, match="single item"):
-        Pieces(4)(Limited(0, failure), items(3), 0)
+        Microbatches(4)(Limited(0, failure), items(3), 0)
 
 
 def test_a_batch_of_one_where_not_even_the_first_few_fit():
     limited = Limited(1, MemoryError())
-    assert same(score(limited, items(6)).columns, score(work, items(6), size=3).columns)
+    assert same(evaluate(limited, items(6)).columns, evaluate(work, items(6), size=3).columns)
     assert limited.sizes == [1] * 6
 
 
@@ -340,7 +340,7 @@ def test_memory_is_measured_on_a_few_forwards_of_the_model():
 
 def test_other_failures_pass_through():
     with pytest.raises(RuntimeError, match="shape"):
-        Pieces(4)(Limited(0, RuntimeError("shape mismatch")), items(3), 0)
+        Microbatches(4)(Limited(0, RuntimeError("shape mismatch")), items(3), 0)
 
 
 # ---- several processes -------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def test_two_processes_find_what_one_does(tmp_path):
     assert done.stdout.count("mean and standard error") == 1  # one of them speaks
     for name, (count, size) in distributed_likelihood.CASES.items():
         target = 2.0 if name == "measured" else None
-        expected = score(distributed_likelihood.work, items(count), seed=3, size=size, target=target)
+        expected = evaluate(distributed_likelihood.work, items(count), seed=3, size=size, target=target)
         with np.load(tmp_path / f"{name}.npz") as arrays:
             assert same(dict(arrays), expected.columns), name
     with np.load(tmp_path / "told.npz") as arrays:
@@ -387,4 +387,4 @@ def test_two_processes_find_what_one_does(tmp_path):
 
 
 def test_done_of_nothing_is_nothing():
-    assert Scores({}, 5, 0.0).done == 0
+    assert Evaluation({}, 5, 0.0).done == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
-from sdediff.distances import energy_distance, errors
+from sdediff.evaluation.distances import energy_distance, errors
 from sdediff.foreign import evaluating
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose

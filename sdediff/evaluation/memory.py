@@ -124,7 +124,7 @@ def free_memory(device: torch.device) -> float:
         return 2.0 * CACHE / _SHARE
 
 
-class Pieces:
+class Microbatches:
     """Work on a batch in pieces that fit: where memory runs out, the pieces are halved, for this batch and the next.
 
     Args:
