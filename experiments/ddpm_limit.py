@@ -30,9 +30,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import sdediff
+from sdediff.gaussian import GaussianErrors
 from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.control import GaussianErrors
-from sdediff.likelihood.elbo import prior_cost
 from sdediff.likelihood.reconstruction import density
 
 GAUSSIAN = sdediff.analytic.Gaussian((0.7, -0.4), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64))
@@ -174,7 +173,7 @@ def bound_curve() -> Curve:
         diffusion, reconstruction = chain_terms(
             GAUSSIAN.model(chain), items, Steps(levels, reverse_variance("marginal")), 0
         )
-        total = prior_cost(x0, levels[-1], GAUSSIAN.moments) + diffusion.sum(dim=0) + reconstruction
+        total = GAUSSIAN.moments.kl(x0, levels[-1]) + diffusion.sum(dim=0) + reconstruction
         errors.append(float(total.mean()) - entropy)
     return Curve("bound $-$ truth, nats", sizes, errors)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import sdediff
 from sdediff.data.levels import bin_width, to_levels
-from sdediff.likelihood.control import GaussianErrors, unit_moments
+from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood.placing import CELLS, LAWS, Places
 from sdediff.numerics import expand, sum_features
 
@@ -130,7 +130,7 @@ def main(run: str | None, draws: int, items: int, copies: int) -> None:
     torch.set_num_threads(1)
     model, few = load(run, items)
     sde, x0 = model.sde, few.repeat(copies, *(1,) * (few.ndim - 1))
-    moments = unit_moments(model.moments, tuple(few.shape[1:]))
+    moments = Moments.unit(few.shape[1:]) if model.moments is None else model.moments
     first, last = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
     edges = torch.linspace(first, last, CELLS + 1, dtype=torch.float64)
     bits = 1.0 / (math.log(2.0) * few[0].numel())

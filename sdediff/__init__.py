@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from sdediff.checkpoint import load, save
     from sdediff.denoiser import Denoiser, ScoreModel
     from sdediff.evaluation.solvers import Comparison, compare
+    from sdediff.gaussian import Moments
     from sdediff.generation import sample
     from sdediff.grids import GRIDS
     from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
-    from sdediff.moments import Moments
     from sdediff.noise import BrownianPath, NoiseSource
     from sdediff.parametrization import PREDICTIONS
     from sdediff.samplers import SAMPLERS
@@ -31,10 +31,10 @@ _HOMES = {
     "checkpoint": ("load", "save"),
     "evaluation.solvers": ("Comparison", "compare"),
     "denoiser": ("Denoiser", "ScoreModel"),
+    "gaussian": ("Moments",),
     "generation": ("sample",),
     "grids": ("GRIDS",),
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
-    "moments": ("Moments",),
     "noise": ("BrownianPath", "NoiseSource"),
     "parametrization": ("PREDICTIONS",),
     "samplers": ("SAMPLERS",),

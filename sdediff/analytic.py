@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import ScoreModel
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.numerics import LOG_2PI, as_float64, expand, flatten
 from sdediff.sde import SDE
 from sdediff.types import CLEAN, DataInfo, Level, Split, Time
@@ -80,7 +80,7 @@ class GaussianMixture:
 
     @property
     def moments(self) -> Moments:
-        """Mean and covariance as :class:`~sdediff.moments.Moments` of a sample's shape."""
+        """Mean and covariance as :class:`~sdediff.gaussian.Moments` of a sample's shape."""
         return Moments.of(self.mean.reshape(self.shape), self.covariance)
 
     def sample(self, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

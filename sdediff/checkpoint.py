@@ -28,8 +28,8 @@ from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, reason, validated
 from sdediff.files import write
+from sdediff.gaussian import Moments
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
-from sdediff.moments import Moments
 from sdediff.networks import NETWORKS as OWN
 from sdediff.networks import Levelled, described
 from sdediff.parametrization import PREDICTIONS

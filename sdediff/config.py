@@ -21,7 +21,7 @@ from sdediff.conditioning import CONDITIONINGS
 from sdediff.data.layout import AUTO, LAYOUTS
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
 from sdediff.parametrization import PREDICTIONS

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sdediff.conditioning import CONDITIONINGS, Conditioning, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.foreign import Equivariance, modules_of, tensor_of
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.numerics import choose, expand
 from sdediff.parametrization import PREDICTIONS, Prediction
 from sdediff.sde import SDE

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.numerics import expand, scaled
 from sdediff.parametrization import Prediction
 from sdediff.sde import SDE

@@ -11,9 +11,9 @@ from torch import Tensor
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
+from sdediff.gaussian import prior_moments
 from sdediff.likelihood.along import descend, way_down
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import GridLike, check_item, resolve, solve
@@ -128,7 +128,7 @@ def sample(
         ValueError: for options that are unknown or do not go together.
         FloatingPointError: if the result is not finite.
     """
-    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    moments = prior_moments(prior, model.moments)
     dtype = dtype or model.state_dtype
     place_on = model.device if device is None else device
     n, *item = shape

@@ -22,7 +22,7 @@ import torch
 
 from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.samplers.tuned import Method, Row, Tuned
 from sdediff.training.state import load_state, save_state
 from sdediff.tuning.trajectories import Errors

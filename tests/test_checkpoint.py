@@ -9,7 +9,7 @@ import torch
 
 from sdediff.checkpoint import DESCRIPTION, TENSORS, latest_run, load, save
 from sdediff.denoiser import ScoreModel
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.networks import MLP, NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE

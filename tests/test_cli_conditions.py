@@ -18,7 +18,7 @@ from sdediff.checkpoint import save
 from sdediff.cli import main
 from sdediff.data import DATASETS, Dataset
 from sdediff.evaluation import METHODS
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 
 SDE = VPSDE()
 COUNT, SHAPE = 12, (2,)

@@ -16,12 +16,11 @@ from catalogue import GAUSSIAN, MIXTURE, PROCESSES
 from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel, Split
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
+from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
 from sdediff.likelihood.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
-from sdediff.likelihood.control import GaussianErrors
 from sdediff.likelihood.placing import LAWS, Places, stratified_pairs
 from sdediff.likelihood.reconstruction import density
-from sdediff.moments import Moments
 from sdediff.types import Level
 
 CONTINUOUS = math.inf

@@ -26,7 +26,7 @@ from sdediff.denoiser import ScoreModel
 from sdediff.evaluation import Evaluation, PartialResults, evaluate, identity, mean_and_error, memory, order
 from sdediff.evaluation.dataset import BLOCK, reached
 from sdediff.evaluation.memory import Microbatches, PeakMemory, fitting, peak_memory
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.networks import MLP
 from sdediff.sde import VPSDE
 from sdediff.types import DataInfo

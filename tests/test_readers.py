@@ -21,9 +21,9 @@ from sdediff.data import LAYOUTS, load_dataset, to_values
 from sdediff.data.files import load_items
 from sdediff.data.layout import AUTO
 from sdediff.data.levels import extremes
+from sdediff.gaussian import Moments
 from sdediff.likelihood.dequantize import DEQUANTISATIONS
 from sdediff.likelihood.reconstruction import DECODERS
-from sdediff.moments import Moments
 from sdediff.training.batches import Batches
 from sdediff.types import DataInfo
 

@@ -11,7 +11,7 @@ import torch
 from catalogue import MIXTURE, PROCESSES
 from sdediff import GRIDS, VPSDE, NoiseSource, ScoreModel, solve
 from sdediff.analytic import Gaussian, GaussianMixture
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.parametrization import PREDICTIONS, Epsilon
 from sdediff.samplers import relative
 from sdediff.samplers.kernels import angle_of, cardinals, lagrange, log_level

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sdediff
 from sdediff.data import load_dataset
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.types import brief
 
 LINES, WIDTH = 40, 1200

@@ -19,8 +19,8 @@ from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.evaluation.distances import energy_distance, errors
 from sdediff.foreign import evaluating
+from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import resolve, solve
@@ -253,7 +253,7 @@ def _affordable(sampler: Sampler, budget: int) -> int:
 
 
 def _starts(model: Denoiser, shape: Sequence[int], seed: int, prior: str, device: torch.device | str | None) -> Tensor:
-    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    moments = prior_moments(prior, model.moments)
     place = torch.device(model.device if device is None else device)
     dtype = torch.float32 if place.type == "mps" else torch.float64
     noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=place)

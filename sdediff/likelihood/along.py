@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
+from sdediff.gaussian import Moments, Whitened
 from sdediff.likelihood.path import asks_once_a_node, follow
 from sdediff.likelihood.probes import PROBES
 from sdediff.likelihood.route import usual_steps
 from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, probes_for
-from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
-from sdediff.samplers.whitened import Whitened
 from sdediff.sampling import GridLike, place
 from sdediff.types import Level
 

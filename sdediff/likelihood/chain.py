@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.control import GaussianErrors
+from sdediff.gaussian import GaussianErrors
 from sdediff.likelihood.placing import Places, Spread, of_draws, of_pairs, stratified_pairs
 from sdediff.likelihood.reconstruction import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource

@@ -25,15 +25,14 @@ from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
+from sdediff.gaussian import GaussianErrors, Moments, prior_moments
 from sdediff.likelihood.chain import Items, Terms
-from sdediff.likelihood.control import GaussianErrors, unit_moments
 from sdediff.likelihood.dequantize import check_items, integer_data
 from sdediff.likelihood.plan import Choices, make_plan
 from sdediff.likelihood.reconstruction import make_decoder
-from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, error_of_mean, flatten, single
-from sdediff.types import DataInfo, Level, UndefinedError, brief
+from sdediff.numerics import choose, error_of_mean, single
+from sdediff.types import DataInfo, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
     "moments": GaussianErrors,
@@ -182,8 +181,8 @@ def elbo(
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)
-    known = choose({"moments": model.moments, "standard": None}, prior, "prior")
-    usual = unit_moments(model.moments, tuple(x.shape[1:]))
+    known = prior_moments(prior, model.moments)
+    usual = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
     make_control = choose(CONTROLS, control, "control")
     size = len(x) if batch_size is None else batch_size
     if size < 1 or not (samples is None or samples >= 1):
@@ -198,7 +197,7 @@ def elbo(
         items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
         with evaluating(model, keep_mode):
             terms = plan.run(model.part(begin, size, len(x)), items)
-        cost = prior_cost(x0, plan.last, known)
+        cost = (Moments.zero(x.shape[1:]) if known is None else known).kl(x0, plan.last)
         parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
         if progress is not None:
             progress(begin + len(batch), len(x))
@@ -226,14 +225,3 @@ def _join(parts: Sequence[Elbo]) -> Elbo:
         degrees=columns("degrees"),
         nfe=sum(part.nfe for part in parts),
     )
-
-
-def prior_cost(x0: Tensor, level: Level[float], moments: Moments | None) -> Tensor:
-    """L_T: ``KL(N(alpha x0, sigma^2) || N(alpha m, alpha^2 C + sigma^2))`` in nats, float64 ``(B,)``."""
-    x0 = x0.double()
-    own = (Moments.zero(x0.shape[1:]) if moments is None else moments).to(x0)
-    shift = flatten(level.alpha * (x0 - own.mean))
-    shift = shift if own.basis is None else shift @ own.basis
-    excess = level.alpha**2 * own.variances / level.sigma**2  # the prior's variance over sigma^2, less 1
-    scaled = (shift / level.sigma).square()
-    return 0.5 * ((scaled - excess) / (1.0 + excess) + torch.log1p(excess)).sum(dim=1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdediff.gaussian import Moments
 from sdediff.likelihood.trace import End
-from sdediff.moments import Moments
 from sdediff.numerics import flatten, wide
 
 WIDEST = 0.999

@@ -23,6 +23,7 @@ from torch import Tensor
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
+from sdediff.gaussian import prior_moments
 from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume
 from sdediff.likelihood.orthogonal import OrthogonalTrace
@@ -132,7 +133,7 @@ def log_likelihood(
     dim = x[0].numel()
     count = probes_for(trace, probes, dim)
     law = choose(PROBES, noise, "law of the probes")
-    moments = choose({"moments": model.moments, "standard": None}, prior, "prior")
+    moments = prior_moments(prior, model.moments)
     _check_numbers(probes, batch_size, target_error)
     scale = 1.0 if info is None else math.log(2.0) * dim
     dtype = x.dtype if info is None else model.state_dtype

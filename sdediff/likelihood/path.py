@@ -2,7 +2,7 @@ r"""The path of an item through the flow, seen at its nodes.
 
 A multistep solver asks the network once at every node. The same forward gives the divergence there: the trajectory does
 not depend on the probes, so the log-determinant is a quadrature along a known path, with probes of its own at every
-node. In the coordinates u of :mod:`sdediff.samplers.whitened`, in which the data's own Gaussian does not move,
+node. In the coordinates u of :class:`~sdediff.gaussian.Whitened`, in which the data's own Gaussian does not move,
 
     log p(u_0) = log p(u_N) + integral of div (du/dphi) dphi
 
@@ -24,13 +24,13 @@ from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, velocity
 from sdediff.foreign import evaluating
+from sdediff.gaussian import Whitened
 from sdediff.likelihood.divergence import Field
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.likelihood.trace import End, Seen, Trace
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
 from sdediff.samplers.base import Progress, StepSampler, walk
-from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level, Split
 
 _CHANCE = 1.25  # of the terms of a defect, in units of their number: measured on exact problems

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.noise import NoiseSource
 
 Law = Callable[[Tensor, Moments], Tensor]

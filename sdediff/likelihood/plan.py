@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
+from sdediff.gaussian import Moments
 from sdediff.grids import GRIDS
 from sdediff.likelihood.chain import Items, Steps, Terms, every_step, reverse_variance, sampled_steps
 from sdediff.likelihood.continuous import continuous_terms, strata
 from sdediff.likelihood.placing import CELLS, LAWS, Places
-from sdediff.moments import Moments
 from sdediff.numerics import choose
 from sdediff.sde import SDE
 from sdediff.types import Level

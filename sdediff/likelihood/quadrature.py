@@ -1,9 +1,9 @@
 r"""Integrals along a path that is known at its nodes.
 
 What is left of the divergence when the data's own Gaussian is taken out is a smooth function of each coordinate's own
-angle phi (:mod:`sdediff.samplers.whitened`). On every interval it is interpolated through the nodes nearest to it, on
-both sides, by the kernel of :mod:`sdediff.samplers.kernels`, and the interpolation is integrated. The path itself was
-made by extrapolation from one side; the same weights say by how much each of its steps missed.
+angle phi (:class:`~sdediff.gaussian.Whitened`). On every interval it is interpolated through the nodes nearest to it,
+on both sides, by the kernel of :mod:`sdediff.samplers.kernels`, and the interpolation is integrated. The path itself
+was made by extrapolation from one side; the same weights say by how much each of its steps missed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff.gaussian import Whitened
 from sdediff.samplers.exponential import NODES, WEIGHTS
 from sdediff.samplers.kernels import angle_of, cardinals, log_level
-from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
 _STENCIL = 6  # nodes an interval is interpolated through; 8 gain nothing on the smoothest problems

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.control import GaussianErrors
+from sdediff.gaussian import GaussianErrors
 from sdediff.likelihood.decoder import log_discretised_gaussian, log_gaussian, log_level_posterior
 from sdediff.numerics import choose, sum_features
 from sdediff.types import DataInfo, Level, Split

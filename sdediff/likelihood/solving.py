@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import to_x
+from sdediff.gaussian import Moments, Whitened
 from sdediff.likelihood.augmented import Augmented, solver_error
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.likelihood.ends import blur_effect, prior_effect
@@ -20,10 +21,8 @@ from sdediff.likelihood.refine import refine
 from sdediff.likelihood.result import LogLikelihood, replace_rows
 from sdediff.likelihood.route import STEPS
 from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, draw_probes
-from sdediff.moments import Moments
 from sdediff.noise import NoiseSource
 from sdediff.samplers.base import StepSampler
-from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
 

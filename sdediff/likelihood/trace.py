@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff.gaussian import Whitened
 from sdediff.likelihood.divergence import Field
 from sdediff.likelihood.gradient import diagonal_through, products_through
 from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
@@ -26,7 +27,6 @@ from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, flatten, wide
 from sdediff.samplers.exponential import Array
-from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level
 
 EXACT_UP_TO = 32

@@ -1,6 +1,6 @@
 r"""Multistep against the data's own Gaussian, with interpolation by a kernel: the default solver of the ODE.
 
-The equation is solved in the coordinates u of :mod:`sdediff.samplers.whitened`, each in units of the standard
+The equation is solved in the coordinates u of :class:`~sdediff.gaussian.Whitened`, each in units of the standard
 deviation its Gaussian would have and on its own angle phi. Each is a variance-preserving process of its own, whose
 reverse family is
 
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments, Whitened
 from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Draw, StepSampler
@@ -38,7 +38,6 @@ from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.exponential import NODES, WEIGHTS, Array
 from sdediff.samplers.kernels import angle_of, cardinals, log_level
 from sdediff.samplers.multistep import adams
-from sdediff.samplers.whitened import Whitened
 from sdediff.types import Level, Split
 
 _LAST, _NEAR, _SMALL = 0.15, 0.005, 0.03

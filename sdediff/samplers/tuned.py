@@ -1,7 +1,7 @@
 r"""A multistep solver whose nodes and weights are numbers, learned for one model and one number of steps.
 
 The state ``u`` is measured against the data's own Gaussian, its velocity ``v = du / d phi`` is what that leaves over
-(:mod:`sdediff.samplers.whitened`). A step adds remembered velocities to u,
+(:class:`~sdediff.gaussian.Whitened`). A step adds remembered velocities to u,
 
     u' = u + sum_j [(phi' - phi) step_j + (phi - phi_before) back_j] v_j,
 
@@ -26,11 +26,10 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from sdediff.dynamics import Frame
+from sdediff.gaussian import GaussianLevel, Moments, Whitened
 from sdediff.grids import Grid
-from sdediff.moments import Moments
 from sdediff.numerics import expand
 from sdediff.samplers.base import Draw, StepSampler
-from sdediff.samplers.whitened import Spot, Whitened
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
@@ -143,7 +142,7 @@ def advance(
     y: Tensor,
     split: Split,
     history: Sequence[Tensor],
-    spots: tuple[Spot, Spot, Spot],
+    spots: tuple[GaussianLevel, GaussianLevel, GaussianLevel],
     row: Row[Any],
 ) -> tuple[Tensor, list[Tensor]]:
     """One step.
@@ -205,7 +204,7 @@ class Memory(NamedTuple):
     """
 
     white: Whitened
-    plan: Sequence[tuple[tuple[Spot, Spot, Spot], Row[Tensor], float]]
+    plan: Sequence[tuple[tuple[GaussianLevel, GaussianLevel, GaussianLevel], Row[Tensor], float]]
     done: int
     history: list[Tensor]
 

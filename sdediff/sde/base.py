@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.noise import NoiseSource
 from sdediff.numerics import as_float64, expand, softplus
 from sdediff.types import Level, Time

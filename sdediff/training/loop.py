@@ -24,9 +24,9 @@ from sdediff.config import Config, build
 from sdediff.data import Dataset, bin_width, load_dataset
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
+from sdediff.gaussian import Moments
 from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
-from sdediff.moments import Moments
 from sdediff.progress import Progress
 from sdediff.training import ema
 from sdediff.training.batches import Batch, Batches, held_out_batch

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.gaussian import Whitened
 from sdediff.numerics import sum_features
 from sdediff.samplers.tuned import Method, advance, ask, clock_at
-from sdediff.samplers.whitened import Whitened
 from sdediff.tuning.parameters import Draft, Shape, Start
 from sdediff.tuning.trajectories import Pilot
 from sdediff.types import Level, Split

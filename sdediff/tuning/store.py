@@ -20,7 +20,7 @@ from sdediff.checkpoint import describe
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.files import write
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 from sdediff.samplers.tuned import Method, Row, Tuned
 from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from catalogue import GAUSSIAN
 from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
+from sdediff.gaussian import GaussianErrors
 from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.control import GaussianErrors
-from sdediff.likelihood.elbo import prior_cost
 from sdediff.likelihood.reconstruction import density
 
 SIGNS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
@@ -41,7 +40,7 @@ def expected_terms(sde: SDE, times: Tensor, variance: str) -> tuple[Tensor, Tens
     levels = sde.levels(times)
     items = Items(X0, SignPatterns(), density(X0), GaussianErrors.none(X0))
     diffusion, reconstruction = chain_terms(GAUSSIAN.model(sde), items, Steps(levels, reverse_variance(variance)), 0)
-    prior = prior_cost(X0, levels[-1], GAUSSIAN.moments)
+    prior = GAUSSIAN.moments.kl(X0, levels[-1])
     return prior.mean(), diffusion.mean(dim=1), reconstruction.mean()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from catalogue import GAUSSIAN, MIXTURE, MIXTURE_1D, PROCESSES
 from sdediff import DDPM, SDE, VESDE, VPSDE, NoiseSource, elbo, log_likelihood
 from sdediff.analytic import Gaussian, GaussianMixture
+from sdediff.gaussian import Whitened
 from sdediff.likelihood.budget import ErrorBudget
 from sdediff.likelihood.path import Path, follow
 from sdediff.likelihood.placing import of_draws, of_pairs
@@ -23,7 +24,6 @@ from sdediff.likelihood.result import LogLikelihood
 from sdediff.likelihood.route import CLIMBER, GRID, SOLVERS, can_ride
 from sdediff.likelihood.trace import SHORT, ExactTrace, HutchinsonTrace, Seen, Trace
 from sdediff.samplers import SAMPLERS
-from sdediff.samplers.whitened import Whitened
 
 SIX = GaussianMixture(torch.eye(6, dtype=torch.float64)[:2], 0.2)
 FINE = {name: sde for name, sde in PROCESSES.items() if name != "ddpm-random"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdediff.moments import Moments
+from sdediff.gaussian import Moments
 
 
 def test_the_diagonal_alone_is_that_of_the_whole_covariance() -> None:

@@ -1,0 +1,286 @@
+r"""The data's own Gaussian: mean and covariance, and what follows from them at any noise level.
+
+If ``x_0 ~ N(m, C)`` then ``x_t ~ N(alpha m, alpha^2 C + sigma^2 I)``, exactly. For other data this is the Gaussian
+with the right first two moments: a better terminal prior than ``N(0, sigma^2 I)``, coordinates in which a solver has
+little left to integrate (:class:`Whitened`), and a control variate of known mean (:class:`GaussianErrors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.numerics import LOG_2PI, as_float64, choose, flatten, in_parts
+from sdediff.types import Level, Scalar, Split, brief
+
+_FLOOR = 1e-4
+"""Smallest variance of a coordinate, in units of the largest: constant pixels have none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance ``U diag(v) U^T`` of data of shape ``shape``, with ``D = prod(shape)``.
+
+    Attributes:
+        mean: ``shape``.
+        variances: ``(D,)``, of the coordinates in ``basis``.
+        basis: orthogonal ``(D, D)``, columns are directions; ``None`` for the coordinate axes.
+    """
+
+    mean: Tensor
+    variances: Tensor
+    basis: Tensor | None = None
+
+    __repr__ = brief
+
+    @classmethod
+    def zero(cls, shape: Sequence[int]) -> Moments:
+        """Return the moments of a point mass at the origin: the standard prior ``N(0, sigma^2 I)``."""
+        return cls(torch.zeros(*shape, dtype=torch.float64), torch.zeros(math.prod(shape), dtype=torch.float64))
+
+    @classmethod
+    def unit(cls, shape: Sequence[int]) -> Moments:
+        """Return the moments of data of mean 0 and variance 1."""
+        zero = cls.zero(shape)
+        return cls(zero.mean, zero.variances + 1.0)
+
+    @classmethod
+    def of(cls, mean: Tensor, covariance: Tensor) -> Moments:
+        """From a mean of any shape and a covariance ``(D, D)``."""
+        variances, basis = torch.linalg.eigh(covariance.double())
+        return cls(mean.double(), variances.clamp(min=0.0), basis)
+
+    @classmethod
+    def fit(cls, data: Tensor, *, full_up_to: int = 1024) -> Moments:
+        """Fit ``data`` ``(n, *shape)``, of any number type and a part at a time.
+
+        Args:
+            data: the items.
+            full_up_to: the most dimensions that get the full covariance; beyond, its diagonal.
+        """
+        flat = flatten(data)
+        count, dim = flat.shape
+        mean = torch.stack([part.double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
+        centred = (part.double() - mean for part in in_parts(flat))
+        if dim > full_up_to or count < 2:
+            variances = sum((part.square().sum(dim=0) for part in centred), start=torch.zeros_like(mean)) / count
+            return cls(mean.reshape(data.shape[1:]), variances)
+        products = sum((part.T @ part for part in centred), start=mean.new_zeros(dim, dim))
+        return cls.of(mean.reshape(data.shape[1:]), products / count)
+
+    def to(self, x: Tensor) -> Moments:
+        """The same on the dtype and device of ``x``."""
+        basis = None if self.basis is None else self.basis.to(x)
+        return Moments(self.mean.to(x), self.variances.to(x), basis)
+
+    def coordinates(self, x: Tensor, alpha: Scalar = 1.0) -> Tensor:
+        """Return ``x - alpha m`` along the axes of the covariance, ``(B, D)``; of the dtype and device of both."""
+        flat = flatten(x - alpha * self.mean)
+        return flat if self.basis is None else flat @ self.basis
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(f"the moments are of items {tuple(self.mean.shape)}, not {tuple(x.shape[1:])}")
+
+    def _std(self, level: Level) -> Tensor:
+        variances = level.alpha**2 * self.variances + level.sigma**2
+        return variances.sqrt()
+
+    def sample(self, z: Tensor, level: Level) -> Tensor:
+        """Turn standard normals ``(B, *shape)`` into draws of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        self._check(z)
+        own = self.to(z)
+        flat = flatten(z) * own._std(level)
+        flat = flat if own.basis is None else flat @ own.basis.T
+        return flat.reshape(z.shape) + level.alpha * own.mean
+
+    def log_prob(self, x: Tensor, level: Level) -> Tensor:
+        """Log-density (nats, ``(B,)``, float64) of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        self._check(x)
+        x = x.double() if x.device.type != "mps" else x
+        own = self.to(x)
+        std = own._std(level)
+        return -0.5 * ((own.coordinates(x, level.alpha) / std).square() + LOG_2PI).sum(dim=1) - std.log().sum()
+
+    def kl(self, x0: Tensor, level: Level[float]) -> Tensor:
+        """Return L_T, ``KL(N(alpha x0, sigma^2) || N(alpha m, alpha^2 C + sigma^2))`` in nats, float64 ``(B,)``."""
+        x0 = x0.double()
+        own = self.to(x0)
+        shift = level.alpha * own.coordinates(x0)
+        excess = level.alpha**2 * own.variances / level.sigma**2  # the prior's variance over sigma^2, less 1
+        scaled = (shift / level.sigma).square()
+        return 0.5 * ((scaled - excess) / (1.0 + excess) + torch.log1p(excess)).sum(dim=1)
+
+
+class GaussianLevel(NamedTuple):
+    """A noise level in the coordinates of the data's Gaussian: each one's standard deviation and angle, ``(D,)``."""
+
+    cos: Scalar
+    sin: Scalar
+    rho: Tensor
+    phi: Tensor
+
+
+class Whitened:
+    r"""Coordinates of a state measured against the data's own Gaussian; without moments the frame itself.
+
+    In the basis of the data's covariance, where a coordinate has mean m and variance l, and with
+    ``rho = sqrt(sin^2 + l cos^2)`` the standard deviation of ``y = cos x0 + sin eps``,
+
+        u = (y - cos m) / rho,    tan(phi) = tan(theta) / sqrt(l)
+        du / d phi = v = (sqrt(l) cos eps - sin (x0 - m) / sqrt(l)) / rho
+
+    is the probability-flow ODE with nothing left in it of what a Gaussian explains: ``v = 0`` for Gaussian data. With
+    ``m = 0`` and ``l = 1`` it is the plain velocity on the angle.
+
+    Args:
+        moments: mean and covariance of the data.
+    """
+
+    def __init__(self, moments: Moments | None) -> None:
+        self.basis = None if moments is None else moments.basis
+        self.mean = torch.zeros((), dtype=torch.float64) if moments is None else flatten(moments.mean.double()[None])[0]
+        variances = torch.ones(1, dtype=torch.float64) if moments is None else moments.variances.double()
+        if moments is not None and not float(variances.max()) > 0.0:
+            variances = torch.ones_like(variances)  # a point mass: nothing to measure against
+        self.std = variances.clamp(min=_FLOOR * float(variances.max())).sqrt().cpu()  # beside the other coefficients
+
+        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = {}
+        self._eyes: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def at(self, level: Level) -> GaussianLevel:
+        """A level, of floats or of float64 tensors through which gradients flow."""
+        cos, sin = as_float64(level.cos).cpu(), as_float64(level.sin).cpu()
+        return GaussianLevel(level.cos, level.sin, torch.hypot(sin, self.std * cos), torch.atan2(sin, self.std * cos))
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and basis on the dtype and device of ``x``, moved there once."""
+        key = x.dtype, x.device
+        if key not in self._cast:
+            self._cast[key] = self.mean.to(x), None if self.basis is None else self.basis.to(x)
+        return self._cast[key]
+
+    def turn(self, x: Tensor) -> Tensor:
+        """``(..., D)`` into the basis of the covariance."""
+        _, basis = self._like(x)
+        return x if basis is None else x @ basis
+
+    def back(self, x: Tensor) -> Tensor:
+        """``(..., D)`` out of the basis of the covariance."""
+        _, basis = self._like(x)
+        return x if basis is None else x @ basis.T
+
+    def axes(self, x: Tensor) -> Tensor:
+        """The axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
+        _, basis = self._like(x)
+        if basis is not None:
+            return basis.T
+        key = x[0].numel(), x.dtype, x.device
+        if key not in self._eyes:  # one for all nodes: a graph through them keeps it
+            self._eyes[key] = torch.eye(key[0], dtype=x.dtype, device=x.device)
+        return self._eyes[key]
+
+    def into(self, y: Tensor, spot: GaussianLevel) -> Tensor:
+        """``u`` ``(B, D)`` of a state ``y`` ``(B, *shape)``."""
+        mean, _ = self._like(y)
+        return self.turn(flatten(y) - spot.cos * mean) / spot.rho.to(y)
+
+    def out(self, u: Tensor, spot: GaussianLevel, like: Tensor) -> Tensor:
+        """The state ``y`` of ``u``, in the shape of ``like``."""
+        (mean, _), y = self._like(u), u * spot.rho.to(u)
+        return (self.back(y) + spot.cos * mean).reshape(like.shape)
+
+    def velocity(self, split: Split, spot: GaussianLevel) -> Tensor:
+        """``du / d phi``, ``(B, D)``, of any two halves."""
+        (x0, eps), (mean, _) = (flatten(half) for half in split), self._like(split.x0)
+        noise = self.turn(eps) * (self.std * spot.cos / spot.rho).to(eps)
+        return noise - self.turn(x0 - mean) * (spot.sin / (self.std * spot.rho)).to(x0)
+
+    def slope(self, split: Split, u: Tensor, spot: GaussianLevel) -> Tensor:
+        """The same where the halves are those of ``u``: one turn of their plain velocity instead of two."""
+        plain = flatten(split.mix(-spot.sin, spot.cos))
+        mean, _ = self._like(plain)
+        linear = (self.std - 1.0 / self.std) * spot.sin * spot.cos
+        return self.turn(plain + spot.sin * mean) * (spot.rho / self.std).to(u) + u * linear.to(u)
+
+
+class GaussianErrors:
+    r"""What a Gaussian denoiser would cost at a batch of items: a control variate whose mean is known.
+
+    If the data were ``N(m, C)`` with variances c along the basis of C, the best guess of the noise in
+    ``alpha x0 + sigma eps`` would err, along each direction and with ``gamma = (alpha / sigma)^2``, by
+
+        eps - eps_G = k eps - s z,    k = c gamma / (1 + c gamma),    s = sqrt(gamma) / (1 + c gamma),    z = x0 - m
+
+    Over the noise its square has the mean ``k^2 + s^2 z^2``, whose integral over the half log-SNR lambda is
+    ``1/2 [log(1 + c gamma) + (1 + gamma z^2) / (1 + c gamma)]`` where ``c > 0``. A real denoiser sees the same noise
+    and errs much alike, above all near the data, where neither can tell noise from data and both err by all of it: the
+    difference of the two errors is small, and what is taken away is given back exactly.
+
+    Args:
+        x0: the items, ``(B, *shape)``.
+        moments: of the Gaussian.
+    """
+
+    def __init__(self, x0: Tensor, moments: Moments) -> None:
+        own = moments.to(x0.double())
+        self._basis, self._variances, self._z = own.basis, own.variances, own.coordinates(x0.double())
+
+    @classmethod
+    def none(cls, x0: Tensor) -> GaussianErrors:
+        """No control: each item its own mean, without variance, which a denoiser guesses without error."""
+        errors = cls(x0, Moments.zero(x0.shape[1:]))
+        errors._z = torch.zeros_like(errors._z)
+        return errors
+
+    @property
+    def device(self) -> torch.device:
+        """Where the errors are."""
+        return self._z.device
+
+    def _turn(self, x: Tensor) -> Tensor:
+        flat = flatten(x).double()
+        return flat if self._basis is None else flat @ self._basis
+
+    def drawn(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
+        """``|eps - eps_G|^2`` with the noise ``eps`` ``(B, *shape)`` at one level or one a sample: float64 ``(B,)``."""
+        lam = torch.as_tensor(half_log_snr, dtype=torch.float64, device=eps.device).reshape(-1, 1)
+        return (self._keep(lam) * self._turn(eps) - self._shrink(lam) * self._z).square().sum(dim=1)
+
+    def mean(self, half_log_snr: Tensor) -> Tensor:
+        """Its mean over the noise at levels ``(L,)``: float64 ``(L, B)``."""
+        lam = half_log_snr.to(self._z.device).reshape(-1, 1)
+        keep = self._keep(lam).square().sum(dim=1, keepdim=True)
+        return keep + self._shrink(lam).square() @ self._z.square().T
+
+    def integral(self, half_log_snr: Tensor) -> Tensor:
+        """The mean's integral over lambda between neighbours of ``(S + 1,)``, from large to small: ``(S, B)``."""
+        lam = half_log_snr.to(self._z.device).reshape(-1, 1)
+        keep, shrink = self._keep(lam), self._shrink(lam)
+        # With gamma = e^(2 lambda): d keep^2 = d/2 [log(1 + c gamma) - keep], d shrink^2 = d/2 [gamma / (1 + c gamma)]
+        own = (torch.log1p(self._variances * torch.exp(2.0 * lam)) - keep).sum(dim=1, keepdim=True)
+        primitive = 0.5 * (own + (torch.exp(lam) * shrink) @ self._z.square().T)
+        return -primitive.diff(dim=0)
+
+    def _keep(self, lam: Tensor) -> Tensor:
+        """``k``, ``(L, D)``."""
+        gain = self._variances * torch.exp(2.0 * lam)
+        return gain / (1.0 + gain)
+
+    def _shrink(self, lam: Tensor) -> Tensor:
+        """``s``, ``(L, D)``."""
+        return torch.exp(lam) / (1.0 + self._variances * torch.exp(2.0 * lam))
+
+
+def prior_moments(prior: str, moments: Moments | None) -> Moments | None:
+    """Return the moments of the terminal law that ``prior=`` names, of a model that knows these of its data.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return choose({"moments": moments, "standard": None}, prior, "prior")
