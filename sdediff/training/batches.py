@@ -18,7 +18,7 @@ _ORDER, _NOISE, _HELD_OUT = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """Clean states ``(B, *shape)`` in the model's coordinates, uniforms ``(B,)`` for the levels, normals like the states."""
+    """Clean states ``(B, *shape)`` in the model's coordinates, uniforms ``(B,)`` for the levels, and normals."""
 
     x0: Tensor
     u: Tensor
