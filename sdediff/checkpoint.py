@@ -11,7 +11,6 @@ or the new one.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning
+from sdediff.data.section import Data, data_entries
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, reason, validated
 from sdediff.files import write
@@ -44,15 +44,8 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = ChainMap({"diffusers": Diffus
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_MOST_ENTRIES = 1 << 28  # numbers in an item
 
 T = TypeVar("T")
-
-
-def _sensible(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if math.prod(shape) > _MOST_ENTRIES:
-        raise ValueError(f"an item of shape {shape} has more than {_MOST_ENTRIES} entries")
-    return shape
 
 
 class Levels(Section):
@@ -61,18 +54,6 @@ class Levels(Section):
     levels: Annotated[int, Field(ge=2, le=1 << 32)]
     low: Finite = -1.0
     high: Finite = 1.0
-
-
-class Data(Section):
-    """The description of the data, :class:`~sdediff.types.DataInfo`."""
-
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=8), AfterValidator(_sensible)
-    ]
-    levels: Annotated[int, Field(ge=2, le=1 << 32)] | None
-    low: Finite
-    high: Finite
-    name: Annotated[str, Field(max_length=4096)]
 
 
 class Description(Section):
@@ -165,12 +146,29 @@ def _load_own(folder: Path) -> ScoreModel:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no model in {folder}: {name} is missing")
     try:
-        description = validated(Description, read_document(folder / DESCRIPTION))
-        return _rebuild(description, folder / TENSORS)
+        return _rebuild(_description(folder), folder / TENSORS)
     except OSError:
         raise
     except Exception as error:  # whatever constructors make of values that nobody has chosen
         raise ValueError(f"the model in {folder} is damaged: {reason(error)}") from None
+
+
+def _description(folder: Path) -> Description:
+    return validated(Description, read_document(folder / DESCRIPTION))
+
+
+def read_info(folder: Path) -> DataInfo | None:
+    """Return what the data of the model in a folder are, if it says so.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+        ValueError: if its description is damaged; in one line.
+    """
+    try:
+        data = _description(folder).data
+    except ValueError as error:
+        raise ValueError(f"the model in {folder} is damaged: {reason(error)}") from None
+    return None if data is None else data.info()
 
 
 def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
@@ -203,7 +201,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "prediction": description_of(PREDICTIONS, model.prediction, "prediction"),
         "conditioning": description_of(CONDITIONINGS, model.interface, "conditioning"),
         **({"learned_variance": True} if model.learned_variance else {}),
-        "data": None if model.data is None else model.data._asdict(),
+        "data": None if model.data is None else data_entries(model.data),
     }
 
 
@@ -229,7 +227,7 @@ def _name_of(table: Mapping[str, T], entry: T, what: str) -> str:
 def _rebuild(description: Description, weights: Path) -> ScoreModel:
     """The model of a description and the file of its tensors."""
     sde, named, levels = _typed(description)
-    data = None if description.data is None else DataInfo(**description.data.model_dump())
+    data = None if description.data is None else description.data.info()
     if data is not None and "shape" in named.parameters and tuple(named.parameters["shape"]) != data.shape:
         raise ValueError(f"the network is for items {tuple(named.parameters['shape'])}, the data are {data.shape}")
     shapes = read_shapes(weights)

@@ -48,11 +48,14 @@ class DataSection(Section):
         name: of ``DATASETS``, or a path.
         seed: of the hold-out, and of synthetic points.
         layout: the axes of an item in a file, a name of ``LAYOUTS``.
+        standardise: whether the model sees continuous rows of a file with mean 0 and deviation 1 in each column; data
+            and samples keep their units in any case.
     """
 
     name: str = "digits"
     seed: Seed = 0
     layout: str = AUTO
+    standardise: bool = True
 
 
 class SdeSection(Named):

@@ -32,7 +32,8 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         sde: the forward process whose states it splits.
         moments: mean and covariance of the data where known, else ``None``.
-        data: shape, levels and range of the data where known, else ``None``.
+        data: shape, levels, range and units of the data where known, else ``None``. States are in the model's
+            coordinates, ``(x - data.shift) / data.scale``.
         prediction: what the network predicts, which says where its errors are magnified; the velocity by default.
     """
 
@@ -145,7 +146,7 @@ class ScoreModel(Denoiser):
             :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
             :class:`~sdediff.conditioning.Conditioning`.
         moments: mean and covariance of the data, for the moment-matched prior.
-        data: shape, levels and range of the data, for sampling without a shape and for bits/dim.
+        data: shape, levels, range and units of the data, for sampling without a shape and for bits/dim.
         learned_variance: the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1] that
             says where the reverse step's log-variance lies, ``Split.fraction = (v + 1) / 2``.
         module: the module behind a function that hides it.

@@ -8,7 +8,7 @@ little left to integrate (:class:`Whitened`), and a control variate of known mea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,17 +56,18 @@ class Moments:
         return cls(mean.double(), variances.clamp(min=0.0), basis)
 
     @classmethod
-    def fit(cls, data: Tensor, *, full_up_to: int = 1024) -> Moments:
+    def fit(cls, data: Tensor, *, full_up_to: int = 1024, turn: Callable[[Tensor], Tensor] = Tensor.double) -> Moments:
         """Fit ``data`` ``(n, *shape)``, of any number type and a part at a time.
 
         Args:
             data: the items.
             full_up_to: the most dimensions that get the full covariance; beyond, its diagonal.
+            turn: from rows ``(k, D)`` to the rows, as many, that are fitted.
         """
         flat = flatten(data)
         count, dim = flat.shape
-        mean = torch.stack([part.double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
-        centred = (part.double() - mean for part in in_parts(flat))
+        mean = torch.stack([turn(part).double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
+        centred = (turn(part).double() - mean for part in in_parts(flat))
         if dim > full_up_to or count < 2:
             variances = sum((part.square().sum(dim=0) for part in centred), start=torch.zeros_like(mean)) / count
             return cls(mean.reshape(data.shape[1:]), variances)

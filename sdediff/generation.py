@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike
+from sdediff.data.units import log_scale, to_data
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
@@ -122,7 +123,8 @@ def sample(
             evaluation mode for the call.
 
     Returns:
-        Tensor ``(n, *shape)``; with ``return_log_prob`` that and the log-densities in nats, float64 ``(n,)``.
+        Tensor ``(n, *shape)``, in the units of the data; with ``return_log_prob`` that and the log-densities in nats,
+        float64 ``(n,)``, in the same units.
 
     Raises:
         ValueError: for options that are unknown or do not go together.
@@ -156,8 +158,8 @@ def sample(
         if way is not None:
             with evaluating(model, keep_mode):
                 found = descend(own, x, way, source, moments=moments, trace=trace, probes=probes, progress=report)
-            densities.append(found.log_prob)
-            parts.append(found.x.to(dtype))
+            densities.append(found.log_prob - log_scale(model.data))
+            parts.append(to_data(found.x, model.data).to(dtype))
             continue
         solution = solve(
             own,
@@ -173,5 +175,5 @@ def sample(
             differentiable=differentiable,
             keep_mode=keep_mode,
         )
-        parts.append(solution.x.to(dtype))
+        parts.append(to_data(solution.x, model.data).to(dtype))
     return torch.cat(parts) if way is None else (torch.cat(parts), torch.cat(densities))

@@ -132,8 +132,8 @@ def solve(
 
     Args:
         model: a denoiser with its process.
-        x: the state ``(B, *shape)`` at ``t_from``, a float tensor; one in half precision is solved in single precision
-            and comes back in its own.
+        x: the state ``(B, *shape)`` at ``t_from``, a float tensor, in the model's coordinates; one in half precision is
+            solved in single precision and comes back in its own.
         solver: a name from ``SAMPLERS`` or a sampler.
         t_from: time of ``x``; ``t_max`` by default.
         t_to: time of the result; ``t_min`` by default, 0 for the data themselves. Deterministic solvers go both ways.

@@ -4,6 +4,9 @@ r"""Deterministic transport: data to latents and back along the probability-flow
 the solver's error (Song et al. 2021, section 4.3), or, by ``solver="reversible"``, to rounding. A solve that can be
 undone leaves not one state but those of its last few nodes: from a state ``(B, *shape)`` both functions then go to
 states ``(B, k, *shape)``, of which ``[:, 0]`` is the end itself, and from such states back to the one they came from.
+
+Data are in their own units, latents in the model's coordinates (:mod:`sdediff.data.units`). The states that a solve
+leaves at the data's end are turned all alike, the noisier ones too, so that encoding turns them back.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing_extensions import Unpack
 from sdediff.conditions import ConditionLike
 from sdediff.data.levels import to_values
 from sdediff.data.remarks import warn_of_levels
+from sdediff.data.units import to_data, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.numerics import check_options, expand, flatten
 from sdediff.samplers import Sampler
@@ -89,7 +93,7 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
 
     Args:
         model: a denoiser with its process.
-        x: data ``(B, *shape)``, floats as the model sees them or integer levels, which are taken at the centres of
+        x: data ``(B, *shape)``, floats in the units of the data or integer levels, which are taken at the centres of
             their bins; or the states that a decoding by ``"reversible"`` left.
         solver: a deterministic solver; ``"ode"`` with no further option is adaptive at 1e-6. ``"reversible"`` gives
             states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, which :func:`decode` takes back to
@@ -105,15 +109,17 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
 
 
 def _as_values(model: Denoiser, x: Tensor) -> Tensor:
-    """Return levels as the model's values, floats as they are; warn of floats that are levels."""
-    if model.data is None or model.data.levels is None or not isinstance(x, Tensor) or x.is_complex():
+    """Return data in the model's coordinates, levels as its values for them; warn of floats that are levels."""
+    if model.data is None or not isinstance(x, Tensor) or x.is_complex():
         return x
+    if model.data.levels is None:
+        return to_model(x, model.data)
     warn_of_levels(x, model.data)
     return x if x.is_floating_point() else to_values(x, model.data, dtype=model.state_dtype)
 
 
 def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Unpack[Options]) -> Tensor:
-    """Data of latents: the inverse of :func:`encode`, with the same options.
+    """Data of latents, in the units of the data: the inverse of :func:`encode`, with the same options.
 
     By ``"reversible"``, states ``(B, k, *shape)`` give the data they came from, and are good for nothing else: what is
     done to one state but not to the others is amplified a hundredfold. Latents ``(B, *shape)``, as drawn, edited or
@@ -122,7 +128,7 @@ def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options:
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
     """
-    return _transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options)
+    return to_data(_transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options), model.data)
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
@@ -153,14 +159,14 @@ def interpolate(
 
     Args:
         model: a denoiser with its process.
-        x_a: data ``(B, *shape)``, the starts.
+        x_a: data ``(B, *shape)``, the starts; as for :func:`encode`.
         x_b: data ``(B, *shape)``, the ends.
         points: number of points of each path, both ends included, at least 2.
         solver: as in :func:`encode`.
         **options: as in :func:`encode`.
 
     Returns:
-        ``(points, B, *shape)``.
+        ``(points, B, *shape)``, in the units of the data.
 
     Raises:
         ValueError: for fewer than two points, shapes that differ, or as :func:`encode`.

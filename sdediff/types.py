@@ -171,6 +171,10 @@ class DataInfo(NamedTuple):
         low: the model's value for level 0.
         high: the model's value for level ``levels - 1``; levels are equally spaced between.
         name: of the data set.
+        shift: of continuous rows ``(D,)``, what the model's coordinates take off each entry; ``None`` for nothing.
+        scale: what they divide each entry by after that, above 0; ``None`` for 1. The model works on
+            ``(x - shift) / scale``, data are given to and come from the library's functions in their own units
+            (:mod:`sdediff.data.units`).
     """
 
     shape: tuple[int, ...]
@@ -178,6 +182,8 @@ class DataInfo(NamedTuple):
     low: float = -1.0
     high: float = 1.0
     name: str = ""
+    shift: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
 
 
 class Solution(NamedTuple):

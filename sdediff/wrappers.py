@@ -2,7 +2,7 @@
 
 ``Clip``, ``Threshold`` and ``Given`` wrap any denoiser and compose. With the clean half changed by ``d``, the noise
 half changes by ``-d cos / sin``, so that the two are still those of the state; where nothing is changed both keep every
-bit.
+bit. The clean half, like every state, is in the model's coordinates, not in the data's units.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike, Rows
+from sdediff.data.units import has_units
 from sdediff.denoiser import Denoiser, twin_of
 from sdediff.numerics import expand, flatten
 from sdediff.types import DataInfo, Level, Scalar, Split
@@ -112,14 +113,16 @@ class Clip(Wrapper):
 
     Args:
         inner: the denoiser.
-        low: the least value; that of the model's data by default, -1 where it knows none.
+        low: the least value, in the model's coordinates; that of the model's data by default, -1 where it knows none.
         high: the largest value; that of the model's data by default, 1 where it knows none.
+
+    Raises:
+        ValueError: for an empty range, or none where the data are in units of their own and have no usual one.
     """
 
     def __init__(self, inner: Denoiser, low: float | None = None, high: float | None = None) -> None:
         super().__init__(inner)
-        usual = _range(inner)
-        self.low, self.high = usual[0] if low is None else low, usual[1] if high is None else high
+        self.low, self.high = _range(inner, low, high)
         if not self.low < self.high:
             raise ValueError(f"clipping needs low < high, not {self.low} and {self.high}")
 
@@ -137,8 +140,11 @@ class Threshold(Wrapper):
         inner: the denoiser.
         quantile: the quantile of the magnitudes of a sample's entries.
         most: the largest divisor; 1 is plain clamping.
-        low: the least value; that of the model's data by default, -1 where it knows none.
+        low: the least value, in the model's coordinates; that of the model's data by default, -1 where it knows none.
         high: the largest value; that of the model's data by default, 1 where it knows none.
+
+    Raises:
+        ValueError: as for :class:`Clip`, and for a quantile or a divisor that cannot be.
     """
 
     def __init__(
@@ -155,8 +161,7 @@ class Threshold(Wrapper):
             raise ValueError(f"the quantile must lie in (0, 1], not {quantile}")
         if not most >= 1.0:
             raise ValueError(f"no sample is divided by less than 1, so that its most cannot be {most}")
-        usual = _range(inner)
-        self.low, self.high = usual[0] if low is None else low, usual[1] if high is None else high
+        self.low, self.high = _range(inner, low, high)
         if not self.low < self.high:
             raise ValueError(f"thresholding needs low < high, not {self.low} and {self.high}")
         self.quantile, self.most = quantile, most
@@ -169,10 +174,15 @@ class Threshold(Wrapper):
         return (centred / expand(divisor, x0)).clamp(-1.0, 1.0) * half + middle
 
 
-def _range(inner: Denoiser) -> tuple[float, float]:
-    """The range of a denoiser's data."""
+def _range(inner: Denoiser, low: float | None, high: float | None) -> tuple[float, float]:
+    """The range that was given, or that of a denoiser's data."""
     info = DataInfo(()) if inner.data is None else inner.data
-    return info.low, info.high
+    if has_units(info) and (low is None or high is None):
+        raise ValueError(
+            "continuous rows in units of their own have no usual range: give low and high in the model's coordinates, "
+            "(x - shift) / scale"
+        )
+    return info.low if low is None else low, info.high if high is None else high
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sdediff import DataInfo, plots
+from sdediff.plots.likelihoods import Likelihoods, with_points
 
 
 def read(path: Path) -> np.ndarray:
@@ -178,3 +179,17 @@ def test_no_global_state_of_matplotlib(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("scale", "aspect"), [((1.0, 3.0), 1.0), ((5e3, 1e-3), "auto"), ((1.0, 0.0), 1.0)])
+def test_coordinates_of_unlike_units_get_scales_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scale: tuple[float, float], aspect: float | str
+) -> None:
+    """An aspect of 1 would draw them as a line; a coordinate that does not move has no say."""
+    seen = []
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(scale)
+    monkeypatch.setattr("sdediff.plots.save", lambda figure, _: seen.append(figure.axes[0]))
+    monkeypatch.setattr("sdediff.plots.likelihoods.save", lambda figure, _: seen.append(figure.axes[1]))
+    plots.picture(points, DataInfo((2,)), tmp_path / "x.png")
+    with_points(Likelihoods(points.sum(1), "nats", 0.0, 0.1, False), points, tmp_path / "y.png")
+    assert [axes.get_aspect() for axes in seen] == [aspect, aspect]

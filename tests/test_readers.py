@@ -158,7 +158,8 @@ def test_a_shape_is_taken_for_the_one_thing_it_can_be(tmp_path, item, floats, sh
         assert "\n" not in str(caught.value)
         return
     data = load_dataset(tmp_path / "x.npy")
-    assert str(data) == f"8 {shape}, {'continuous' if floats else '9 levels'}; 2 held out"
+    inside = "; columns standardised inside" * (len(item) == 1)
+    assert str(data) == f"8 {shape}, {'continuous' if floats else '9 levels'}; 2 held out{inside}"
 
 
 def test_a_layout_of_other_axes_is_refused_and_known_shapes_stay(tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 from sdediff.analytic import Gaussian
 from sdediff.checkpoint import load
 from sdediff.config import Config
-from sdediff.data import load_dataset
+from sdediff.data import load_dataset, to_model
 from sdediff.denoiser import ScoreModel
 from sdediff.interrupt import Interrupt
 from sdediff.parametrization import PREDICTIONS
@@ -415,7 +415,11 @@ def test_training_finds_the_gaussian(tmp_path):
     )
     result = train(config, tmp_path / "run", progress=False)
     data = load_dataset(tmp_path / "points.npy")
-    exact = Gaussian(torch.tensor([0.3, -0.2]), torch.from_numpy(mix @ mix.T)).model(result.model.sde)
+    mean, root = (
+        to_model(torch.tensor([0.3, -0.2]), data.info),
+        torch.from_numpy(mix) / torch.tensor(data.info.scale)[:, None],
+    )
+    exact = Gaussian(mean, root @ root.T).model(result.model.sde)  # in the model's coordinates
     batch = held_out_batch(data.held_out, data.info, 0)
     objective = Objective(result.model.sde, config.training.time_law, config.training.weighting)
 

@@ -92,7 +92,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     lines = {
         "data": f"{data['name']}, items {tuple(data['shape'])}, "
         + (
-            "continuous"
+            "continuous" + ", standardised inside" * (not {"shift", "scale"}.isdisjoint(data))
             if data["levels"] is None
             else f"{data['levels']} levels on [{data['low']:g}, {data['high']:g}]"
         ),

@@ -77,12 +77,13 @@ def _items(data: str | None, run: Run) -> Read:
     own = config is not None and data in (None, config.data.name)
     if config is not None and own:  # with its own seed: another would hold out what it was trained on
         section = config.data
-        return _held_out(load_dataset(section.name, section.seed, section.layout), section.name)
+        found = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
+        return _held_out(found, section.name)
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
-    found = load_items(Path(name), NAMES, AUTO if config is None else config.data.layout, run.info.shape)
-    return Read(found.x, name, found.labels)
+    read = load_items(Path(name), NAMES, AUTO if config is None else config.data.layout, run.info.shape)
+    return Read(read.x, name, read.labels)
 
 
 def _held_out(dataset: Dataset, name: str) -> Read:
@@ -90,7 +91,7 @@ def _held_out(dataset: Dataset, name: str) -> Read:
 
 
 def as_values(items: Tensor, run: Run) -> Tensor:
-    """Items as the model sees them, on its device: levels at the centres of their bins, floats as they are."""
+    """Items as the library takes them, on its device: levels at the centres of their bins, floats as they are."""
     values = items if items.is_floating_point() else to_values(items, run.info)
     return values.to(run.device)
 

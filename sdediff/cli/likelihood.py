@@ -153,7 +153,8 @@ def command(
     """Log-likelihood of DATA, with its errors.
 
     DATA is a data set's name, a file or a folder; by default what the run's training left out. Integer data are
-    dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better).
+    dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better), by the density
+    in the units of DATA.
 
     Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
     mean over all. With --out what is done is kept: after Ctrl-C, or any other end, the same command goes on.

@@ -82,8 +82,9 @@ def command(
     """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
 
     Sample k is a function of the seed and k alone, whatever the number of samples and the batch size. The .npz holds
-    `samples` in the model's values and, for integer data, `levels`; with --log-prob, `log_prob` in nats, of the data
-    blurred by the noise of t_min: by a deterministic solver of one forward a step, 40 of them by default.
+    `samples`, continuous ones in the units of the data, and, for integer data, `levels`; with --log-prob, `log_prob` in
+    nats, of the data blurred by the noise of t_min: by a deterministic solver of one forward a step, 40 of them by
+    default.
     """
     console = Console(as_json)
     default = "ode" if solver == TUNED else SPECIAL.get(solver, solver)

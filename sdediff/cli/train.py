@@ -98,7 +98,8 @@ def command(
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
     with warnings_as_lines(show=MAIN):
-        dataset = load_dataset(config.data.name, config.data.seed, config.data.layout)
+        section = config.data
+        dataset = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
     if MAIN:
         console.note(f"training on {config.data.name}: {dataset} ({place}), to {folder}")
 

@@ -1,6 +1,7 @@
 """Data sets. ``DATASETS`` is the list of names; anything else is read as a path."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +12,20 @@ from sdediff.data.layout import AUTO, LAYOUTS, describe
 from sdediff.data.levels import bin_width, to_levels, to_values
 from sdediff.data.remarks import DataWarning, remarks, warn
 from sdediff.data.toy import TOYS, toy
+from sdediff.data.units import standardised, to_data, to_model
 
 DATASETS: dict[str, Callable[[int], Dataset]] = {"digits": digits, **{name: partial(toy, name) for name in TOYS}}
 
 
-def load_dataset(name_or_path: str | Path, seed: int = 0, layout: str = AUTO) -> Dataset:
+def load_dataset(name_or_path: str | Path, seed: int = 0, layout: str = AUTO, *, standardise: bool = True) -> Dataset:
     """Read data by name or from a path.
 
     Args:
         name_or_path: a key of ``DATASETS``, a ``.npy`` or ``.npz`` file, or a folder of images.
         seed: chooses the hold-out, and draws the synthetic ones.
         layout: the axes of an item in a file, a name of ``LAYOUTS``.
+        standardise: let the model see continuous rows of a file in coordinates in which each column of the training
+            part has mean 0 and deviation 1 (``info.shift`` and ``info.scale``). The data themselves stay as they are.
 
     Raises:
         FileNotFoundError: if it is neither a name nor a path that exists.
@@ -36,7 +40,9 @@ def load_dataset(name_or_path: str | Path, seed: int = 0, layout: str = AUTO) ->
     if not path.exists():
         raise FileNotFoundError(f"no data {str(path)!r}: neither a path nor one of {', '.join(DATASETS)}")
     data = load_file(path, seed, layout)
-    for line in remarks(data.train) if data.info.levels is None else ():
+    if standardise:
+        data = replace(data, info=standardised(data.train, data.info))
+    for line in remarks(data.train, data.info) if data.info.levels is None else ():
         warn(f"{path}: {line}")
     return data
 
@@ -50,6 +56,9 @@ __all__ = [
     "bin_width",
     "describe",
     "load_dataset",
+    "standardised",
+    "to_data",
     "to_levels",
+    "to_model",
     "to_values",
 ]

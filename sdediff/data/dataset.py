@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.data.layout import describe
+from sdediff.data.units import has_units
 from sdediff.types import DataInfo, brief
 
 HELD_OUT_SHARE = 0.2
@@ -42,9 +43,10 @@ class Dataset:
     """Data split once into a part to learn from and a part to judge by.
 
     Attributes:
-        train: ``(n, *shape)``; integer levels of the type that they are stored in, or float32 for continuous data.
+        train: ``(n, *shape)``; integer levels of the type that they are stored in, or float32 for continuous data, in
+            their own units.
         held_out: the same for the rest.
-        info: shape, levels, range and name.
+        info: shape, levels, range, name and units.
         train_labels: the class of each item of ``train``, int64 ``(n,)``, where the source has labels.
         held_out_labels: the same for the rest.
         classes: names of the classes ``0, 1, ...``, where they have names.
@@ -63,6 +65,8 @@ class Dataset:
         if self.train_labels is not None:
             names = f" ({', '.join(self.classes)})" * bool(self.classes)
             parts.append(f"{len(self.classes) or 1 + int(self.train_labels.max())} classes{names}")
+        if has_units(self.info):
+            parts.append("columns standardised inside")
         return "; ".join(parts)
 
     __repr__ = brief

@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdediff.data.levels import MOST_LEVELS
+from sdediff.data.units import has_units
 from sdediff.types import DataInfo
 
 LARGEST, SMALLEST = 10.0, 0.1
@@ -64,10 +66,11 @@ def said_of_levels(info: DataInfo) -> str:
     )
 
 
-def remarks(x: Tensor) -> list[str]:
+def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
     """Return a line for each oddity of continuous data ``(n, *shape)``, each with its cure.
 
-    A column is an entry of rows ``(D,)``, else a channel.
+    A column is an entry of rows ``(D,)``, else a channel. Of units nothing is said where the model has coordinates of
+    its own, by ``info``.
     """
     x = x[: max(_ITEMS, _LOOK * len(x) // max(1, x.numel()))]
     if len(x) < _ITEMS:
@@ -82,7 +85,10 @@ def remarks(x: Tensor) -> list[str]:
     mean, std = columns.mean(dim=0), columns.std(dim=0)
     constant, few = counts == 1, (counts > 1) & (counts <= min(FEW, len(columns) // 4))
     units = ((mean.abs() > LARGEST) | (std > LARGEST) | (std < SMALLEST)) & ~constant & ~few
+    if info is not None and has_units(info):
+        units = torch.zeros_like(units)
     what = "column" if x.ndim == 2 else "channel"
+    inside = "leave data.standardise on, or " if x.ndim == 2 else ""
 
     def line(found: Tensor, does: str, detail: Callable[[int], str], cure: str) -> list[str]:
         places = [int(i) for i in found.nonzero()]
@@ -107,8 +113,8 @@ def remarks(x: Tensor) -> list[str]:
             units,
             "are far from unit size",
             lambda i: f"mean {mean[i]:.3g}, deviation {std[i]:.3g}",
-            "train on (x - mean) / deviation of each, and keep both: samples go back by them, and the log-density in "
-            "your units is that of the model less the sum of log(deviation)",
+            f"{inside}train on (x - mean) / deviation of each, and keep both: samples go back by them, and the "
+            "log-density in your units is that of the model less the sum of log(deviation)",
         ),
     ]
 

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
+from sdediff.data.units import has_units
 from sdediff.likelihood.decoder import log_level_posterior
 from sdediff.noise import NoiseSource
 from sdediff.numerics import LOG_2PI, sum_features
@@ -95,6 +96,8 @@ def check_items(x: Tensor, data: DataInfo | None) -> None:
         raise ValueError(f"the data must be a non-empty batch (B, *shape), not {tuple(x.shape)}")
     if data is not None and tuple(x.shape[1:]) != tuple(data.shape):
         raise ValueError(f"the model's items have shape {tuple(data.shape)}, not {tuple(x.shape[1:])}")
+    if data is not None and has_units(data) and not x.is_floating_point():
+        raise ValueError(f"the model's data are continuous rows in units of their own: give floats, not {x.dtype}")
     warn_of_levels(x, data)
 
 

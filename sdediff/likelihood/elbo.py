@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
+from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
@@ -50,7 +51,7 @@ class Elbo:
         diffusion: L_{t-1}, ``(rows, B)``: row i is the part between ``times[i]`` and ``times[i + 1]``, one step of a
             chain or one stratum of the continuous bound. Where steps were sampled each is an unbiased estimate, and
             ``diffusion.mean(dim=1)`` one of the mean over the items.
-        reconstruction: L_0, ``(B,)``.
+        reconstruction: L_0, ``(B,)``; of continuous data minus a log-density in their units.
         standard_error: of the sum over the draws of noise and places, ``(B,)``; NaN where there was a single draw.
         degrees: degrees of freedom of the standard error, ``(B,)``.
         nfe: forwards of the network.
@@ -137,7 +138,8 @@ def elbo(
 
     Args:
         model: a denoiser with its process.
-        x: ``(B, *shape)``; integers are levels, floats are continuous data and have a Gaussian density at the end.
+        x: ``(B, *shape)``; integers are levels, floats are continuous data, in their own units, and have a Gaussian
+            density at the end, in these units.
         steps: length of the chain; by default a chain's own. Fewer stride it; processes that are no chain need it.
             ``math.inf`` is the continuous-time bound, which every process has.
         times: the instants ``t_1 < ... < t_N`` themselves, instead; with ``steps=math.inf`` the two ends, by default
@@ -177,7 +179,7 @@ def elbo(
     """
     model = model.given(condition)
     check_items(x, model.data)
-    x = single(x)
+    x = to_model(single(x), model.data)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)
@@ -197,6 +199,8 @@ def elbo(
         items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
         with evaluating(model, keep_mode):
             terms = plan.run(model.part(begin, size, len(x)), items)
+        if info is None:
+            terms = terms._replace(reconstruction=terms.reconstruction + log_scale(model.data))
         cost = (Moments.zero(x.shape[1:]) if known is None else known).kl(x0, plan.last)
         parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
         if progress is not None:

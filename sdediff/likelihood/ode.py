@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike
+from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
@@ -77,7 +78,8 @@ def log_likelihood(
 
     Args:
         model: a denoiser with its process.
-        x: ``(B, *shape)``; floats are continuous data, integers are levels and are dequantised here.
+        x: ``(B, *shape)``; floats are continuous data, in their own units; integers are levels and are dequantised
+            here.
         solver: of the path: a deterministic entry of ``SAMPLERS`` that asks the network once a node (``"ode"``,
             ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an adaptive
             one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances, keeps
@@ -118,7 +120,7 @@ def log_likelihood(
             evaluation mode for the call.
 
     Returns:
-        A :class:`LogLikelihood`, in nats.
+        A :class:`LogLikelihood`, in nats; of continuous data the density is in their own units.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
@@ -127,7 +129,7 @@ def log_likelihood(
     """
     model = model.given(condition)
     check_items(x, model.data)
-    x = single(x)
+    x = to_model(single(x), model.data)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     dim = x[0].numel()
@@ -181,7 +183,10 @@ def _score(
 ) -> LogLikelihood:
     """One batch; of integers a dequantisation of it."""
     if info is None:
-        return solve(model, x, call, source, draw, steps, call.refinable)
+        result = solve(model, x, call, source, draw, steps, call.refinable)
+        log_prob = result.log_prob - log_scale(model.data)
+        budget = replace(result.error_budget, values=log_prob.detach())
+        return replace(result, log_prob=log_prob, error_budget=budget)
     result = solve(model, dequantise(x, info, source, draw), call, source, draw, steps, call.refinable)
     log_prob = result.log_prob + log_bin_volume(info, x.shape[1:])
     scale = math.log(2.0) * x[0].numel()

@@ -18,10 +18,10 @@ class LogLikelihood:
     """Log-likelihoods of a batch.
 
     Attributes:
-        log_prob: nats, float64 ``(B,)``: the log-density of continuous data; of integer data the log-probability
-            seen by one dequantisation, in the mean a lower bound.
+        log_prob: nats, float64 ``(B,)``: the log-density of continuous data, in their units; of integer data the
+            log-probability seen by one dequantisation, in the mean a lower bound.
         standard_error: nats ``(B,)``, of the probes; 0 for the exact trace.
-        latent: the states at ``t_to``, ``(B, *shape)``.
+        latent: the states at ``t_to``, ``(B, *shape)``, in the model's coordinates.
         nfe: forwards of the network, each of them serving value and divergence.
         products: vector-Jacobian products spent on all items together.
         error_budget: the parts of the error; its ``str()`` is a table.

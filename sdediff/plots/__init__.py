@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdediff.files import replace
 from sdediff.numerics import flatten
-from sdediff.plots.canvas import INK, PALE, save, single_axes
+from sdediff.plots.canvas import INK, PALE, of_one_unit, save, single_axes
 from sdediff.plots.costs import Panel as Panel
 from sdediff.plots.costs import trade_off as trade_off
 from sdediff.types import DataInfo
@@ -147,7 +147,7 @@ def picture(x: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | 
     """Samples as what they are: images as a grid, anything else as points.
 
     Args:
-        x: ``(B, *info.shape)``, in the model's values.
+        x: ``(B, *info.shape)``, as :func:`~sdediff.generation.sample` gives them.
         info: of the data.
         path: of the PNG.
         reference: data to draw beneath points.
@@ -200,9 +200,12 @@ def _cloud(axes: Axes, points: Tensor, show: bool) -> None:
     """Set the limits by the bulk of some points, so that a stray one does not shrink the rest; show them if asked."""
     x, y = _plane(points)
     limits = [np.quantile(values, [0.005, 0.995]) for values in (x, y)]
-    margin = 0.3 * max(float(high - low) for low, high in limits) + 1e-9
-    axes.set(xlim=(limits[0][0] - margin, limits[0][1] + margin), ylim=(limits[1][0] - margin, limits[1][1] + margin))
-    axes.set_aspect("equal")
+    spans = [float(high - low) for low, high in limits]
+    alike = of_one_unit(spans)
+    margins = [0.3 * (max(spans) if alike else span) + 1e-9 for span in spans]
+    ends = [(low - margin, high + margin) for (low, high), margin in zip(limits, margins, strict=True)]
+    axes.set(xlim=ends[0], ylim=ends[1])
+    axes.set_aspect("equal" if alike else "auto")
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
     if show:
         axes.scatter(x, y, s=120.0 / math.sqrt(len(x)), c=PALE, linewidths=0)

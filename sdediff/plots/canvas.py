@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ PAPER, INK, PALE = "#ffffff", "#1f4e79", "#c8ccd0"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6000", "#56b4e9", "#000000", "#e69f00")
 """Told apart by colour-blind readers too (Okabe & Ito 2008; their yellow, too pale for a line, is brown here)."""
 
+_MOST_UNLIKE = 10.0  # spans of coordinates that are drawn to one scale
+
 
 def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of one pair of axes."""
@@ -24,6 +27,12 @@ def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes = made.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return made, axes
+
+
+def of_one_unit(spans: Sequence[float]) -> bool:
+    """Return whether coordinates reach so far, each, that one scale shows them all."""
+    extents = [span for span in spans if span > 0.0]
+    return not extents or max(extents) <= _MOST_UNLIKE * min(extents)
 
 
 def save(drawn: Figure, path: str | Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.plots.canvas import INK, PAPER, save
+from sdediff.plots.canvas import INK, PAPER, of_one_unit, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,8 @@ def with_points(found: Likelihoods, points: Tensor, path: str | Path) -> None:
         dots = right.scatter(x[:, 0], x[:, 1], s=size, c=values, cmap=colours, vmin=ends[0], vmax=ends[1], linewidths=0)
         bar = figure.colorbar(dots, ax=right, label=found.label, extend="both", shrink=0.9, pad=0.02)
         bar.outline.set_visible(False)
-        right.set_aspect("equal", adjustable="datalim")
+        if of_one_unit(np.ptp(x[:, :2], axis=0).tolist()):
+            right.set_aspect("equal", adjustable="datalim")
         right.set(xlabel="$x_1$", ylabel="$x_2$")
     save(figure, path)
 

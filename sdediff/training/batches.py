@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.data import to_values
+from sdediff.data import to_model, to_values
 from sdediff.training.objective import stratified
 from sdediff.types import DataInfo
 
@@ -18,7 +18,7 @@ _ORDER, _NOISE, _HELD_OUT = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """Clean states ``(B, *shape)``, uniforms ``(B,)`` for the noise levels, and normals like the states."""
+    """Clean states ``(B, *shape)`` in the model's coordinates, uniforms ``(B,)`` for the levels, and normals."""
 
     x0: Tensor
     u: Tensor
@@ -30,11 +30,11 @@ def _rng(seed: int, kind: int, index: int) -> np.random.Generator:
 
 
 def _draw(items: Tensor, info: DataInfo, rng: np.random.Generator) -> Batch:
-    """Dequantise integer items, choose noise levels one a stratum, draw the noise."""
+    """Dequantise integer items, standardise rows, choose noise levels one a stratum, draw the noise."""
     eps = torch.from_numpy(rng.standard_normal(items.shape, dtype=np.float32))
     u = stratified(rng.uniform(), torch.from_numpy(rng.permutation(len(items))), len(items))
     if items.is_floating_point():
-        return Batch(items, u, eps)
+        return Batch(to_model(items, info), u, eps)
     within = torch.from_numpy(rng.random(items.shape, dtype=np.float32))
     return Batch(to_values(items, info, within), u, eps)
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from sdediff import checkpoint
 from sdediff.config import Config, build
 from sdediff.data import Dataset, bin_width, load_dataset
+from sdediff.data.units import fit_moments
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
 from sdediff.gaussian import Moments
@@ -80,13 +81,14 @@ def train(
     Args:
         config: data, process, network and optimisation.
         run_dir: the folder of the run.
-        data: what the configuration names, where it is read already.
+        data: what the configuration names, where it is read already; the model's coordinates are those of its ``info``,
+            see :func:`~sdediff.data.standardised`.
         resume: go on from the state in ``run_dir``, or from the start where the run was stopped before its first one.
         force: replace the run that is there.
         device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
         progress: show a bar with the losses or, where there is no terminal, a line now and then.
-        on_sample: called with 16 samples ``(16, *shape)`` and a path without suffix, every ``sample_every`` steps and
-            at the end.
+        on_sample: called with 16 samples ``(16, *shape)``, in the data's units, and a path without suffix, every
+            ``sample_every`` steps and at the end.
 
     Raises:
         FileExistsError: if ``run_dir`` holds a run and neither ``resume`` nor ``force`` is set.
@@ -96,7 +98,10 @@ def train(
     folder = Path(run_dir)
     _check_folder(folder, config, resume=resume, force=force)
     section = config.data
-    data = load_dataset(section.name, section.seed, section.layout) if data is None else data
+    if data is None:
+        data = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
+    if resume:
+        data = _as_begun(data, folder)
     run = _Run(config, folder, device, data)
     step = run.restore() if resume else 0
     if step > config.training.steps:
@@ -239,11 +244,17 @@ def _due(step: int, every: int) -> bool:
 
 def _moments(data: Dataset) -> Moments:
     """Mean and covariance of the training data as the model sees them, the variance of the dequantisation included."""
-    moments = Moments.fit(data.train)
     if data.train.is_floating_point():
-        return moments
+        return fit_moments(data.train, data.info)
+    moments = Moments.fit(data.train)
     width = bin_width(data.info)
     return Moments(data.info.low + width * moments.mean, width**2 * (moments.variances + 1.0 / 12.0), moments.basis)
+
+
+def _as_begun(data: Dataset, folder: Path) -> Dataset:
+    """Return the data in the coordinates that the run in a folder began with, whatever they would be now."""
+    known = checkpoint.read_info(folder) if (folder / checkpoint.DESCRIPTION).is_file() else None
+    return data if known is None else replace(data, info=data.info._replace(shift=known.shift, scale=known.scale))
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:
