@@ -15,9 +15,10 @@ from sdediff import SDE, Level, NoiseSource, ScoreModel, decode, encode, solve
 from sdediff.dynamics import Frame
 from sdediff.samplers import interpolation
 from sdediff.samplers.adaptive import Adaptive, Flight
+from sdediff.samplers.clocks import clock_of, tan_of
 from sdediff.samplers.exponential import HELD
-from sdediff.samplers.newton import clock_of, integrals, reach, tan_of
-from sdediff.samplers.per_sample import clock_at
+from sdediff.samplers.interpolation import newton_integrals
+from sdediff.samplers.per_sample import clock_at, reach
 
 VP = PROCESSES["vp"]
 MODEL = MIXTURE.model(VP)
@@ -55,9 +56,9 @@ def test_newton_s_weights_are_the_family_s(monkeypatch: pytest.MonkeyPatch) -> N
     for p in range(1, 5):
         row = (row[:-1] - row[1:]) / (nodes[: 5 - p] - nodes[p:])
         table.append(row[0])
-    ours = integrals(nodes[:1], np.array([clock_at(there)]), nodes[None], 5)[0]
+    ours = newton_integrals(nodes[:1], np.array([clock_at(there)]), nodes[None], 5)[0]
     assert math.isclose(ours @ np.array(table), lagrange, rel_tol=1e-11)
-    swapped = integrals(nodes[:1], np.array([clock_at(there)]), nodes[None, ::-1], 5)[0]
+    swapped = newton_integrals(nodes[:1], np.array([clock_at(there)]), nodes[None, ::-1], 5)[0]
     assert not math.isclose(swapped @ np.array(table), lagrange, rel_tol=1e-6)  # the control: nodes in another order
 
 
@@ -65,7 +66,7 @@ def test_a_step_reaches_what_it_aims_at() -> None:
     nodes = np.array([[0.8, 0.95, 1.15, 1.3]])
     for order in (1, 2, 3):
         length = reach(nodes[:, 0], np.array([-0.8]), nodes, np.array([order]), np.array([7.0]), 1e-3, np.array([0.2]))
-        error = 7.0 * abs(integrals(nodes[:, 0], nodes[:, 0] - length, nodes, order + 1)[0, order])
+        error = 7.0 * abs(newton_integrals(nodes[:, 0], nodes[:, 0] - length, nodes, order + 1)[0, order])
         assert math.isclose(error, 1e-3, rel_tol=1e-2)
 
 
@@ -77,7 +78,7 @@ def test_what_is_linear_in_the_clock_is_exact_at_any_tolerance(ends: tuple[float
     fine = np.linspace(clock_at(start), clock_at(end), 2001)[:, None]
     for power, exact in ((0, True), (1, True), (3, False)):
         model, tolerance = field(power), 1e-2
-        pieces = integrals(fine[:-1, 0], fine[1:, 0], np.zeros((2000, 3)), 4)  # nodes at 0: powers of the clock
+        pieces = newton_integrals(fine[:-1, 0], fine[1:, 0], np.zeros((2000, 3)), 4)  # nodes at 0: powers of the clock
         truth = float(pieces[:, power].sum())
         found = solve(model, x, "adaptive", t_from=ends[0], t_to=ends[1], rtol=tolerance).x
         assert torch.allclose(found, torch.full_like(found, truth), rtol=0.0, atol=1e-11) == exact

@@ -17,8 +17,8 @@ from sdediff import SDE, Level, NoiseSource, ScoreModel, sample, solve
 from sdediff.dynamics import Frame
 from sdediff.numerics import flatten
 from sdediff.samplers.adaptive_sde import _DEPTH, AdaptiveSDE, Step, Walk, _coarse, _path
+from sdediff.samplers.clocks import clock_of, cosine, tan_of
 from sdediff.samplers.exponential import HELD
-from sdediff.samplers.newton import clock_of, cosine, tan_of
 from sdediff.samplers.per_sample import clock_at, levels_at
 
 VP = PROCESSES["vp"]

@@ -11,8 +11,9 @@ from scipy.integrate import quad
 import sdediff
 from catalogue import MIXTURE
 from sdediff.dynamics import drift, velocity
+from sdediff.samplers.clocks import CLOCKS
 from sdediff.samplers.exponential import HELD
-from sdediff.samplers.interpolation import CLOCKS, weights
+from sdediff.samplers.interpolation import weights
 from sdediff.samplers.multistep import Multistep
 
 VP = sdediff.VPSDE()

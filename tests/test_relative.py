@@ -14,7 +14,8 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.gaussian import Moments
 from sdediff.parametrization import PREDICTIONS, Epsilon
 from sdediff.samplers import relative
-from sdediff.samplers.kernels import angle_of, cardinals, lagrange, log_level
+from sdediff.samplers.clocks import angle_of, log_level
+from sdediff.samplers.interpolation import cardinals, lagrange
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.relative import Relative, values_of_steps
 from sdediff.types import Level

@@ -10,8 +10,8 @@ import torch
 import sdediff
 from catalogue import MIXTURE
 from sdediff.dynamics import to_x, to_y
+from sdediff.samplers.clocks import CLOCKS
 from sdediff.samplers.heun import Heun
-from sdediff.samplers.interpolation import CLOCKS
 from sdediff.samplers.singlestep import Singlestep
 
 VP = sdediff.VPSDE()

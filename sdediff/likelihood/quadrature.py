@@ -2,8 +2,8 @@ r"""Integrals along a path that is known at its nodes.
 
 What is left of the divergence when the data's own Gaussian is taken out is a smooth function of each coordinate's own
 angle phi (:class:`~sdediff.gaussian.Whitened`). On every interval it is interpolated through the nodes nearest to it,
-on both sides, by the kernel of :mod:`sdediff.samplers.kernels`, and the interpolation is integrated. The path itself
-was made by extrapolation from one side; the same weights say by how much each of its steps missed.
+on both sides, by a kernel (:mod:`sdediff.samplers.interpolation`), and the interpolation is integrated. The path was made
+by extrapolation from one side; the same weights say by how much each of its steps missed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from sdediff.gaussian import Whitened
-from sdediff.samplers.exponential import NODES, WEIGHTS
-from sdediff.samplers.kernels import angle_of, cardinals, log_level
+from sdediff.samplers.interpolation import kernel_weights
 from sdediff.types import Level
 
 _STENCIL = 6  # nodes an interval is interpolated through; 8 gain nothing on the smoothest problems
@@ -53,17 +52,11 @@ class Quadrature:
 
 @lru_cache(maxsize=64)
 def _rule(angles: tuple[float, ...], deviations: tuple[float, ...]) -> Quadrature:
-    angle, roots, count = np.array(angles), np.array(deviations), len(angles)
+    nodes, roots, count = np.array(angles), np.array(deviations), len(angles)
     size = min(_STENCIL, count)
     first = np.clip(np.arange(count - 1) + 1 - size // 2, 0, count - size)
-    low, high = log_level(angle[:-1]), log_level(angle[1:])
-    weights = np.empty((count - 1, size, len(roots)))
-    totals = np.zeros((count, len(roots)))
+    weights, totals = np.empty((count - 1, size, len(roots))), np.zeros((count, len(roots)))
     for i, start in enumerate(first):
-        at, slope = angle_of(0.5 * (high[i] + low[i]) + 0.5 * (high[i] - low[i]) * NODES)
-        # d phi / d theta = sqrt(l) / (l cos^2 + sin^2)
-        clock = roots / ((roots * np.cos(at)[:, None]) ** 2 + np.sin(at)[:, None] ** 2)
-        share = 0.5 * (high[i] - low[i]) * WEIGHTS * slope
-        weights[i] = cardinals(angle[start : start + size], at) @ (share[:, None] * clock)
+        weights[i] = kernel_weights(nodes[start : start + size], nodes[i], nodes[i + 1], roots)
         totals[start : start + size] += weights[i]
     return Quadrature(torch.from_numpy(first), torch.from_numpy(weights), torch.from_numpy(totals))

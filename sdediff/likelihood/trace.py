@@ -26,7 +26,7 @@ from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
 from sdediff.likelihood.quadrature import Quadrature
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, flatten, wide
-from sdediff.samplers.exponential import Array
+from sdediff.samplers.clocks import Array
 from sdediff.types import Level
 
 EXACT_UP_TO = 32

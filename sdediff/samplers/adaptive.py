@@ -3,8 +3,8 @@ r"""The adaptive solver of the probability-flow ODE: Adams methods of variable o
 A step predicts by Adams-Bashforth of order k, asks the network once at its end, and corrects by Adams-Moulton of order
 k + 1; the difference of the two is the error estimate (Milne's device), and the value found before the correction is
 kept: one forward a step (PEC mode). All on ``dy / d theta = v``, with the velocity a polynomial in the clock of
-:mod:`sdediff.samplers.newton`. The next step is as long, and of the order, at which the estimate would be a small part
-of what is permitted if the divided difference stayed what it is.
+:func:`~sdediff.samplers.clocks.clock_of`. The next step is as long, and of the order, at which the estimate would be a
+small part of what is permitted if the divided difference stayed what it is.
 """
 
 from __future__ import annotations
@@ -20,9 +20,19 @@ from sdediff.dynamics import Frame, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
-from sdediff.samplers.exponential import Array
-from sdediff.samplers.newton import Counts, clock_of, integrals, reach
-from sdediff.samplers.per_sample import Flags, Paced, check_lengths, clock_at, levels_at, rms, those, without_sliver
+from sdediff.samplers.clocks import Array, Counts, clock_of
+from sdediff.samplers.interpolation import newton_integrals
+from sdediff.samplers.per_sample import (
+    Flags,
+    Paced,
+    check_lengths,
+    clock_at,
+    levels_at,
+    reach,
+    rms,
+    those,
+    without_sliver,
+)
 from sdediff.types import Level
 
 _LIMIT, _AIM = 3.0, 0.1
@@ -117,13 +127,13 @@ class Adaptive(Paced):
         here, orders, row = flight.nodes[:, 0], np.arange(self.highest + 1), np.arange(len(flight.rows))
         last = flight.length >= np.abs(target - here)
         there = np.where(last, target, here + np.sign(target - here) * flight.length)
-        ahead = integrals(here, there, flight.nodes, len(orders))
+        ahead = newton_integrals(here, there, flight.nodes, len(orders))
         guess = flight.y + _combine(ahead * (orders < flight.order[:, None]), flight.table)
         level = levels_at(frame.sde, there, last, stop)
         value = velocity(frame(guess.reshape(-1, *shape), level, flight.rows), level)
         nodes = np.concatenate([there[:, None], flight.nodes[:, :-1]], axis=1)
         table = _differences(flatten(value), flight, there)
-        inside = integrals(here, there, nodes, len(orders))
+        inside = newton_integrals(here, there, nodes, len(orders))
         y = flight.y + _combine(inside * (orders <= flight.order[:, None]), table)
         size = rms(table) / self.permitted(rms(flight.y))[:, None]
         fits = np.abs(ahead[row, flight.order]) * size[row, flight.order] <= _LIMIT

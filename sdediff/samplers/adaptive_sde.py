@@ -25,9 +25,9 @@ from sdediff.dynamics import Frame, velocity
 from sdediff.noise import BrownianPath, NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
+from sdediff.samplers.clocks import Array, Counts, clock_of, cosine, tan_of
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.exponential import Array
-from sdediff.samplers.newton import Counts, clock_of, cosine, integrals, tan_of
+from sdediff.samplers.interpolation import newton_integrals
 from sdediff.samplers.per_sample import Paced, check_lengths, clock_at, levels_at, rms, those
 from sdediff.types import Level
 
@@ -52,7 +52,7 @@ class Step(NamedTuple):
         """Between two clocks."""
         power = eta**2
         start, end = (cosine(tan_of(w)) ** power for w in (here, there))
-        mass, moment = (1.0 + power) / end * integrals(here, there, here[:, None], 2, power).T
+        mass, moment = (1.0 + power) / end * newton_integrals(here, there, here[:, None], 2, power).T
         return Step(start / end, mass, 1.0 / end, moment / (there - here))
 
 

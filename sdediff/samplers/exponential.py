@@ -19,15 +19,10 @@ from abc import ABC, abstractmethod
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sdediff.samplers.clocks import NODES, WEIGHTS, Array
 from sdediff.types import Level, Split
-
-Array = NDArray[np.float64]
-
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
-"""Gauss-Legendre quadrature on [-1, 1]."""
 
 
 def _step(here: Level[float], there: Level[float]) -> float:

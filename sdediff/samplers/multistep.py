@@ -21,9 +21,10 @@ from torch import Tensor
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose, combine
 from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.clocks import CLOCKS, Array
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.exponential import HELD, Array
-from sdediff.samplers.interpolation import CLOCKS, RULES, weights
+from sdediff.samplers.exponential import HELD
+from sdediff.samplers.interpolation import RULES, weights
 from sdediff.types import Level
 
 

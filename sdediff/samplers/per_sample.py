@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.samplers.base import Crossing, check_tolerances
-from sdediff.samplers.exponential import Array
-from sdediff.samplers.newton import clock_of, tan_of
+from sdediff.samplers.clocks import Array, Counts, clock_of, tan_of
+from sdediff.samplers.interpolation import newton_integrals
 from sdediff.sde import SDE
 from sdediff.types import Level
 
@@ -87,3 +87,29 @@ def check_lengths(length: Array) -> None:
 def without_sliver(length: Array, rest: Array) -> Array:
     """Steps that leave no sliver for the last one: all of the rest, or half of it."""
     return np.where(1.02 * length >= rest, rest, np.where(2.0 * length > rest, 0.5 * rest, length))
+
+
+def reach(here: Array, room: Array, nodes: Array, order: Counts, size: Array, aim: float, guess: Array) -> Array:
+    """How far an Adams-Bashforth step may go: the length at which ``|c_order| size = aim``, at most ``room``.
+
+    The integral grows like a power of the length where the angle is linear in the clock, and faster elsewhere; a few
+    fixed-point steps in the logarithm find what the next forward will check in any case.
+
+    Args:
+        here: clocks ``(B,)`` of the last nodes.
+        room: signed distance ``(B,)`` to the end of the interval.
+        nodes: clocks ``(B, K)`` of the past nodes, newest first.
+        order: the order of each, ``(B,)``.
+        size: norm of the divided difference of that order, in units of the tolerance, ``(B,)``.
+        aim: the error wanted.
+        guess: a length to start from, ``(B,)``.
+    """
+    length, rows = guess, np.arange(len(here))
+    for _ in range(6):
+        error = (
+            np.abs(newton_integrals(here, here + np.sign(room) * length, nodes, int(order.max()) + 1)[rows, order])
+            * size
+        )
+        factor = (aim / np.maximum(error, 1e-300)) ** (1.0 / (order + 1))
+        length = np.clip(length * np.clip(factor, 0.2, 5.0), 1e-12, np.abs(room))
+    return length

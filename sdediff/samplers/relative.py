@@ -12,7 +12,7 @@ Gaussian data the slope is zero and one step of any length exact, where every ot
 for other data what is left to integrate is what makes them so. The last step to the data adds no noise: it follows the
 probability flow, so that with noise, too, the law of Gaussian data is kept down to them. Without moments the slope is
 the plain velocity, and the last step of a method with noise returns the denoised state, narrower than the data. The
-weights of the last slopes come from :mod:`sdediff.samplers.kernels`. Networks whose errors are magnified in the
+weights of the last slopes come from :mod:`sdediff.samplers.interpolation`. Networks whose errors are magnified in the
 velocity (those that predict epsilon, the score or the sample) are solved for with the plain velocity, too.
 """
 
@@ -34,9 +34,9 @@ from sdediff.gaussian import Moments, Whitened
 from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.clocks import Array
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.exponential import NODES, WEIGHTS, Array
-from sdediff.samplers.kernels import angle_of, cardinals, log_level
+from sdediff.samplers.interpolation import cos_phi, kernel_weights
 from sdediff.samplers.multistep import adams
 from sdediff.types import Level, Split
 
@@ -205,14 +205,8 @@ def _plan(
     roots, power = np.sqrt(np.array(variances or (1.0,))), method.eta**2
     correct = method.corrects(len(levels) - 1)
 
-    def cos(angle: float | Array) -> Array:
-        """``cos phi`` of each coordinate."""
-        near, far = roots * np.cos(np.atleast_1d(angle))[:, None], np.sin(np.atleast_1d(angle))[:, None]
-        cosines: Array = near / np.hypot(near, far)
-        return cosines
-
     def keep(here: Level[float], there: Level[float]) -> Array:
-        ratio: Array = cos(here.angle)[0] / cos(there.angle)[0]
+        ratio: Array = cos_phi(here.angle, roots)[0] / cos_phi(there.angle, roots)[0]
         if lands(there):
             return ratio if variances is None else np.ones_like(ratio)
         return ratio**power
@@ -220,12 +214,8 @@ def _plan(
     def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
         if lands(there):
             return np.array([[-here.sin]]) if variances is None else -np.arctan2(here.sin, roots * here.cos)[None]
-        angle, share = _quadrature(here.angle, there.angle)
-        # d phi / d theta = sqrt(l) / (l cos^2 + sin^2) = (cos phi / cos)^2 / sqrt(l)
-        density = (cos(angle) / np.cos(angle)[:, None]) ** 2 / roots * (cos(angle) / cos(there.angle)) ** power
-        functions = cardinals(np.array([level.angle for level in known]), angle, prediction.gain)
-        weights: Array = functions @ (share[:, None] * density)
-        return (1.0 + power) * weights
+        angles = np.array([level.angle for level in known])
+        return (1.0 + power) * kernel_weights(angles, here.angle, there.angle, roots, power, prediction.gain)
 
     def lands(there: Level[float]) -> bool:
         """Whether a noisy method has arrived at the data: its last step adds no noise.
@@ -267,10 +257,3 @@ def values_of_steps(angles: Sequence[float], memory: int, correct: bool) -> list
                 (count for count in range(least, memory) if error(i, min(count, i + 1)) <= allowed), memory
             )
     return [max(values[i:]) for i in range(steps)]  # what a step has dropped is gone
-
-
-def _quadrature(start: float, end: float) -> tuple[Array, Array]:
-    """Gauss-Legendre nodes (angles) and weights over a step, even in the logarithm of the noise level."""
-    low, high = log_level(np.array([start, end]))
-    angle, slope = angle_of(0.5 * (high + low) + 0.5 * (high - low) * NODES)
-    return angle, 0.5 * (high - low) * WEIGHTS * slope

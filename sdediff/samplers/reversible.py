@@ -32,8 +32,9 @@ from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, combine
 from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish, walk
+from sdediff.samplers.clocks import CLOCKS
 from sdediff.samplers.exponential import Velocity
-from sdediff.samplers.interpolation import CLOCKS, weights
+from sdediff.samplers.interpolation import weights
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution
 

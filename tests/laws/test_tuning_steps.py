@@ -12,7 +12,7 @@ from torch import Tensor
 from catalogue import MIXTURE
 from sdediff import VPSDE, tuning
 from sdediff.samplers.tuned import Method
-from sdediff.tuning import learn as module
+from sdediff.tuning import optimize as module
 from sdediff.tuning.parameters import Draft, Start
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
 

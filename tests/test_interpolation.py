@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdediff.samplers import kernels
-from sdediff.samplers.kernels import cardinals, error, lagrange
+from sdediff.samplers.interpolation import cardinals, error, lagrange
 
 
 def test_an_error_counts_as_often_as_it_is_magnified() -> None:
