@@ -2,8 +2,8 @@ r"""Integrals along a path that is known at its nodes.
 
 What is left of the divergence when the data's own Gaussian is taken out is a smooth function of each coordinate's own
 angle phi (:class:`~sdediff.gaussian.Whitened`). On every interval it is interpolated through the nodes nearest to it,
-on both sides, by a kernel (:mod:`sdediff.samplers.interpolation`), and the interpolation is integrated. The path was made
-by extrapolation from one side; the same weights say by how much each of its steps missed.
+on both sides, by a kernel (:mod:`sdediff.samplers.interpolation`), and the result is integrated. The path was made by
+extrapolation from one side; the same weights say by how much each of its steps missed.
 """
 
 from __future__ import annotations
