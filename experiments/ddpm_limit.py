@@ -31,8 +31,8 @@ from torch import Tensor
 
 import sdediff
 from sdediff.gaussian import GaussianErrors
-from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.reconstruction import density
+from sdediff.likelihood.bound.chain import Items, Steps, chain_terms, reverse_variance
+from sdediff.likelihood.discrete.decoder import density
 
 GAUSSIAN = sdediff.analytic.Gaussian((0.7, -0.4), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64))
 LINE = sdediff.analytic.GaussianMixture(((-1.0,), (0.8,)), (0.09, 0.16), (0.4, 0.6))

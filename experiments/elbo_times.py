@@ -28,7 +28,7 @@ from torch import Tensor
 import sdediff
 from sdediff.data.levels import bin_width, to_levels
 from sdediff.gaussian import GaussianErrors, Moments
-from sdediff.likelihood.placing import CELLS, LAWS, Places
+from sdediff.likelihood.bound.stratified import CELLS, LAWS, LevelDistribution
 from sdediff.numerics import expand, sum_features
 
 Design = Callable[[int, int, torch.Generator], Tensor]
@@ -88,7 +88,7 @@ def pilot(problem: Problem, edges: Tensor, points: int = 48) -> Tensor:
     return rms[left] + (position - left) * (rms[left + 1] - rms[left])
 
 
-def spread(problem: Problem, places: Places, design: Design, draws: int, items: int) -> float:
+def spread(problem: Problem, places: LevelDistribution, design: Design, draws: int, items: int) -> float:
     """Root mean square over items of the standard deviation of one item's estimate, nats."""
     copies = len(problem.x0) // items
     u = design(draws, len(problem.x0), torch.Generator().manual_seed(7))
@@ -141,7 +141,7 @@ def main(run: str | None, draws: int, items: int, copies: int) -> None:
         laws = {"time": in_time(model, edges), **{law: rule(edges, moments) for law, rule in LAWS.items()}}
         laws["pilot"] = pilot(problem, edges)
         for law, mass in laws.items():
-            places = Places(edges, mass)
+            places = LevelDistribution(edges, mass)
             figures = [spread(problem, places, design, draws, items) * bits for design in DESIGNS.values()]
             click.echo(f"{name:9s} {law:8s}" + "".join(f"{figure:13.4f}" for figure in figures))
     if run is not None:

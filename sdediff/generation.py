@@ -13,7 +13,7 @@ from sdediff.data.units import log_scale, to_data
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
-from sdediff.likelihood.along import descend, way_down
+from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
@@ -113,8 +113,8 @@ def sample(
             one forward a step. The way then ends at ``t_min`` (for a chain at its first instant) rather than at 0, the
             density is that of the data with that much noise, and ``steps`` are 40 by default: a density asks for more
             of them than a picture.
-        trace: of the divergence; see :func:`~sdediff.likelihood.ode.log_likelihood`.
-        probes: of the divergence; see :func:`~sdediff.likelihood.ode.log_likelihood`.
+        trace: of the divergence; see :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
+        probes: of the divergence; see :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
         condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
             one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
         differentiable: let gradients flow from the samples to the model's parameters, every forward kept in memory for
@@ -143,7 +143,7 @@ def sample(
     sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
     if differentiable and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
-    way = way_down(model, sampler, steps, grid) if return_log_prob else None
+    way = sampling_path(model, sampler, steps, grid) if return_log_prob else None
     parts, densities = [], []
     for start in range(0, n, size):
         wide = torch.promote_types(dtype, torch.float32)
@@ -157,7 +157,9 @@ def sample(
 
         if way is not None:
             with evaluating(model, keep_mode):
-                found = descend(own, x, way, source, moments=moments, trace=trace, probes=probes, progress=report)
+                found = sample_with_density(
+                    own, x, way, source, moments=moments, trace=trace, probes=probes, progress=report
+                )
             densities.append(found.log_prob - log_scale(model.data))
             parts.append(to_data(found.x, model.data).to(dtype))
             continue

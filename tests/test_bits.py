@@ -15,8 +15,8 @@ from catalogue import GAUSSIAN
 from sdediff import VESDE, VPSDE, DataInfo, ScoreModel
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.likelihood import bits_per_dim, log_likelihood
-from sdediff.likelihood.bits import BOUNDS
-from sdediff.likelihood.dequantize import DEQUANTISATIONS, Decoder, TruncatedNormal, Uniform
+from sdediff.likelihood.bits_per_dim import BOUNDS
+from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Decoder, TruncatedNormal, Uniform
 
 MEAN, STD, DIM = -0.2, 0.4, 4
 LAW = Gaussian([MEAN] * DIM, STD**2)

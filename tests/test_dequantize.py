@@ -12,8 +12,13 @@ from scipy import special, stats
 from torch import Tensor
 
 from sdediff import SDE, VESDE, VPSDE, DataInfo, NoiseSource
-from sdediff.likelihood.decoder import log_bin_mass, log_discretised_gaussian, log_gaussian, log_level_posterior
-from sdediff.likelihood.dequantize import (
+from sdediff.likelihood.discrete.decoder import (
+    log_bin_mass,
+    log_discretised_gaussian,
+    log_gaussian,
+    log_level_posterior,
+)
+from sdediff.likelihood.discrete.dequantization import (
     DEQUANTISATIONS,
     Decoder,
     Dequantisation,
@@ -278,7 +283,7 @@ def test_level_posterior_is_a_law_over_the_levels(levels, std, monkeypatch):
     kernel = -0.5 * ((z - (-1.0 + 2.0 / (levels - 1) * x.double())) / std).square()
     scale = max(1.0, float(kernel.abs().max()))
     assert posterior == pytest.approx(torch.log_softmax(kernel, dim=0), abs=1e-15 * 8 * scale)
-    monkeypatch.setattr("sdediff.likelihood.decoder._BUDGET", 3 * x.numel())
+    monkeypatch.setattr("sdediff.likelihood.discrete.decoder._BUDGET", 3 * x.numel())
     assert log_level_posterior(x, z, std, info) == pytest.approx(posterior, rel=1e-12)
 
 

@@ -13,8 +13,8 @@ from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel
 from sdediff.analytic import Gaussian
 from sdediff.gaussian import Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.chain import STAGE
-from sdediff.likelihood.decoder import log_bin_mass
+from sdediff.likelihood.bound.chain import STAGE
+from sdediff.likelihood.discrete.decoder import log_bin_mass
 
 
 def info(levels: int, low: float = -1.0, high: float = 1.0) -> DataInfo:

@@ -18,9 +18,9 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
-from sdediff.likelihood.placing import LAWS, Places, stratified_pairs
-from sdediff.likelihood.reconstruction import density
+from sdediff.likelihood.bound.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.stratified import LAWS, LevelDistribution, stratified_pairs
+from sdediff.likelihood.discrete.decoder import density
 from sdediff.types import Level
 
 CONTINUOUS = math.inf
@@ -108,7 +108,9 @@ def test_sampled_steps_are_unbiased_each_of_them(variance, law, control):
     assert float(z(got.diffusion).abs().max()) < 4.5
     # Negative control: draws weighted as if all steps were equally likely.
     steps = Steps(chain.levels(chain.instants[1:]), reverse_variance(variance))
-    places = Places(steps.half_log_snr, LAWS[law](steps.half_log_snr, Moments.of(torch.zeros(2), torch.eye(2))))
+    places = LevelDistribution(
+        steps.half_log_snr, LAWS[law](steps.half_log_snr, Moments.of(torch.zeros(2), torch.eye(2)))
+    )
     places.probability = torch.full((11,), 1.0 / 11.0, dtype=torch.float64)
     noise = NoiseSource(2, x0.shape, dtype=torch.float64)
     broken = sampled_steps(model, Items(x0, noise, density(x0), GaussianErrors.none(x0)), steps, places, 4, 2)
@@ -128,7 +130,7 @@ def test_every_step_by_the_same_expectation():
 def test_steps_are_drawn_by_their_probability():
     """The share of each cell among the draws, by the binomial law of independent pairs; 6 cells, 4.5 sigma."""
     edges = torch.tensor([3.0, 2.0, 0.5, 0.2, -1.0, -1.1, -4.0], dtype=torch.float64)
-    places = Places(edges, LAWS["moments"](edges, GAUSSIAN.moments))
+    places = LevelDistribution(edges, LAWS["moments"](edges, GAUSSIAN.moments))
     u = stratified_pairs(NoiseSource(1, (20000, 2)), 2, -1)
     for of in (places.cell(u), torch.searchsorted(-edges, -places.half_log_snr(u), right=True) - 1):
         share = torch.bincount(of.flatten(), minlength=6).double() / u.numel()

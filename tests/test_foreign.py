@@ -262,7 +262,7 @@ def test_gradients_of_sampling() -> None:
 
 def test_memory_of_likelihoods_is_bounded() -> None:
     """Items are solved in microbatches: a row is the same whatever their size, and the paths' size does not grow."""
-    from sdediff.likelihood.ode import microbatch
+    from sdediff.likelihood.log_likelihood import microbatch
 
     for nodes in (11, 101):
         for dim in (2, 784, 3072):

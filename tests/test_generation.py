@@ -11,7 +11,7 @@ from torch import Tensor
 from catalogue import GAUSSIAN, MIXTURE, SKEW
 from sdediff import SDE, VESDE, VPSDE, NoiseSource, ScoreModel, log_likelihood, sample, solve
 from sdediff.analytic import GaussianMixture
-from sdediff.likelihood.along import Descent, descend, way_down
+from sdediff.likelihood.flow.of_samples import DensityOfSamples, sample_with_density, sampling_path
 from sdediff.samplers import SAMPLERS
 
 ROUGH = GaussianMixture(
@@ -30,12 +30,12 @@ def blurred(law: GaussianMixture, x: Tensor, sde: SDE) -> Tensor:
     return law.log_prob(sde.alpha(t) * x, sde, t) + law.dim * sde.log_alpha(t)
 
 
-def drawn(law: GaussianMixture, sde: SDE, n: int, steps: int, **options: object) -> tuple[Tensor, Descent]:
+def drawn(law: GaussianMixture, sde: SDE, n: int, steps: int, **options: object) -> tuple[Tensor, DensityOfSamples]:
     """Draws of the prior, and what became of them."""
     model, source = law.model(sde), NoiseSource(3, (n, *law.shape), dtype=torch.float64)
     start = sde.prior_sample(source.shape, moments=law.moments, noise=source)
-    way = way_down(model, SAMPLERS["ode"], steps, None)
-    return start, descend(model, start, way, source, moments=law.moments, **options)  # type: ignore[arg-type]
+    way = sampling_path(model, SAMPLERS["ode"], steps, None)
+    return start, sample_with_density(model, start, way, source, moments=law.moments, **options)  # type: ignore[arg-type]
 
 
 def test_density_of_gaussian_samples_is_exact_on_every_process(sde):

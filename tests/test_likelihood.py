@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from catalogue import GAUSSIAN, MIXTURE
 from sdediff import DDPM, SDE, VPSDE, RectifiedFlow, ScoreModel
 from sdediff.analytic import GaussianMixture
-from sdediff.likelihood import divergence, log_likelihood
-from sdediff.likelihood.divergence import value_and_diagonal, value_and_products
-from sdediff.likelihood.probes import PROBES, Sights, standard_error
-from sdediff.likelihood.trace import SMALL
+from sdediff.likelihood import log_likelihood
+from sdediff.likelihood.flow import divergence
+from sdediff.likelihood.flow.divergence import value_and_diagonal, value_and_products
+from sdediff.likelihood.flow.hutchinson import PROBES, SMALL, ProbeProducts, standard_error
 from sdediff.samplers import SAMPLERS
 from sdediff.types import Level
 
@@ -290,7 +290,9 @@ def test_stated_variance_of_probes_is_unbiased(noise, count, dim):
     rng = torch.Generator().manual_seed(4)
     a, law = random_matrices(30, dim, 0.3), PROBES[noise]
     probes = [law.draw(torch.randn(4000, count, dim, generator=rng, dtype=torch.float64)) for _ in a]
-    stated = standard_error(law, Sights(probes, [e @ m for e, m in zip(probes, a, strict=True)], [1.0] * 30)) ** 2
+    stated = (
+        standard_error(law, ProbeProducts(probes, [e @ m for e, m in zip(probes, a, strict=True)], [1.0] * 30)) ** 2
+    )
     total = a.square().sum() - (a.diagonal(dim1=1, dim2=2).square().sum() if noise == "rademacher" else 0.0)
     exact = 2.0 * float(total) / count
     error = float(stated.std()) / math.sqrt(len(stated))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from catalogue import GAUSSIAN, MIXTURE
 from sdediff import VPSDE, DataInfo, Moments, NoiseSource, ScoreModel, log_likelihood
-from sdediff.likelihood import divergence, ode, trace
+from sdediff.likelihood.discrete.dequantization import dequantise
+from sdediff.likelihood.flow import divergence, hutchinson, trace
 
 SHAPE = (2, 2, 3, 3)
 DIM = 18
@@ -144,7 +146,7 @@ def recorded(parameters: object, field: divergence.Field, y: Tensor, directions:
 
 
 def record_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "products_through", recorded)
+    monkeypatch.setattr(hutchinson, "products_through", recorded)
     monkeypatch.setattr(trace, "diagonal_through", recorded)
 
 
@@ -175,13 +177,14 @@ def test_items_solved_again_have_the_gradient_of_their_finer_path(monkeypatch):
     x, model = MIXTURE.sample(6, seed=3), MIXTURE.model(VPSDE())
     parts = log_likelihood(model, x, steps=40).error_budget.systematic
     errors = parts["solver"] + parts["quadrature"]
-    monkeypatch.setattr(ode, "_DOUBLINGS", {False: 1})
+    monkeypatch.setattr(sys.modules["sdediff.likelihood.log_likelihood"], "_DOUBLINGS", {False: 1})
     ordered = errors.sort().values
     widest = int((ordered[1:] / ordered[:-1]).argmax())
     smooth, rough = ordered[widest : widest + 2].tolist()
     assert rough > 1.2 * smooth  # a gap that no rounding closes, and the tolerance in its middle
     tolerance = math.sqrt(smooth * rough)
-    monkeypatch.setattr(ode, "_PATH_ERROR", tolerance / (2 * math.log(2.0)))
+    module = sys.modules["sdediff.likelihood.log_likelihood"]
+    monkeypatch.setattr(module, "_PATH_ERROR", tolerance / (2 * math.log(2.0)))
     again = errors > tolerance
     coarse, fine = (gradients(model, x, steps=steps)[0] for steps in (40, 80))
     found = gradients(model, x)[0]
@@ -200,7 +203,7 @@ def test_batches_and_integers():
         assert float((g - h).abs().max()) < 1e-12 * float(h.abs().max())
     levels = ((X.clamp(-1.0, 1.0) + 1.0) * 3.5).round().to(torch.uint8)
     counted = log_likelihood(model, levels, steps=4, differentiable=True).log_prob.sum()
-    values = ode.dequantise(levels, info, NoiseSource(0, SHAPE, dtype=torch.float64), 0)
+    values = dequantise(levels, info, NoiseSource(0, SHAPE, dtype=torch.float64), 0)
     expected = gradients(model, values, steps=4)[1:]
     for g, h in zip(torch.autograd.grad(counted, list(model.parameters())), expected, strict=True):
         assert float((g - h).abs().max()) < 1e-12 * float(h.abs().max())

@@ -9,9 +9,8 @@ import torch
 
 from sdediff import VPSDE, log_likelihood
 from sdediff.analytic import GaussianMixture
-from sdediff.likelihood.orthogonal import OrthogonalTrace, hadamard, widening
-from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.trace import Seen
+from sdediff.likelihood.flow.hutchinson import PROBES, OrthogonalTrace, hadamard, widening
+from sdediff.likelihood.flow.trace import NodeDivergence
 from sdediff.noise import NoiseSource
 
 
@@ -20,14 +19,14 @@ def placed(items: int, dim: int, plan: list[int], draw: int = 0, first: int = 0)
     return OrthogonalTrace(PROBES["rademacher"], 2, source, draw, plan=plan)
 
 
-def looks(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[Seen]:
+def looks(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[NodeDivergence]:
     """What the trace would see of one matrix a node, the same for every item."""
     seen = []
     for node, matrix in enumerate(matrices):
         probes = trace.probes(node)
         products = probes @ matrix
         share = (probes * products).sum(dim=2).mean(dim=1)
-        seen.append(Seen(share, share.expand(2, -1), share, share, probes, products))
+        seen.append(NodeDivergence(share, share.expand(2, -1), share, share, probes, products))
     return seen
 
 

@@ -32,12 +32,12 @@ from sdediff.config import PROCESSES, Config, build
 from sdediff.data import DATASETS
 from sdediff.documents import Named
 from sdediff.grids import GRIDS, Power
-from sdediff.likelihood.bits import BOUNDS
-from sdediff.likelihood.dequantize import DEQUANTISATIONS
+from sdediff.likelihood.bits_per_dim import BOUNDS
+from sdediff.likelihood.bound.stratified import LAWS
+from sdediff.likelihood.discrete.decoder import DECODERS
+from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
 from sdediff.likelihood.elbo import CONTROLS
-from sdediff.likelihood.placing import LAWS
-from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.reconstruction import DECODERS
+from sdediff.likelihood.flow.hutchinson import PROBES
 from sdediff.networks import NETWORKS, Levelled
 from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.samplers.ancestral import VARIANCES, Ancestral

@@ -17,7 +17,7 @@ from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
 from sdediff.evaluation import METHODS, Evaluation
 from sdediff.evaluation.methods import EFFECT, ERROR, TERM
-from sdediff.likelihood.budget import ErrorBudget
+from sdediff.likelihood.result import ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
 from sdediff.progress import Progress
 from sdediff.types import DataInfo

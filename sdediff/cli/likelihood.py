@@ -43,10 +43,9 @@ from sdediff.denoiser import Denoiser
 from sdediff.evaluation import METHODS, Method
 from sdediff.evaluation.methods import Columns, Work
 from sdediff.grids import GRIDS
-from sdediff.likelihood.bits import BOUNDS
-from sdediff.likelihood.dequantize import DEQUANTISATIONS
-from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.trace import EXACT_UP_TO
+from sdediff.likelihood.bits_per_dim import BOUNDS
+from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
+from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES
 from sdediff.samplers.ancestral import VARIANCES
 
 MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks

@@ -30,7 +30,7 @@ from sdediff.cli.options import (
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, counting, open_run
 from sdediff.generation import sample
-from sdediff.likelihood.along import way_down
+from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.sampling import place, resolve
@@ -158,7 +158,7 @@ def _mean(densities: Tensor) -> str:
 def _intervals(sampler: Sampler, run: Run, steps: int | None, grid: str | None, log_prob: bool) -> int | None:
     """Steps that the solve will take, ``None`` where it chooses them itself."""
     if log_prob:
-        return len(way_down(run.model, sampler, steps, grid).levels) - 1
+        return len(sampling_path(run.model, sampler, steps, grid).levels) - 1
     if sampler.adaptive:
         return None
     return len(place(sampler, run.model, steps, grid, (run.model.sde.t_max, 0.0))) - 1

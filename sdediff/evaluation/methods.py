@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
-from sdediff.likelihood.budget import ErrorBudget
+from sdediff.likelihood.result import ErrorBudget
 
 Columns = dict[str, Tensor]
 

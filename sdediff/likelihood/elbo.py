@@ -27,10 +27,10 @@ from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
-from sdediff.likelihood.chain import Items, Terms
-from sdediff.likelihood.dequantize import check_items, integer_data
-from sdediff.likelihood.plan import Choices, make_plan
-from sdediff.likelihood.reconstruction import make_decoder
+from sdediff.likelihood.bound.chain import Items, Terms
+from sdediff.likelihood.bound.selection import Choices, make_plan
+from sdediff.likelihood.discrete.decoder import make_decoder
+from sdediff.likelihood.discrete.dequantization import check_items, integer_data
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean, single
 from sdediff.types import DataInfo, UndefinedError, brief

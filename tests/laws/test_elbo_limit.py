@@ -19,8 +19,8 @@ from torch import Tensor
 from catalogue import GAUSSIAN
 from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
 from sdediff.gaussian import GaussianErrors
-from sdediff.likelihood.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.reconstruction import density
+from sdediff.likelihood.bound.chain import Items, Steps, chain_terms, reverse_variance
+from sdediff.likelihood.discrete.decoder import density
 
 SIGNS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
 X0 = GAUSSIAN.mean + SIGNS[:, :2] @ torch.linalg.cholesky(GAUSSIAN.covariance).T

@@ -15,14 +15,13 @@ from catalogue import GAUSSIAN, MIXTURE, MIXTURE_1D, PROCESSES
 from sdediff import DDPM, SDE, VESDE, VPSDE, NoiseSource, elbo, log_likelihood
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.gaussian import Whitened
-from sdediff.likelihood.budget import ErrorBudget
-from sdediff.likelihood.path import Path, follow
-from sdediff.likelihood.placing import of_draws, of_pairs
-from sdediff.likelihood.probes import PROBES, with_few_degrees
-from sdediff.likelihood.refine import Tally
-from sdediff.likelihood.result import LogLikelihood
-from sdediff.likelihood.route import CLIMBER, GRID, SOLVERS, can_ride
-from sdediff.likelihood.trace import SHORT, ExactTrace, HutchinsonTrace, Seen, Trace
+from sdediff.likelihood.bound.stratified import of_draws, of_pairs
+from sdediff.likelihood.flow.adaptive_probes import ProbeStatistics
+from sdediff.likelihood.flow.hutchinson import PROBES, SHORT, HutchinsonTrace, with_few_degrees
+from sdediff.likelihood.flow.path import Path, follow
+from sdediff.likelihood.flow.trace import ExactTrace, NodeDivergence, Trace
+from sdediff.likelihood.nodes import DEFAULT_SOLVER, GRID, SOLVERS, is_adaptive_ode
+from sdediff.likelihood.result import ErrorBudget, LogLikelihood
 from sdediff.samplers import SAMPLERS
 
 SIX = GaussianMixture(torch.eye(6, dtype=torch.float64)[:2], 0.2)
@@ -109,7 +108,7 @@ def test_the_prior_s_effect_has_its_sign_and_size():
 def test_the_defect_of_any_curve_is_the_change_of_its_density():
     """For Gaussian data nothing moves in u, and the score is -u: steps from u to u' add ``(|u'|^2 - |u|^2) / 2``."""
     sde, x = VPSDE(), GAUSSIAN.sample(5, seed=1)
-    path = follow(GAUSSIAN.model(sde), x, CLIMBER, on_levels(ExactTrace(dim=2), sde, GAUSSIAN), source(x))
+    path = follow(GAUSSIAN.model(sde), x, DEFAULT_SOLVER, on_levels(ExactTrace(dim=2), sde, GAUSSIAN), source(x))
     wander = torch.randn(path.states.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
     spots = [path.white.at(level) for level in path.levels]
     noise = torch.stack([u * (spot.sin / spot.rho) for u, spot in zip(wander, spots, strict=True)])
@@ -126,11 +125,11 @@ def test_what_the_quadrature_misses_goes_on_as_it_went(ratio):
     """Errors E, E r, E r^2 of the rules on every fourth, every second and all nodes: the last is stated."""
     size, none = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.zeros(2, 0, 3)
     rules = [5.0 + size * ratio**power for power in (2, 1, 0)]
-    seen = Seen(rules[0], torch.stack(rules[1:]), rules[0], rules[0], none, none)
+    seen = NodeDivergence(rules[0], torch.stack(rules[1:]), rules[0], rules[0], none, none)
     path = Path(SimpleNamespace(seen=[seen]), None, *[torch.zeros(1)] * 4)
     assert path.missed_between_nodes() == pytest.approx(size.abs() * ratio**2, rel=1e-12)
     # a difference that is small by chance counts for a quarter of itself at least
-    lucky = Seen(rules[0], torch.stack([rules[0] + 1e-6, rules[2]]), rules[0], rules[0], none, none)
+    lucky = NodeDivergence(rules[0], torch.stack([rules[0] + 1e-6, rules[2]]), rules[0], rules[0], none, none)
     path = Path(SimpleNamespace(seen=[lucky]), None, *[torch.zeros(1)] * 4)
     assert path.missed_between_nodes() == pytest.approx(torch.full((2,), 0.25e-6, dtype=torch.float64), rel=1e-3)
 
@@ -141,8 +140,8 @@ def test_what_the_quadrature_misses_goes_on_as_it_went(ratio):
 def test_refinement_starts_from_the_error_that_is_stated():
     x, sde, law = SIX.sample(7, seed=2), VPSDE(), SIX
     trace = on_levels(HutchinsonTrace(PROBES["rademacher"], 4, source(x)), sde, law)
-    path = follow(law.model(sde), x, CLIMBER, trace, source(x))
-    assert Tally(path).standard_error() == pytest.approx(path.standard_error(), rel=1e-9)
+    path = follow(law.model(sde), x, DEFAULT_SOLVER, trace, source(x))
+    assert ProbeStatistics(path).standard_error() == pytest.approx(path.standard_error(), rel=1e-9)
 
 
 def test_few_degrees_are_those_of_student():
@@ -238,7 +237,7 @@ def test_degrees_are_fewer_than_of_normals_and_grow():
 # ---- adaptive ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, method in SOLVERS.items() if can_ride(method)])
+@pytest.mark.parametrize("name", [name for name, method in SOLVERS.items() if is_adaptive_ode(method)])
 def test_adaptive_likelihoods_state_their_error(name):
     """Not below a third of its true size, nor far above; the interval holds nine of ten; by name and object alike."""
     x, sde = MIXTURE.sample(40, seed=6), VPSDE()

@@ -16,8 +16,8 @@ noise of the start level in the model's units:
   bin, which is the decoder: ``E log p(v) + H(q)``. Right where the model's data are the levels themselves: then the
   blurred p is ``N(v_k, rho^2)`` about each, and what is lost is the mass outside the bins.
 - ``decoder`` (Kingma et al. 2021, eq. 4): ``v_k + rho eps`` with eps standard normal, read by the posterior
-  ``P(k | v)`` of the levels given v (:func:`~sdediff.likelihood.decoder.log_level_posterior`). It reads every value:
-  what p has beyond the outermost bins belongs to a level too.
+  ``P(k | v)`` of the levels given v (:func:`~sdediff.likelihood.discrete.decoder.log_level_posterior`). It reads every
+  value: what p has beyond the outermost bins belongs to a level too.
 
 Where a start level comes from: let ``tau = delta / (2 rho)``. Truncated normals lose ``-log(2 Phi(tau) - 1)`` nats an
 entry on data of levels, 0.0027 at the default 3, but ``log delta - H(q)``, 0.389, on a density flat within bins.
@@ -40,7 +40,7 @@ from torch import Tensor
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import has_units
-from sdediff.likelihood.decoder import log_level_posterior
+from sdediff.likelihood.discrete.decoder import log_level_posterior
 from sdediff.noise import NoiseSource
 from sdediff.numerics import LOG_2PI, sum_features
 from sdediff.sampling import check_state

@@ -1,7 +1,7 @@
 r"""Bits a dimension of integer data, over several dequantisations.
 
 Each draw of a dequantisation gives a log-weight l whose mean is at most ``log P(x)`` and whose exponential is ``P(x)``
-in the mean (:mod:`~sdediff.likelihood.dequantize`). From M draws there are two bounds:
+in the mean (:mod:`~sdediff.likelihood.discrete.dequantization`). From M draws there are two bounds:
 
     mean:        1/M sum l_m
     importance:  log(1/M sum exp l_m)      (Burda et al. 2016), never below the former, tighter with every draw
@@ -22,9 +22,9 @@ from typing_extensions import Unpack
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.budget import ErrorBudget
-from sdediff.likelihood.dequantize import DEQUANTISATIONS, Dequantisation, check_items, integer_data
-from sdediff.likelihood.ode import log_likelihood
+from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Dequantisation, check_items, integer_data
+from sdediff.likelihood.log_likelihood import log_likelihood
+from sdediff.likelihood.result import ErrorBudget
 from sdediff.noise import NoiseSource
 from sdediff.numerics import check_options, choose, error_of_mean
 from sdediff.samplers import Sampler
@@ -33,7 +33,7 @@ from sdediff.types import DataInfo, Level, brief
 
 
 class PathOptions(TypedDict, total=False):
-    """What :func:`bits_per_dim` hands on to :func:`~sdediff.likelihood.ode.log_likelihood`."""
+    """What :func:`bits_per_dim` hands on to :func:`~sdediff.likelihood.log_likelihood.log_likelihood`."""
 
     solver: str | Sampler | None
     steps: int | None
@@ -123,7 +123,7 @@ def bits_per_dim(
         low: the model's value for level 0; its own by default.
         high: the model's value for the highest level; its own by default.
         dequantisation: ``"uniform"`` for models of dequantised data, ``"truncated-normal"`` or ``"decoder"`` for models
-            of the levels themselves; or a :class:`~sdediff.likelihood.dequantize.Dequantisation`.
+            of the levels themselves; or a :class:`~sdediff.likelihood.discrete.dequantization.Dequantisation`.
         samples: draws of each item, with probes of their own.
         bound: ``"mean"`` over the draws, or ``"importance"``, which takes the exact trace.
         t_from: time whose density is asked, instead of the dequantisation's own; its noise follows.
@@ -135,7 +135,7 @@ def bits_per_dim(
         condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
             one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
         **options: ``solver``, ``steps``, ``rtol``, ``atol``, ``grid``, ``trace``, ``probes``, ``noise``, ``prior``,
-            ``t_to``, ``differentiable`` and ``keep_mode`` of :func:`~sdediff.likelihood.ode.log_likelihood`.
+            ``t_to``, ``differentiable`` and ``keep_mode`` of :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
 
     Raises:
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from

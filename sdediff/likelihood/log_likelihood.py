@@ -25,14 +25,12 @@ from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
-from sdediff.likelihood.augmented import Augmented
-from sdediff.likelihood.dequantize import check_items, dequantise, integer_data, log_bin_volume
-from sdediff.likelihood.orthogonal import OrthogonalTrace
-from sdediff.likelihood.probes import PROBES
+from sdediff.likelihood.batch import Call, solve
+from sdediff.likelihood.discrete.dequantization import check_items, dequantise, integer_data, log_bin_volume
+from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
+from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
+from sdediff.likelihood.nodes import by_rule, find_ends, find_levels, find_method
 from sdediff.likelihood.result import LogLikelihood, gather
-from sdediff.likelihood.route import by_rule, find_ends, find_levels, find_method
-from sdediff.likelihood.solving import Call, solve
-from sdediff.likelihood.trace import EXACT_UP_TO, HutchinsonTrace, probes_for
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, single
 from sdediff.samplers.base import Sampler, StepSampler
@@ -157,7 +155,7 @@ def log_likelihood(
         target=target,
         parameters=_parameters(model, x, differentiable, method, target, keep_mode),
     )
-    if target is not None and isinstance(method, Augmented):
+    if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
     size = microbatch(len(call.place(steps)), dim) if batch_size is None else batch_size
 
@@ -206,14 +204,14 @@ def _parameters(
     model: Denoiser,
     x: Tensor,
     differentiable: bool,
-    method: StepSampler | Augmented,
+    method: StepSampler | AugmentedODE,
     target: float | None,
     keep_mode: bool,
 ) -> list[Tensor] | None:
     """What gradients flow to, besides the data; ``None`` for no gradients."""
     if not (differentiable and torch.is_grad_enabled()):
         return None
-    if isinstance(method, Augmented):
+    if isinstance(method, AugmentedODE):
         raise ValueError("gradients need a path of steps: an adaptive solver chooses its own as it goes")
     if target is not None:
         raise ValueError("gradients need the probes to be known beforehand: give probes, not a target error")

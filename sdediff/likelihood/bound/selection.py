@@ -12,9 +12,9 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import Moments
 from sdediff.grids import GRIDS
-from sdediff.likelihood.chain import Items, Steps, Terms, every_step, reverse_variance, sampled_steps
-from sdediff.likelihood.continuous import continuous_terms, strata
-from sdediff.likelihood.placing import CELLS, LAWS, Places
+from sdediff.likelihood.bound.chain import Items, Steps, Terms, every_step, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.continuous import continuous_terms, strata
+from sdediff.likelihood.bound.stratified import CELLS, LAWS, LevelDistribution
 from sdediff.numerics import choose
 from sdediff.sde import SDE
 from sdediff.types import Level
@@ -70,7 +70,7 @@ def make_plan(model: Denoiser, chosen: Choices, moments: Moments) -> Plan:
         draws = DRAWS if chosen.draws is None else chosen.draws
         first, last = model.sde.levels(_ends(model.sde, chosen.times, chosen.bin_width))
         edges = torch.linspace(first.half_log_snr, last.half_log_snr, CELLS + 1, dtype=torch.float64)
-        places = Places(edges, law(edges, moments))
+        places = LevelDistribution(edges, law(edges, moments))
         times = model.sde.time(places.half_log_snr(strata(draws)))
         return Plan(lambda own, items: continuous_terms(own, items, first, places, draws, sampled), last, times)
     instants = _instants(model.sde, chosen.steps, chosen.times)

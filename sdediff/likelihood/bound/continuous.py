@@ -14,16 +14,16 @@ import math
 import torch
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.chain import PLACES, SAMPLED, STAGE, Items, Terms, split_at
-from sdediff.likelihood.placing import Places, of_draws, of_pairs, stratified_pairs
-from sdediff.likelihood.reconstruction import reconstruction_cost
+from sdediff.likelihood.bound.chain import PLACES, SAMPLED, STAGE, Items, Terms, split_at
+from sdediff.likelihood.bound.stratified import LevelDistribution, of_draws, of_pairs, stratified_pairs
+from sdediff.likelihood.discrete.decoder import reconstruction_cost
 from sdediff.numerics import sum_features
 from sdediff.types import Level
 
 
 @torch.no_grad()
 def continuous_terms(
-    model: Denoiser, items: Items, first: Level[float], places: Places, draws: int, samples: int
+    model: Denoiser, items: Items, first: Level[float], places: LevelDistribution, draws: int, samples: int
 ) -> Terms:
     """The integral from sampled levels, a row a stratum, and the reconstruction term.
 

@@ -1,4 +1,4 @@
-r"""The path of an item through the flow, seen at its nodes.
+r"""The path of an item through the flow, and the divergence at its nodes.
 
 A multistep solver asks the network once at every node. The same forward gives the divergence there: the trajectory does
 not depend on the probes, so the log-determinant is a quadrature along a known path, with probes of its own at every
@@ -7,6 +7,9 @@ node. In the coordinates u of :class:`~sdediff.gaussian.Whitened`, in which the 
     log p(u_0) = log p(u_N) + integral of div (du/dphi) dphi
 
 and what is integrated is zero for Gaussian data.
+
+What the two ends of a path add to the error is estimated from the divergence there, without another forward: with
+``s = -eps / sin`` the score the model states in the frame, its Jacobian is ``-(sin I + cos J) / sin``.
 """
 
 from __future__ import annotations
@@ -24,10 +27,9 @@ from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, velocity
 from sdediff.foreign import evaluating
-from sdediff.gaussian import Whitened
-from sdediff.likelihood.divergence import Field
-from sdediff.likelihood.quadrature import Quadrature
-from sdediff.likelihood.trace import End, Seen, Trace
+from sdediff.gaussian import Moments, Whitened
+from sdediff.likelihood.flow.divergence import Field
+from sdediff.likelihood.flow.trace import End, NodeDivergence, Quadrature, Trace
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
 from sdediff.samplers.base import Progress, StepSampler, walk
@@ -36,7 +38,7 @@ from sdediff.types import Level, Split
 _CHANCE = 1.25  # of the terms of a defect, in units of their number: measured on exact problems
 
 
-class Witness(Frame):
+class DivergenceRecorder(Frame):
     """A denoiser that takes down what a solver saw at its nodes, and how the divergence stood there."""
 
     def __init__(self, model: Denoiser, trace: Trace) -> None:
@@ -44,7 +46,7 @@ class Witness(Frame):
         self.trace = trace
         self.states: list[Tensor] = []
         self.velocities: list[Tensor] = []
-        self.seen: list[Seen] = []
+        self.seen: list[NodeDivergence] = []
 
     def field(self, level: Level[float]) -> Field:
         """Return the velocity on the angle at a level, as a function of states of the frame and whose they are."""
@@ -82,9 +84,9 @@ class Witness(Frame):
         return End(level, white, y, noise, self.seen[node])
 
 
-def look_at_ends(model: Denoiser, first: Tensor, last: Tensor, trace: Trace) -> tuple[End, End]:
+def divergence_at_ends(model: Denoiser, first: Tensor, last: Tensor, trace: Trace) -> tuple[End, End]:
     """Look at the states of the frame at both ends of a path, by a trace placed on these two; a forward each."""
-    witness, (start, end) = Witness(model, trace), trace.levels
+    witness, (start, end) = DivergenceRecorder(model, trace), trace.levels
     witness(first, start)
     witness(last, end)
     return witness.end(0), witness.end(1)
@@ -108,7 +110,7 @@ class Path:
         noise: the noise halves there, in the axes of u, ``(N + 1, B, D)``.
     """
 
-    witness: Witness
+    witness: DivergenceRecorder
     rule: Quadrature
     y: Tensor
     states: Tensor
@@ -126,7 +128,7 @@ class Path:
         return self.witness.trace.white
 
     @property
-    def seen(self) -> Sequence[Seen]:
+    def seen(self) -> Sequence[NodeDivergence]:
         """Of the divergence, one a node."""
         return self.witness.seen
 
@@ -202,7 +204,7 @@ def follow(
     progress: Progress | None = None,
 ) -> Path:
     """Solve from the state ``x`` at the first level of a trace placed on its nodes to the last, and look at each."""
-    white, levels, witness = trace.white, list(trace.levels), Witness(model, trace)
+    white, levels, witness = trace.white, list(trace.levels), DivergenceRecorder(model, trace)
     y, _, _ = walk(sampler, witness, x, levels, source, False, progress)
     witness(y, levels[-1])
     states, slopes, noise = [], [], []
@@ -214,3 +216,59 @@ def follow(
             slopes.append(white.slope(split, u, spot))
             noise.append(white.turn(flatten(split.eps)))
     return Path(witness, Quadrature.of(levels, white), y, torch.stack(states), torch.stack(slopes), torch.stack(noise))
+
+
+WIDEST = 0.999
+"""Largest share of the blur in the variance along a direction that is told from all of it."""
+
+
+def blur_effect(first: End) -> Tensor:
+    r"""Return ``log p`` of the data with the noise of the first level less ``log p`` without it, nats ``(B,)``.
+
+    With ``tau = sigma / alpha`` the density obeys the heat equation, ``d log p / d tau^2 = (div s + |s|^2) / 2`` in the
+    data's units: to first order the effect is ``tau^2`` times that. Where the blur is not small beside the data it is
+    taken to be a Gaussian's, ``1/2 log det(I - S) + tau^2/2 s . (I - S)^{-1} s`` with ``S = -tau^2 ds/dx``, whose
+    eigenvalues are the blur's share of the variance along each direction. Known of S are its trace and that of its
+    square: ``tr S / kappa`` directions count as having the share ``kappa = tr S^2 / tr S`` each, the others none. That
+    is exact for Gaussians equally narrow along some directions; of unequal ones it states too little.
+    """
+    trace, share = _blur(first)
+    log_det = torch.where(share > 0.0, torch.log1p(-share) / share.clamp(min=1e-300), -1.0)
+    squared = wide(first.noise).square().sum(dim=1)  # tau^2 |s|^2, s = -cos eps / sin in the data's units
+    return 0.5 * (trace * log_det + squared / (1.0 - share))
+
+
+def blur_share(first: End) -> Tensor:
+    """Return the blur's share of the variance along the directions that it blurs, 0 to ``WIDEST``, ``(B,)``."""
+    return _blur(first)[1]
+
+
+def _blur(first: End) -> tuple[Tensor, Tensor]:
+    """The trace of S, and the share of the directions that count; 0 where there is no telling."""
+    cos, sin, dim = first.level.cos, first.level.sin, first.noise.shape[1]
+    trace = sin * (dim * sin + cos * first.seen.trace)
+    square = sin**2 * (dim * sin**2 + 2.0 * sin * cos * first.seen.trace + cos**2 * first.seen.square)
+    square = square.clamp(min=0.0)
+    share = square / trace.clamp(min=torch.finfo(trace.dtype).tiny)
+    # no direction's share exceeds the root of the square's trace
+    return trace, torch.where(trace > 0.0, torch.minimum(share, square.sqrt()).clamp(max=WIDEST), 0.0)
+
+
+def prior_effect(last: End, moments: Moments | None) -> Tensor:
+    """Return how much the model's own law at the last level exceeds the prior's, ``log p - log prior``, nats ``(B,)``.
+
+    The difference has the gradient ``m = s - s_prior``; ``m . (y - mean) - div m`` is the difference itself where it is
+    linear, as that of a mean, and twice it where it is quadratic, as that of a covariance.
+    """
+    level, white = last.level, last.white
+    score = -wide(last.noise) / level.sin
+    if moments is None:
+        offset = wide(white.turn(flatten(last.y)))
+        variances = torch.full_like(offset[0], level.sin**2)
+    else:
+        rho = white.at(level).rho.to(score).expand(score.shape[1])
+        offset, variances = wide(white.into(last.y, white.at(level))) * rho, rho.square()
+    variances = variances.to(score)
+    mismatch = score + offset / variances
+    divergence = -(score.shape[1] * level.sin + level.cos * last.seen.trace) / level.sin
+    return (mismatch * offset).sum(dim=1) - (divergence + (1.0 / variances).sum())

@@ -54,7 +54,7 @@ LAWS: dict[str, Law] = {"moments": resolved, "logsnr": uniform_in_log_snr}
 """How much of the work goes to which noise level."""
 
 
-class Places:
+class LevelDistribution:
     """A law over cells of lambda.
 
     Args:
@@ -98,7 +98,7 @@ def stratified_pairs(noise: NoiseSource, draws: int, stage: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spread:
+class StratifiedVariance:
     """How far an estimate is off, and how well that is known.
 
     Attributes:
@@ -110,9 +110,9 @@ class Spread:
     variance: Tensor
     doubt: Tensor
 
-    def __add__(self, other: Spread) -> Spread:
+    def __add__(self, other: StratifiedVariance) -> StratifiedVariance:
         """Of the sum of two independent estimates."""
-        return Spread(self.variance + other.variance, self.doubt + other.doubt)
+        return StratifiedVariance(self.variance + other.variance, self.doubt + other.doubt)
 
     @property
     def degrees(self) -> Tensor:
@@ -122,22 +122,22 @@ class Spread:
         return torch.where(certain, math.inf, degrees.clamp(min=FEWEST))
 
 
-def of_pairs(values: Tensor) -> Spread:
+def of_pairs(values: Tensor) -> StratifiedVariance:
     """Of the mean of stratified pairs ``(M, B)``.
 
     Where the levels of a pair differ, so do the laws of its draws: their difference has tails without end, and half of
     the square of its square is doubt (a third of a normal's, 4/9 of that of two squares of normals).
     """
     variances = (values[0::2] - values[1::2]).square() / len(values) ** 2
-    return Spread(variances.sum(dim=0), 0.5 * variances.square().sum(dim=0))
+    return StratifiedVariance(variances.sum(dim=0), 0.5 * variances.square().sum(dim=0))
 
 
-def of_draws(values: Tensor) -> Spread:
+def of_draws(values: Tensor) -> StratifiedVariance:
     """Of the mean of independent draws ``(n, B)``; NaN for a single one."""
     n = len(values)
     if n == 1:
         unknown = torch.full_like(values[0], math.nan)
-        return Spread(unknown, unknown)
+        return StratifiedVariance(unknown, unknown)
     variance = values.var(dim=0) / n
     relative = KURTOSIS / n - (n - 3) / (n * (n - 1))  # variance of the variance, over its square
-    return Spread(variance, 0.5 * relative / (1.0 + relative) * variance.square())
+    return StratifiedVariance(variance, 0.5 * relative / (1.0 + relative) * variance.square())

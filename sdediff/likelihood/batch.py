@@ -12,15 +12,13 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import to_x
 from sdediff.gaussian import Moments, Whitened
-from sdediff.likelihood.augmented import Augmented, solver_error
-from sdediff.likelihood.budget import ErrorBudget
-from sdediff.likelihood.ends import blur_effect, prior_effect
-from sdediff.likelihood.path import follow, look_at_ends
-from sdediff.likelihood.probes import ProbeLaw
-from sdediff.likelihood.refine import refine
-from sdediff.likelihood.result import LogLikelihood, replace_rows
-from sdediff.likelihood.route import STEPS
-from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, draw_probes
+from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, solver_error
+from sdediff.likelihood.flow.adaptive_probes import refine
+from sdediff.likelihood.flow.hutchinson import HutchinsonTrace, ProbeLaw, draw_probes
+from sdediff.likelihood.flow.path import blur_effect, divergence_at_ends, follow, prior_effect
+from sdediff.likelihood.flow.trace import ExactTrace, Trace
+from sdediff.likelihood.nodes import STEPS
+from sdediff.likelihood.result import ErrorBudget, LogLikelihood, replace_rows
 from sdediff.noise import NoiseSource
 from sdediff.samplers.base import StepSampler
 from sdediff.types import Level
@@ -43,7 +41,7 @@ class Call(NamedTuple):
     """
 
     place: Callable[[int | None], list[Level[float]]]
-    method: StepSampler | Augmented
+    method: StepSampler | AugmentedODE
     law: ProbeLaw
     trace: type[HutchinsonTrace]
     probes: int | None
@@ -72,7 +70,7 @@ def solve(
 def _roughness(result: LogLikelihood, call: Call) -> Tensor:
     """What more steps would mend, nats ``(B,)``: each item's own, so that it is solved as if it were alone."""
     systematic = result.error_budget.systematic
-    if isinstance(call.method, Augmented):  # which has its tolerances
+    if isinstance(call.method, AugmentedODE):  # which has its tolerances
         return torch.zeros_like(result.log_prob)
     return systematic["solver"] + (systematic["quadrature"] if call.probes is None else 0.0)
 
@@ -94,10 +92,10 @@ def _solve_once(
 ) -> LogLikelihood:
     """In the variance-preserving frame throughout."""
     levels = call.place(steps)
-    if isinstance(call.method, Augmented):
-        found = _ride(model, x0, call, call.method, levels, source, draw)
+    if isinstance(call.method, AugmentedODE):
+        found = _solve_adaptively(model, x0, call, call.method, levels, source, draw)
     else:
-        found = _climb(model, x0, call, call.method, levels, source, draw, doublings > 0)
+        found = _solve_by_steps(model, x0, call, call.method, levels, source, draw, doublings > 0)
     start, end = levels[0], levels[-1]
     log_prob = _prior(model, found.y, end, call.moments) + found.log_determinant
     log_prob = log_prob + x0[0].numel() * math.log(end.scale * start.cos)
@@ -113,7 +111,7 @@ def _prior(model: Denoiser, y: Tensor, end: Level[float], moments: Moments | Non
     return model.sde.prior_log_prob(to_x(y, end), t=float(end.t), moments=moments)
 
 
-def _climb(
+def _solve_by_steps(
     model: Denoiser,
     x0: Tensor,
     call: Call,
@@ -148,11 +146,11 @@ def _climb(
     return _Solved(path.y, more.log_determinant, more.standard_error, systematic, noise, *spent)
 
 
-def _ride(
+def _solve_adaptively(
     model: Denoiser,
     x0: Tensor,
     call: Call,
-    method: Augmented,
+    method: AugmentedODE,
     levels: list[Level[float]],
     source: NoiseSource,
     draw: int,
@@ -170,7 +168,7 @@ def _ride(
     looks: Trace = ExactTrace(dim=x0[0].numel())
     if call.probes is not None:
         looks = HutchinsonTrace(call.law, call.probes, source, draw)
-    path = look_at_ends(model, x0 * start.cos, fine.y, looks.on([start, end], Whitened(model.moments)))
+    path = divergence_at_ends(model, x0 * start.cos, fine.y, looks.on([start, end], Whitened(model.moments)))
     systematic = {
         "solver": solver_error(*terms),
         "quadrature": torch.zeros_like(fine.integral),

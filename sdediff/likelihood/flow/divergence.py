@@ -1,8 +1,13 @@
-r"""Looks at a node through which gradients flow, in the memory of one node.
+r"""The divergence of a vector field, from the same forward as its value.
 
-A likelihood is a sum over nodes of ``w . v`` and of ``g . (J^T e)``; what joins the nodes is linear. A node's
-activations are made twice: forwards without a graph, and backwards, one node after another, when the gradient
-``(w, g)`` of what was seen there is known:
+With ``J = dv / dy`` the divergence is ``tr J``. Exactly, it is read off ``D`` vector-Jacobian products, one a basis
+vector, batched into few backward passes. By Hutchinson's estimator it is the mean over probes ``e`` with
+``E[e e^T] = I`` of ``e . (J^T e)`` (Hutchinson 1990; Grathwohl et al. 2019). The products ``J^T e`` are kept whole:
+their coordinates say how wrong the estimate is (:mod:`~sdediff.likelihood.flow.hutchinson`), even for a single probe.
+
+Gradients flow through it in the memory of one node (:func:`products_through`). A likelihood is a sum over nodes of ``w
+. v`` and of ``g . (J^T e)``; what joins the nodes is linear. A node's activations are made twice: forwards without a
+graph, and backwards, one node after another, when the gradient ``(w, g)`` of what was seen there is known:
 
     gradient of  w . v(y) + sum_k g_k . J(y)^T e_k   with respect to y and to the parameters of v
 
@@ -21,13 +26,87 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdediff.likelihood.divergence import Field, chunk_size, value_and_diagonal, value_and_products
+Field = Callable[..., Tensor]
+"""A vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each on its own; ``field(y, rows)`` on states
+of the items that ``rows`` says, with repeats or without."""
+
+_BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills the caches and is slower
+
+
+def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """The field, the exact diagonal of its Jacobian and its squares; one forward, ``D`` vector-Jacobian products.
+
+    Args:
+        field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
+        y: ``(B, *shape)``.
+        axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken.
+
+    Returns:
+        The value ``(B, *shape)`` and, of every row q, ``q . J q`` and ``|J^T q|^2``: ``(B, 2, D)``. The sum of the
+        first is the divergence, that of the second the squared norm of J.
+    """
+    value, pull = _forward(field, y)
+    count = len(y)
+    parts = []
+    for rows in torch.split(axes.to(y), chunk_size(y)):
+        products = pull(rows[:, None, :].expand(-1, count, -1))  # (chunk, B, D)
+        along = torch.einsum("kbd,kd->bk", products, rows)
+        parts.append(torch.stack([along, products.square().sum(dim=2).T], dim=1))
+    return value, torch.cat(parts, dim=2)
+
+
+def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
+    """The field and its transposed Jacobian times each probe; one forward, one batched backward pass.
+
+    Args:
+        field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
+        y: ``(B, *shape)``.
+        probes: ``(B, K, D)``.
+
+    Returns:
+        The value ``(B, *shape)`` and the products ``J^T e`` of ``(B, K, D)``, without autograd history. The sum of
+        ``e * J^T e`` over the last dimension is an unbiased estimate of the divergence for each probe.
+    """
+    value, pull = _forward(field, y)
+    products = [pull(part.transpose(0, 1)).transpose(0, 1) for part in torch.split(probes, chunk_size(y), dim=1)]
+    return value, torch.cat(products, dim=1)
+
+
+def chunk_size(y: Tensor) -> int:
+    """Cotangents that one backward pass at the states ``y`` takes."""
+    return max(1, _BUDGET // max(1, y.numel()))
+
+
+def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The value, detached, and the map from cotangents ``(K, B, D)`` to ``J^T`` times them, ``(K, B, D)``."""
+    # Callers may stand under no_grad or inference_mode; the divergence needs autograd all the same.
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = y.detach().clone().requires_grad_()
+        value = field(leaf)
+    if not value.requires_grad:
+        raise ValueError("the divergence needs a differentiable field: its value has no autograd history")
+
+    def pull(cotangents: Tensor) -> Tensor:
+        return _products(value, leaf, cotangents.reshape(-1, *value.shape)).reshape(*cotangents.shape[:2], -1)
+
+    return value.detach(), pull
+
+
+def _products(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+    """``J^T`` times cotangents ``(K, B, *shape)``, in one backward pass where every layer can be batched."""
+    if len(cotangents) > 1:
+        try:
+            return torch.autograd.grad(value, leaf, cotangents, retain_graph=True, is_grads_batched=True)[0]
+        except RuntimeError:  # a layer that vmap does not know: fused attention, convolutions in channels-last order
+            pass
+    return torch.stack([torch.autograd.grad(value, leaf, one, retain_graph=True)[0] for one in cotangents])
+
 
 _SAME = 1e-2
 """Relative difference up to which two values at one state are the same but for rounding, in whatever precision."""
 
 
-class _Look(NamedTuple):
+class _Evaluation(NamedTuple):
     """What is seen at a node along some directions.
 
     Attributes:
@@ -40,14 +119,14 @@ class _Look(NamedTuple):
 
 
 # The diagonal along an axis q is q . (J^T q); the squares tell of errors, which have no gradients.
-_DIAGONAL = _Look(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, 0, :, None] * axes))
-_PRODUCTS = _Look(value_and_products, lambda probes, of: (probes, of))
+_DIAGONAL = _Evaluation(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, 0, :, None] * axes))
+_PRODUCTS = _Evaluation(value_and_products, lambda probes, of: (probes, of))
 
 
 def diagonal_through(
     parameters: Sequence[Tensor] | None, field: Field, y: Tensor, axes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`~sdediff.likelihood.divergence.value_and_diagonal`; gradients flow to ``y`` and to ``parameters``.
+    """As :func:`~sdediff.likelihood.flow.divergence.value_and_diagonal`; gradients flow to ``y`` and to ``parameters``.
 
     Without parameters to speak of (``None``, not an empty list) no graph is left.
     """
@@ -57,12 +136,12 @@ def diagonal_through(
 def products_through(
     parameters: Sequence[Tensor] | None, field: Field, y: Tensor, probes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`~sdediff.likelihood.divergence.value_and_products`; else as :func:`diagonal_through`."""
+    """As :func:`~sdediff.likelihood.flow.divergence.value_and_products`; else as :func:`diagonal_through`."""
     return _seen(_PRODUCTS, parameters, field, y, probes)
 
 
 def _seen(
-    look: _Look, parameters: Sequence[Tensor] | None, field: Field, y: Tensor, directions: Tensor
+    look: _Evaluation, parameters: Sequence[Tensor] | None, field: Field, y: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
     if parameters is None:
         return look.see(field, y, directions)
@@ -75,7 +154,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, look: _Look, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
+        ctx: Any, look: _Evaluation, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         value, seen = look.see(field, y, directions)
         # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.

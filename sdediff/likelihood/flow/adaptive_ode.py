@@ -23,8 +23,8 @@ from torch import Tensor
 from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, velocity
-from sdediff.likelihood.divergence import value_and_diagonal, value_and_products
-from sdediff.likelihood.probes import ProbeLaw, Sights, standard_error
+from sdediff.likelihood.flow.divergence import value_and_diagonal, value_and_products
+from sdediff.likelihood.flow.hutchinson import ProbeLaw, ProbeProducts, standard_error
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
 from sdediff.samplers.base import Crossing
@@ -35,7 +35,7 @@ LOOSER = 10.0
 _HIDDEN = 1e-9  # of the products, beside states of order 1 and tolerances down to 1e-12
 
 
-class Carried(NamedTuple):
+class AugmentedSolution(NamedTuple):
     """The end of a path: the state of the frame there, the integral of the divergence, its error, the forwards."""
 
     y: Tensor
@@ -44,7 +44,7 @@ class Carried(NamedTuple):
     nfe: int
 
 
-class Riding(Frame):
+class AugmentedFrame(Frame):
     """A denoiser in whose states ``(B, D + 1 + K D)`` the log-density and K products ride along with y.
 
     Args:
@@ -75,7 +75,7 @@ class Riding(Frame):
         states = y[:, : self._dim].reshape(-1, *self._like.shape[1:]).to(self._like.dtype)
 
         def field(state: Tensor) -> Tensor:
-            return velocity(super(Riding, self).__call__(state, level, rows), level)
+            return velocity(super(AugmentedFrame, self).__call__(state, level, rows), level)
 
         if self._probes is None:
             value, seen = value_and_diagonal(field, states, self._axes)
@@ -108,7 +108,7 @@ def solver_error(fine: Sequence[Tensor], loose: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Augmented:
+class AugmentedODE:
     """An adaptive solver of the probability-flow ODE, for state and log-density together.
 
     Args:
@@ -118,9 +118,9 @@ class Augmented:
 
     method: Crossing
 
-    def looser(self) -> Augmented:
+    def looser(self) -> AugmentedODE:
         """Return the solver that it is compared with."""
-        return Augmented(within(self.method, LOOSER * self.method.rtol, LOOSER * self.method.atol))
+        return AugmentedODE(within(self.method, LOOSER * self.method.rtol, LOOSER * self.method.atol))
 
     def carry(
         self,
@@ -131,7 +131,7 @@ class Augmented:
         probes: Tensor | None,
         law: ProbeLaw,
         source: NoiseSource,
-    ) -> Carried:
+    ) -> AugmentedSolution:
         """Take the state ``y`` of the frame from one level to another.
 
         Args:
@@ -143,13 +143,13 @@ class Augmented:
             law: of the probes.
             source: of random numbers, of which a deterministic solver takes none.
         """
-        riding = Riding(model, y, probes)
+        riding = AugmentedFrame(model, y, probes)
         state = riding.start()
         shrink = math.sqrt(y[0].numel() / state.shape[1])  # the mean square is taken over y's own entries
         method = within(self.method, shrink * self.method.rtol, shrink * self.method.atol)
         arrived, integral, products = riding.parts(method.cross(riding, state, start, end, source, None))
         arrived = arrived.reshape(y.shape).to(y.dtype)
         if probes is None:
-            return Carried(arrived, integral, torch.zeros_like(integral), riding.nfe)
-        sights = Sights([wide(probes)], [products.reshape(probes.shape)], [1.0])
-        return Carried(arrived, integral, standard_error(law, sights), riding.nfe)
+            return AugmentedSolution(arrived, integral, torch.zeros_like(integral), riding.nfe)
+        sights = ProbeProducts([wide(probes)], [products.reshape(probes.shape)], [1.0])
+        return AugmentedSolution(arrived, integral, standard_error(law, sights), riding.nfe)

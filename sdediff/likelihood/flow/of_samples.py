@@ -5,10 +5,10 @@ of ``t_max`` and of the data's end,
 
     log p(y_end) = log prior(scale y_start) + D log scale - integral of div v d theta
 
-by the looks of :mod:`~sdediff.likelihood.path` in the other direction, one forward a node. The path ends at the noise
+by the path of :mod:`~sdediff.likelihood.flow.path` in the other direction, one forward a node. It ends at the noise
 of ``t_min``, and the sample is ``y_end / cos``: its density is that of the data blurred by this much noise, as
-:func:`~sdediff.likelihood.ode.log_likelihood` has it. Beyond, where the noise goes to 0, the flow has no density that
-could be followed.
+:func:`~sdediff.likelihood.log_likelihood.log_likelihood` has it. Beyond, where the noise goes to 0, the flow has no
+density that could be followed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import Moments, Whitened
-from sdediff.likelihood.path import asks_once_a_node, follow
-from sdediff.likelihood.probes import PROBES
-from sdediff.likelihood.route import usual_steps
-from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, Trace, probes_for
+from sdediff.likelihood.flow.hutchinson import PROBES, HutchinsonTrace, probes_for
+from sdediff.likelihood.flow.path import asks_once_a_node, follow
+from sdediff.likelihood.flow.trace import ExactTrace, Trace
+from sdediff.likelihood.nodes import usual_steps
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
@@ -32,7 +32,7 @@ from sdediff.sampling import GridLike, place
 from sdediff.types import Level
 
 
-class Descent(NamedTuple):
+class DensityOfSamples(NamedTuple):
     """Samples and their densities.
 
     Attributes:
@@ -50,14 +50,14 @@ class Descent(NamedTuple):
     nfe: int
 
 
-class Way(NamedTuple):
+class SamplingPath(NamedTuple):
     """How samples are carried down: by a deterministic solver of one forward a node, over falling levels."""
 
     sampler: StepSampler
     levels: list[Level[float]]
 
 
-def way_down(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLike | None) -> Way:
+def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLike | None) -> SamplingPath:
     """From ``t_max`` down to the data's end, by default in as many steps as a likelihood takes.
 
     Raises:
@@ -76,27 +76,27 @@ def way_down(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLik
             f"samples with their density start at t = {sde.t_max:g} and end at {sde.t_min:g} or above, "
             f"not at {first:g} and {last:g}"
         )
-    return Way(sampler, sde.levels(times))
+    return SamplingPath(sampler, sde.levels(times))
 
 
 @torch.no_grad()
-def descend(
+def sample_with_density(
     model: Denoiser,
     x: Tensor,
-    way: Way,
+    way: SamplingPath,
     source: NoiseSource,
     *,
     moments: Moments | None = None,
     trace: str = "auto",
     probes: int = 2,
     progress: Progress | None = None,
-) -> Descent:
+) -> DensityOfSamples:
     """Carry draws of the prior, and their density, to the data.
 
     Args:
         model: a denoiser with its process.
         x: draws of the prior, ``(B, *shape)``.
-        way: of :func:`way_down`.
+        way: of :func:`sampling_path`.
         source: of the probes.
         moments: of the prior; ``None`` for the standard one.
         trace: ``"exact"``, ``"hutchinson"`` or ``"auto"``.
@@ -120,4 +120,4 @@ def descend(
     log_prob = log_prob + dim * math.log(start.scale * end.cos)
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the samples' density is not finite; try more steps, or check the model's output")
-    return Descent(path.y / end.cos, log_prob, path.standard_error(), path.defect(), path.witness.nfe)
+    return DensityOfSamples(path.y / end.cos, log_prob, path.standard_error(), path.defect(), path.witness.nfe)

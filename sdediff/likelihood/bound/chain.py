@@ -22,8 +22,14 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors
-from sdediff.likelihood.placing import Places, Spread, of_draws, of_pairs, stratified_pairs
-from sdediff.likelihood.reconstruction import Decoder, reconstruction_cost
+from sdediff.likelihood.bound.stratified import (
+    LevelDistribution,
+    StratifiedVariance,
+    of_draws,
+    of_pairs,
+    stratified_pairs,
+)
+from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, expand, sum_features
 from sdediff.samplers.ancestral import VARIANCES
@@ -101,7 +107,7 @@ class Terms(NamedTuple):
 
     diffusion: Tensor
     reconstruction: Tensor
-    spread: Spread
+    spread: StratifiedVariance
     nfe: int
 
 
@@ -132,14 +138,16 @@ class Steps:
         log_rho = torch.as_tensor(-self._variance.fraction(split) * span, dtype=torch.float64, device=error.device)
         return 0.5 * sum_features(torch.expm1(log_rho) - log_rho + log_rho.exp() * gain * error.square())
 
-    def places(self, mass: Tensor) -> Places:
+    def places(self, mass: Tensor) -> LevelDistribution:
         """Where to draw steps, given the mass that a law of the half log-SNR has on each.
 
         A step weighs its errors more than its width in lambda says where it is long, which counts only if signal is
         left at its noisier end: below, errors fall as fast as the weight grows.
         """
         signal = torch.sigmoid(2.0 * self.half_log_snr[1:])
-        return Places(self.half_log_snr, mass * (signal * self.weight / -self.half_log_snr.diff() + 1.0 - signal))
+        return LevelDistribution(
+            self.half_log_snr, mass * (signal * self.weight / -self.half_log_snr.diff() + 1.0 - signal)
+        )
 
     def usual_cost(self, control: GaussianErrors, dim: int) -> Tensor:
         """The known mean of the Gaussian denoiser's cost, ``(N - 1, B)``."""
@@ -201,7 +209,9 @@ def every_step(model: Denoiser, items: Items, steps: Steps, samples: int) -> Ter
 
 
 @torch.no_grad()
-def sampled_steps(model: Denoiser, items: Items, steps: Steps, places: Places, draws: int, samples: int) -> Terms:
+def sampled_steps(
+    model: Denoiser, items: Items, steps: Steps, places: LevelDistribution, draws: int, samples: int
+) -> Terms:
     """Some steps for all: each row is unbiased, known but for the draws that fell on it."""
     rows = steps.usual_cost(items.control, items.x0[0].numel())
     chosen = places.cell(stratified_pairs(items.noise, draws, PLACES))

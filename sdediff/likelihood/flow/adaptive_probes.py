@@ -15,17 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.likelihood.divergence import value_and_products
-from sdediff.likelihood.path import Path
-from sdediff.likelihood.probes import with_few_degrees
-from sdediff.likelihood.trace import ExactTrace, HutchinsonTrace, draw_probes
+from sdediff.likelihood.flow.divergence import value_and_products
+from sdediff.likelihood.flow.hutchinson import HutchinsonTrace, draw_probes, with_few_degrees
+from sdediff.likelihood.flow.path import Path
+from sdediff.likelihood.flow.trace import ExactTrace
 from sdediff.noise import NoiseSource
 
 _BLOCK = 4  # probes of one forward: their products cost more than it by then
 _GROWTH = 4.0  # of an item's probes at a node in one round, whose variances are only estimates
 
 
-class Refined(NamedTuple):
+class RefinedDivergence(NamedTuple):
     """What all probes together say: the log-determinant ``(B,)``, its standard error ``(B,)``, and what it took."""
 
     log_determinant: Tensor
@@ -34,7 +34,7 @@ class Refined(NamedTuple):
     products: int
 
 
-class Tally:
+class ProbeStatistics:
     """The shares of all probes so far at every node: their number, sum and sum of squares."""
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class Tally:
         return (self.known + self.means()).sum(dim=0)
 
     def variances(self) -> Tensor:
-        """Of one probe, ``(nodes, B)``; see :func:`~sdediff.likelihood.probes.node_variance`."""
+        """Of one probe, ``(nodes, B)``; see :func:`~sdediff.likelihood.flow.hutchinson.node_variance`."""
         spread = (self.squares - self.sums.square().sum(dim=2) / self.counts) / (self.counts - 1.0)
         return torch.where(self.exact.isnan(), 2.0 * spread.clamp(min=0.0), 0.0)
 
@@ -86,7 +86,7 @@ class Tally:
 
 def refine(
     path: Path, random: HutchinsonTrace, exact: ExactTrace, source: NoiseSource, target: float, skip: Tensor
-) -> Refined:
+) -> RefinedDivergence:
     """Draw probes until every item's standard error is at most ``target`` nats.
 
     A node that would take more probes than it has dimensions is looked at exactly instead.
@@ -99,7 +99,7 @@ def refine(
         target: nats.
         skip: items that are none of its business, ``(B,)``.
     """
-    tally, forwards, products, dim = Tally(path), 0, 0, path.states.shape[2]
+    tally, forwards, products, dim = ProbeStatistics(path), 0, 0, path.states.shape[2]
     for turn in count(1):  # an item takes part in the turns up to its last, whatever the others of its batch do
         more = torch.where(skip, 0.0, tally.wanted(target))
         if not bool((more >= 1.0).any()):
@@ -118,4 +118,4 @@ def refine(
                 _, found = value_and_products(partial(field, rows=rows), states[rows], probes)
                 tally.add(node, rows, random.see(probes, found, node).shares)
                 forwards, products = forwards + 1, products + len(rows) * _BLOCK
-    return Refined(tally.log_determinant() + path.gaussian(), tally.standard_error(), forwards, products)
+    return RefinedDivergence(tally.log_determinant() + path.gaussian(), tally.standard_error(), forwards, products)

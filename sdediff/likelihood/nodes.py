@@ -10,8 +10,8 @@ from typing_extensions import TypeIs
 from sdediff.denoiser import Denoiser
 from sdediff.grids import Grid, LogSNR, Reference
 from sdediff.integrators.torchdiffeq import ADAPTIVE_METHODS
-from sdediff.likelihood.augmented import Augmented, within
-from sdediff.likelihood.path import asks_once_a_node
+from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, within
+from sdediff.likelihood.flow.path import asks_once_a_node
 from sdediff.numerics import choose
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.base import Crossing, StepSampler
@@ -24,7 +24,7 @@ from sdediff.types import Level
 STEPS = 40
 """Steps of the default path: 41 forwards."""
 
-CLIMBER = Relative(4, correct_from=0)
+DEFAULT_SOLVER = Relative(4, correct_from=0)
 """The solver of the path towards the noise, where shorter memories are better than on the way down."""
 GRID, CHAIN_GRID = Reference(3.5), LogSNR()
 """Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there.
@@ -44,7 +44,7 @@ def find_ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float
 
 def find_method(
     solver: str | Sampler | None, steps: int | None, rtol: float | None, atol: float | None, grid: GridLike | None
-) -> StepSampler | Augmented:
+) -> StepSampler | AugmentedODE:
     """Return how the path is solved.
 
     Raises:
@@ -52,27 +52,29 @@ def find_method(
     """
     tolerances = [value for value in (rtol, atol) if value is not None]
     if solver is None:
-        method: Sampler = AdaptiveODE() if tolerances else CLIMBER
+        method: Sampler = AdaptiveODE() if tolerances else DEFAULT_SOLVER
     else:
         method = choose(SOLVERS, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
-    if can_ride(method):
+    if is_adaptive_ode(method):
         if steps is not None or grid is not None:
             raise ValueError("give either steps and a grid, or rtol/atol (adaptive), not both")
         if not all(value > 0.0 for value in tolerances):
             raise ValueError(f"rtol and atol must be positive, not {tolerances[0]} and {tolerances[-1]}")
-        return Augmented(within(method, tolerances[0], tolerances[-1]) if tolerances else method)
+        return AugmentedODE(within(method, tolerances[0], tolerances[-1]) if tolerances else method)
     if tolerances:
-        raise ValueError(f"rtol and atol need one of the adaptive solvers {', '.join(_names(can_ride))}, not {solver}")
+        raise ValueError(
+            f"rtol and atol need one of the adaptive solvers {', '.join(_names(is_adaptive_ode))}, not {solver}"
+        )
     if asks_once_a_node(method):
         return method
     raise ValueError(
         f"the likelihood's path cannot be solved by {solver if isinstance(solver, str) else type(method).__name__}: it "
         f"needs a deterministic solver of one forward a step ({', '.join(_names(asks_once_a_node))}), or an adaptive "
-        f"one ({', '.join(_names(can_ride))})"
+        f"one ({', '.join(_names(is_adaptive_ode))})"
     )
 
 
-def can_ride(method: object) -> TypeIs[Crossing]:
+def is_adaptive_ode(method: object) -> TypeIs[Crossing]:
     """Tell whether the log-density can ride along with a method: one that keeps its errors small by itself."""
     return isinstance(method, Crossing) and not method.stochastic
 
@@ -87,13 +89,13 @@ def _names(fits: Callable[[object], bool]) -> list[str]:
 
 def find_levels(
     model: Denoiser,
-    method: StepSampler | Augmented,
+    method: StepSampler | AugmentedODE,
     steps: int | None,
     grid: GridLike | None,
     ends: tuple[float, float],
 ) -> list[Level[float]]:
     """Of the nodes, rising in noise; of an adaptive path its two ends."""
-    if isinstance(method, Augmented):
+    if isinstance(method, AugmentedODE):
         return model.sde.levels(list(ends))
     own = GRID if model.sde.instants is None else CHAIN_GRID
     times = place(method, model, usual_steps(steps, grid), own if grid is None else grid, ends)

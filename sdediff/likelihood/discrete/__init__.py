@@ -1,0 +1,1 @@
+"""Integer data: dequantisation, and decoders that give levels a probability."""
