@@ -55,7 +55,7 @@ from experiments.peers.measure import Problem, load
 from experiments.problems import PROBLEMS
 from experiments.reversible_schemes import SCHEMES, Field, Scheme
 from sdediff.dynamics import to_x, to_y
-from sdediff.samplers.reversible import Recorded, Reversible, Undone
+from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
 
 FORWARDS = (20, 40, 50, 100, 200)
 SCHEME_GRIDS = ("reference", "quadratic", "time", "logsnr")
@@ -76,9 +76,9 @@ def ordinary(problem: Problem, x: Tensor, solver: str, **options: float) -> Trip
 
 def reversible(problem: Problem, x: Tensor, steps: int) -> Trip:
     method = Reversible()
-    up = sdediff.solve(problem.model, x, Recorded(method), t_from=problem.t_to, t_to=1.0, steps=steps)
+    up = sdediff.solve(problem.model, x, ReversibleForward(method), t_from=problem.t_to, t_to=1.0, steps=steps)
     grid = up.times.flip(0)
-    down = sdediff.solve(problem.model, up.x, Undone(method), t_from=1.0, t_to=problem.t_to, grid=grid)
+    down = sdediff.solve(problem.model, up.x, ReversibleBackward(method), t_from=1.0, t_to=problem.t_to, grid=grid)
     return up.nfe + down.nfe, up.x[:: method.states], down.x
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import sdediff
 from sdediff.dynamics import Frame, velocity
-from sdediff.samplers.exponential import Velocity
+from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.interpolation import weights
 from sdediff.types import Level
 
@@ -103,7 +103,7 @@ class Sweeps(Scheme):
         """What the step down from node n + 1 to node n takes away."""
         known = slice(n + 1, min(n + 5, field.steps + 1))
         levels = field.levels
-        factors = weights(Velocity(), "asinh", "exact", levels[known], levels[n + 1], levels[n])
+        factors = weights(VelocityIntegrand(), "asinh", "exact", levels[known], levels[n + 1], levels[n])
         return -sum((w * v for w, v in zip(factors, slopes[known], strict=True)), torch.zeros(()))
 
     def up(self, field: Field, y: Tensor) -> States:

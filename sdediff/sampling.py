@@ -88,7 +88,7 @@ def place(
     snapped = model.snap(times)
     # Pure noise needs no start, and a network that is best asked at times of its own gets none.
     if model.sde.t_min <= ends[0] < model.sde.t_max and torch.equal(snapped, times):
-        return graded(rule, model.sde, count, *ends, sampler.rise(count))
+        return graded(rule, model.sde, count, *ends, sampler.startup_order(count))
     return snapped
 
 

@@ -11,7 +11,7 @@ leaves at the data's end are turned all alike, the noisier ones too, so that enc
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.numerics import check_options, expand, flatten
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
-from sdediff.samplers.reversible import Recorded, Reversible, Undone
+from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
 from sdediff.sampling import GridLike, check_state, place, resolve, solve
 
 DEFAULT_TOLERANCE = 1e-6
@@ -54,14 +54,14 @@ def _transport(
     sampler = resolve(solver, steps=options.get("steps"), rtol=options.get("rtol"), atol=options.get("atol"))
     if sampler.stochastic:
         raise ValueError(f"encoding and decoding need a deterministic solver; {solver!r} is stochastic")
-    if states_of(sampler) > 1:
-        return _reversibly(model, x, cast(Reversible, sampler), ends, options)
+    if isinstance(sampler, Reversible):
+        return _reversibly(model, x, sampler, ends, options)
     return solve(model, x, solver, t_from=ends[0], t_to=ends[1], **options).x
 
 
 def states_of(sampler: Sampler) -> int:
-    """How many states of consecutive nodes a solve must leave to be undone exactly; 1 where it cannot be."""
-    return int(getattr(sampler, "states", 1))
+    """Return the number of consecutive states from which a solve can be undone exactly; 1 where it cannot be."""
+    return sampler.states if isinstance(sampler, Reversible) else 1
 
 
 def _reversibly(model: Denoiser, x: Tensor, method: Reversible, ends: tuple[float, float], options: Options) -> Tensor:
@@ -75,8 +75,8 @@ def _reversibly(model: Denoiser, x: Tensor, method: Reversible, ends: tuple[floa
         times = times.flip(0)
     options = {**options, "grid": times}
     if undo:
-        return solve(model, x.flatten(0, 1), Undone(method), t_from=ends[0], t_to=ends[1], **options).x
-    return solve(model, x, Recorded(method), t_from=ends[0], t_to=ends[1], **options).x.reshape(
+        return solve(model, x.flatten(0, 1), ReversibleBackward(method), t_from=ends[0], t_to=ends[1], **options).x
+    return solve(model, x, ReversibleForward(method), t_from=ends[0], t_to=ends[1], **options).x.reshape(
         len(x), method.states, *x.shape[1:]
     )
 

@@ -23,7 +23,7 @@ import torch
 from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
 from sdediff.gaussian import Moments
-from sdediff.samplers.tuned import Method, Row, Tuned
+from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.training.state import load_state, save_state
 from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
@@ -111,8 +111,8 @@ def state(folder: Path) -> Target:
 def tuned(folder: Path) -> Target:
     """A tuned solver."""
     model = ScoreModel(build(Config(), DataInfo((2,))).network, DDPM.linear(10), data=DataInfo((2,)))
-    rows = (Row((1.0,), (0.0,)), Row((1.0, 0.5), (0.0, 0.1)))
-    solver = Tuned((-2.0, 0.0, 1.5), rows, rows[-1], Method(1, correct=True), (-2.0, 0.1))
+    rows = (StepWeights((1.0,), (0.0,)), StepWeights((1.0, 0.5), (0.0, 0.1)))
+    solver = Tuned((-2.0, 0.0, 1.5), rows, rows[-1], AdamsMethod(1, correct=True), (-2.0, 0.1))
     folder.mkdir()
     tuning.save(folder, model, [Tuning(solver, Errors(1.0, 0.5), Errors(0.5, 0.2), 0.0)])
     return Target((folder / "tuned.json",), lambda: tuning.load(folder, model).rows)

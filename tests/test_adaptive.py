@@ -14,11 +14,11 @@ from catalogue import MIXTURE, PROCESSES
 from sdediff import SDE, Level, NoiseSource, ScoreModel, decode, encode, solve
 from sdediff.dynamics import Frame
 from sdediff.samplers import interpolation
-from sdediff.samplers.adaptive import Adaptive, Flight
+from sdediff.samplers.adaptive import AdamsState, Adaptive
 from sdediff.samplers.clocks import clock_of, tan_of
-from sdediff.samplers.exponential import HELD
-from sdediff.samplers.interpolation import newton_integrals
-from sdediff.samplers.per_sample import clock_at, reach
+from sdediff.samplers.exponential import INTEGRANDS
+from sdediff.samplers.interpolation import divided_difference_weights
+from sdediff.samplers.per_sample import clock_of_level, longest_steps
 
 VP = PROCESSES["vp"]
 MODEL = MIXTURE.model(VP)
@@ -50,23 +50,25 @@ def test_newton_s_weights_are_the_family_s(monkeypatch: pytest.MonkeyPatch) -> N
     levels = VP.levels([0.9, 0.7, 0.62, 0.31, 0.2, 0.13])
     values = np.random.default_rng(0).standard_normal(5)
     known, (here, there) = levels[4::-1], levels[4:6]
-    lagrange = interpolation.weights(HELD["velocity"](), "here", "exact", known, here, there) @ values
-    nodes = np.array([clock_at(level) for level in known])
+    lagrange = interpolation.weights(INTEGRANDS["velocity"](), "here", "exact", known, here, there) @ values
+    nodes = np.array([clock_of_level(level) for level in known])
     table, row = [values[0]], values
     for p in range(1, 5):
         row = (row[:-1] - row[1:]) / (nodes[: 5 - p] - nodes[p:])
         table.append(row[0])
-    ours = newton_integrals(nodes[:1], np.array([clock_at(there)]), nodes[None], 5)[0]
+    ours = divided_difference_weights(nodes[:1], np.array([clock_of_level(there)]), nodes[None], 5)[0]
     assert math.isclose(ours @ np.array(table), lagrange, rel_tol=1e-11)
-    swapped = newton_integrals(nodes[:1], np.array([clock_at(there)]), nodes[None, ::-1], 5)[0]
+    swapped = divided_difference_weights(nodes[:1], np.array([clock_of_level(there)]), nodes[None, ::-1], 5)[0]
     assert not math.isclose(swapped @ np.array(table), lagrange, rel_tol=1e-6)  # the control: nodes in another order
 
 
 def test_a_step_reaches_what_it_aims_at() -> None:
     nodes = np.array([[0.8, 0.95, 1.15, 1.3]])
     for order in (1, 2, 3):
-        length = reach(nodes[:, 0], np.array([-0.8]), nodes, np.array([order]), np.array([7.0]), 1e-3, np.array([0.2]))
-        error = 7.0 * abs(newton_integrals(nodes[:, 0], nodes[:, 0] - length, nodes, order + 1)[0, order])
+        length = longest_steps(
+            nodes[:, 0], np.array([-0.8]), nodes, np.array([order]), np.array([7.0]), 1e-3, np.array([0.2])
+        )
+        error = 7.0 * abs(divided_difference_weights(nodes[:, 0], nodes[:, 0] - length, nodes, order + 1)[0, order])
         assert math.isclose(error, 1e-3, rel_tol=1e-2)
 
 
@@ -75,10 +77,12 @@ def test_what_is_linear_in_the_clock_is_exact_at_any_tolerance(ends: tuple[float
     """The lowest corrector integrates a line, so that even the first step is exact; a cubic is not."""
     x = torch.zeros(3, 2, dtype=torch.float64)
     start, end = VP.levels(ends)
-    fine = np.linspace(clock_at(start), clock_at(end), 2001)[:, None]
+    fine = np.linspace(clock_of_level(start), clock_of_level(end), 2001)[:, None]
     for power, exact in ((0, True), (1, True), (3, False)):
         model, tolerance = field(power), 1e-2
-        pieces = newton_integrals(fine[:-1, 0], fine[1:, 0], np.zeros((2000, 3)), 4)  # nodes at 0: powers of the clock
+        pieces = divided_difference_weights(
+            fine[:-1, 0], fine[1:, 0], np.zeros((2000, 3)), 4
+        )  # nodes at 0: powers of the clock
         truth = float(pieces[:, power].sum())
         found = solve(model, x, "adaptive", t_from=ends[0], t_to=ends[1], rtol=tolerance).x
         assert torch.allclose(found, torch.full_like(found, truth), rtol=0.0, atol=1e-11) == exact
@@ -89,17 +93,17 @@ def test_a_refused_step_leaves_no_trace() -> None:
     sampler, (start, stop) = Adaptive(1e-6, 1e-6), VP.levels([0.6, 1e-3])
     frame, x = Frame(MODEL, VP), starts(4)
     value = MODEL(x, start).mix(-start.sin, start.cos)
-    here = np.full(4, clock_at(start))
+    here = np.full(4, clock_of_level(start))
     for length, refused in ((0.5, True), (1e-5, False)):
         ones = np.ones(4, dtype=np.int64)
         table = torch.cat([value[:, None], torch.zeros(4, 5, 2, dtype=torch.float64)], dim=1)
         nodes = np.concatenate([here[:, None], np.zeros((4, 5))], axis=1)
-        before = Flight(np.arange(4), x, table, nodes, ones, ones, np.full(4, length))
-        after = sampler._advance(frame, before, x.shape[1:], stop, clock_at(stop))
+        before = AdamsState(np.arange(4), x, table, nodes, ones, ones, np.full(4, length))
+        after = sampler._advance(frame, before, x.shape[1:], stop, clock_of_level(stop))
         assert torch.equal(after.y, before.y) == refused
         assert torch.equal(after.table, before.table) == refused
         assert np.array_equal(after.nodes, before.nodes) == refused
-        assert np.array_equal(after.known, before.known) == refused
+        assert np.array_equal(after.count, before.count) == refused
         assert bool((after.length < before.length).all()) == refused
 
 
@@ -146,10 +150,10 @@ def test_there_and_back() -> None:
 
 
 def test_planned_steps_are_seldom_refused_and_high_orders_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan aims at a good part of what is permitted, by the same estimate as that which then judges the step."""
+    """A plan aims at a good part of what is tolerance, by the same estimate as that which then judges the step."""
     refused, orders, whole = [], [], Adaptive._advance
 
-    def watched(self: Adaptive, frame: Frame, flight: Flight, *rest: Any) -> Flight:
+    def watched(self: Adaptive, frame: Frame, flight: AdamsState, *rest: Any) -> AdamsState:
         after = whole(self, frame, flight, *rest)
         refused.extend((after.nodes[:, 0] == flight.nodes[:, 0]).tolist())
         orders.extend(after.order.tolist())

@@ -16,10 +16,10 @@ from catalogue import GAUSSIAN, MIXTURE_1D, PROCESSES
 from sdediff import SDE, Level, NoiseSource, ScoreModel, sample, solve
 from sdediff.dynamics import Frame
 from sdediff.numerics import flatten
-from sdediff.samplers.adaptive_sde import _DEPTH, AdaptiveSDE, Step, Walk, _coarse, _path
+from sdediff.samplers.adaptive_sde import _TREE_DEPTH, AdaptiveSDE, EulerState, Step, _path, _to_coarse_node
 from sdediff.samplers.clocks import clock_of, cosine, tan_of
-from sdediff.samplers.exponential import HELD
-from sdediff.samplers.per_sample import clock_at, levels_at
+from sdediff.samplers.exponential import INTEGRANDS
+from sdediff.samplers.per_sample import clock_of_level, levels_at
 
 VP = PROCESSES["vp"]
 MODEL = GAUSSIAN.model(VP)
@@ -35,18 +35,18 @@ def slope(sizes: Sequence[float], errors: Sequence[float]) -> float:
 def test_the_step_is_the_family_s(eta: float) -> None:
     """Factors of the state, of a frozen velocity and of the noise: those of the fixed-step solvers."""
     here, there = VP.levels([0.7, 0.4])
-    held = HELD["velocity"](eta)
-    step = Step.over(np.array([clock_at(here)]), np.array([clock_at(there)]), eta)
+    integrand = INTEGRANDS["velocity"](eta)
+    step = Step.over(np.array([clock_of_level(here)]), np.array([clock_of_level(there)]), eta)
     start, end = (cosine(np.tan(level.angle)) ** (eta**2) for level in (here, there))
-    assert math.isclose(step.keep[0], held.keep(here, there), rel_tol=1e-12)
-    assert math.isclose(step.mass[0], held.mass(here, there), rel_tol=1e-11)
-    assert math.isclose(step.gain[0] * math.sqrt(end**2 - start**2), held.std(here, there), rel_tol=1e-11)
+    assert math.isclose(step.keep[0], integrand.keep(here, there), rel_tol=1e-12)
+    assert math.isclose(step.mass[0], integrand.mass(here, there), rel_tol=1e-11)
+    assert math.isclose(step.gain[0] * math.sqrt(end**2 - start**2), integrand.std(here, there), rel_tol=1e-11)
 
 
 def variance_at_end(steps: int, bend: float, variance: float = 0.3) -> float:
     """Variance of the end on Gaussian data of mean zero, from an exact start: state and kept velocity are linear in
     the normals, so their covariance has a recursion. No randomness in it."""
-    clocks = np.linspace(clock_at(VP.levels([1.0])[0]), clock_at(VP.levels([T_TO])[0]), steps + 1)
+    clocks = np.linspace(clock_of_level(VP.levels([1.0])[0]), clock_of_level(VP.levels([T_TO])[0]), steps + 1)
     angle = np.arctan(tan_of(clocks))
     spread = variance * np.cos(angle) ** 2 + np.sin(angle) ** 2
     rate = (1.0 - variance) * np.sin(angle) * np.cos(angle) / spread
@@ -78,10 +78,10 @@ def on_a_fine_grid(noise: NoiseSource, x: Tensor, steps: int = 512) -> Tensor:
     frame, stop = Frame(MODEL, VP), VP.levels([T_TO])[0]
     low, high = VP.levels([1.0])[0].cos ** 2, stop.cos**2
     paths = [_path(noise, k, low, high) for k in range(len(x))]
-    clocks = np.linspace(clock_at(VP.levels([1.0])[0]), clock_at(stop), steps + 1)
+    clocks = np.linspace(clock_of_level(VP.levels([1.0])[0]), clock_of_level(stop), steps + 1)
     times = cosine(tan_of(clocks)) ** 2
     share = (times - low) / (high - low)
-    times[1:-1] = low + (high - low) * _coarse(share[:-2], share[1:-1])
+    times[1:-1] = low + (high - low) * _to_coarse_node(share[:-2], share[1:-1])
     times[0], times[-1] = low, high
     clocks = clock_of(np.sqrt(np.expm1(-np.log(times))))
     for i in range(steps):
@@ -113,9 +113,9 @@ def test_a_refused_step_leaves_no_trace() -> None:
     noise, x = NoiseSource(1, (4, 2), dtype=torch.float64), starts(4)
     value = flatten(MODEL(x, start).mix(-start.sin, start.cos))
     for length, refused in ((0.5, True), (1e-6, False)):
-        before = Walk(np.arange(4), x, value, np.full(4, clock_at(start)), np.full(4, length))
+        before = EulerState(np.arange(4), x, value, np.full(4, clock_of_level(start)), np.full(4, length))
         paths = [_path(noise, k, start.cos**2, stop.cos**2) for k in range(4)]
-        after = sampler._advance(Frame(MODEL, VP), before, paths, x.shape[1:], stop, clock_at(stop))
+        after = sampler._advance(Frame(MODEL, VP), before, paths, x.shape[1:], stop, clock_of_level(stop))
         assert torch.equal(after.y, before.y) == refused
         assert torch.equal(after.value, before.value) == refused
         assert np.array_equal(after.here, before.here) == refused
@@ -144,7 +144,7 @@ def test_goals_are_nodes_high_in_the_tree() -> None:
     rng = np.random.default_rng(0)
     start = rng.uniform(0.0, 0.9, 200)
     width = 10.0 ** rng.uniform(-9.0, -1.0, 200)
-    node = _coarse(start, start + width)
+    node = _to_coarse_node(start, start + width)
     assert bool(((node <= start + width) & (node > start + 0.79 * width)).all())
     assert np.array_equal(node * 2.0 ** np.ceil(-np.log2(0.2 * width)) % 1.0, np.zeros(200))
 
@@ -177,7 +177,7 @@ def test_the_ends_have_the_law_of_the_data() -> None:
 def test_the_depth_of_the_tree_holds_the_last_step_before_the_data() -> None:
     """At t_min the noise left has a variance of a hundred nodes or more."""
     for sde in PROCESSES.values():
-        assert sde.levels([sde.t_min])[0].sin ** 2 > 100.0 * 2.0**-_DEPTH
+        assert sde.levels([sde.t_min])[0].sin ** 2 > 100.0 * 2.0**-_TREE_DEPTH
 
 
 @pytest.mark.parametrize("options", [{"rtol": 0.0}, {"eta": 0.0}, {"eta": 1.5}])

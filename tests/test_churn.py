@@ -63,7 +63,7 @@ def test_without_churn_it_is_its_deterministic_method():
         churn = Churn(churn=0.0, method=method)
         plain = sdediff.solve(model, start(), method, grid=TIMES).x
         assert torch.equal(sdediff.solve(model, start(), churn, grid=TIMES, seed=1).x, plain)
-        assert (churn.stochastic, churn.order, churn.splits) == (False, method.order, method.splits)
+        assert (churn.stochastic, churn.order, churn.evaluations) == (False, method.order, method.evaluations)
 
 
 @pytest.mark.parametrize("gamma", [1e-6, 0.1, math.sqrt(2.0) - 1.0])

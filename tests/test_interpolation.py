@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from sdediff.samplers import interpolation
-from sdediff.samplers.interpolation import cardinals, error, lagrange
+from sdediff.samplers.interpolation import cardinals, error_deviation, lagrange
 
 
 def test_an_error_counts_as_often_as_it_is_magnified() -> None:
     """Nothing is added where nothing is magnified; far from there the deviation is in proportion to the gain."""
-    small, twice, large = (float(error(np.array([gain]))[0]) for gain in (1.0, 2.0, 1e4))
-    assert float(error(np.array([0.1]))[0]) == small
-    assert twice**2 - small**2 == pytest.approx(3.0 * (error(np.array([2.0**0.5]))[0] ** 2 - small**2), rel=1e-9)
-    assert float(error(np.array([2e4]))[0]) == pytest.approx(2.0 * large, rel=1e-6)
+    small, twice, large = (float(error_deviation(np.array([gain]))[0]) for gain in (1.0, 2.0, 1e4))
+    assert float(error_deviation(np.array([0.1]))[0]) == small
+    assert twice**2 - small**2 == pytest.approx(
+        3.0 * (error_deviation(np.array([2.0**0.5]))[0] ** 2 - small**2), rel=1e-9
+    )
+    assert float(error_deviation(np.array([2e4]))[0]) == pytest.approx(2.0 * large, rel=1e-6)
 
 
 @pytest.mark.parametrize("step", [1e-3, 1e-5, 1e-7])

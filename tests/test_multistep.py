@@ -12,7 +12,7 @@ import sdediff
 from catalogue import MIXTURE
 from sdediff.dynamics import drift, velocity
 from sdediff.samplers.clocks import CLOCKS
-from sdediff.samplers.exponential import HELD
+from sdediff.samplers.exponential import INTEGRANDS
 from sdediff.samplers.interpolation import weights
 from sdediff.samplers.multistep import Multistep
 
@@ -25,7 +25,7 @@ def start(n=6, dtype=torch.float64):
     return VP.prior_sample((n, 2), t=TIMES[0], dtype=dtype, seed=1)
 
 
-def integrand(held, clock, known, j, there):
+def lagrange_integrand(integrand, clock, known, j, there):
     """The kernel in lambda times the j-th Lagrange polynomial in the clock, written out for scipy and mpmath."""
     read = {
         "logsnr": lambda lam, m: lam,
@@ -36,7 +36,7 @@ def integrand(held, clock, known, j, there):
         "velocity": lambda lam, m: -1 / (m.exp(lam) + m.exp(-lam)),
         "epsilon": lambda lam, m: -there.cos * m.exp(-lam),
         "sample": lambda lam, m: there.sin * m.exp(lam),
-    }[held]
+    }[integrand]
     own, others = known[j], [level for k, level in enumerate(known) if k != j]
 
     def value(lam, m=math):
@@ -50,20 +50,22 @@ def integrand(held, clock, known, j, there):
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
-@pytest.mark.parametrize("held", HELD)
-def test_weights_are_the_integrals_of_lagrange_polynomials(held, clock):
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_weights_are_the_integrals_of_lagrange_polynomials(integrand, clock):
     here, there, known = LEVELS[4], LEVELS[5], [LEVELS[4], LEVELS[3], LEVELS[1]]
-    came = weights(HELD[held](), clock, "exact", known, here, there)
+    came = weights(INTEGRANDS[integrand](), clock, "exact", known, here, there)
     for j, weight in enumerate(came):
-        f = integrand(held, clock, [level.half_log_snr for level in known], j, there)
+        f = lagrange_integrand(integrand, clock, [level.half_log_snr for level in known], j, there)
         truth, _ = quad(f, here.half_log_snr, there.half_log_snr, epsabs=0, epsrel=1e-13)
         assert weight == pytest.approx(truth, rel=1e-11)
-    assert sum(came) == pytest.approx(HELD[held]().mass(here, there), rel=1e-13)  # the polynomials sum to one
+    assert sum(came) == pytest.approx(
+        INTEGRANDS[integrand]().mass(here, there), rel=1e-13
+    )  # the polynomials sum to one
 
 
 @pytest.mark.parametrize("step", [1e-3, 1e-6, 1e-9])
-@pytest.mark.parametrize("held", HELD)
-def test_small_steps_lose_no_digits(held, step):
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_small_steps_lose_no_digits(integrand, step):
     """Against mpmath at 50 digits; a formula with exp(h) - 1 - h loses all of them at the smallest step."""
     here, *later = (VP.level_at(v) for v in (0.3, 0.3 + step, 0.3 - 2 * step))
     known = [sdediff.Level(*map(float, level)) for level in (here, later[1])]
@@ -73,8 +75,8 @@ def test_small_steps_lose_no_digits(held, step):
     tolerance = 1e-12 + 4e-15 / step
     with mpmath.workdps(50):
         lams = [mpmath.mpf(level.half_log_snr) for level in known]
-        for j, weight in enumerate(weights(HELD[held](), "logsnr", "exact", known, here, there)):
-            f = integrand(held, "logsnr", lams, j, there)
+        for j, weight in enumerate(weights(INTEGRANDS[integrand](), "logsnr", "exact", known, here, there)):
+            f = lagrange_integrand(integrand, "logsnr", lams, j, there)
             truth = mpmath.quad(lambda lam, f=f: f(lam, mpmath), [lams[0], mpmath.mpf(there.half_log_snr)])
             assert abs(weight / truth - 1) < tolerance
 
@@ -128,8 +130,8 @@ def test_the_published_third_order_update_has_half_of_its_quadratic_term():
     """With the whole term it is the exact integral, of order 3; as published it is of order 2."""
     assert (sdediff.SAMPLERS["dpm3"].order, Multistep("epsilon", "logsnr", 3).order) == (2, 3)
     levels, known = LEVELS[2:4], [LEVELS[2], LEVELS[1], LEVELS[0]]
-    ours = weights(HELD["epsilon"](), "logsnr", "exact", known, *levels)
-    theirs = weights(HELD["epsilon"](), "logsnr", "halved", known, *levels)
+    ours = weights(INTEGRANDS["epsilon"](), "logsnr", "exact", known, *levels)
+    theirs = weights(INTEGRANDS["epsilon"](), "logsnr", "halved", known, *levels)
     nodes = np.array([level.half_log_snr for level in known]) - LEVELS[2].half_log_snr
     powers = nodes ** np.arange(3)[:, None]
     assert powers[:2] @ ours == pytest.approx(powers[:2] @ theirs, rel=1e-10)  # lines agree
@@ -169,11 +171,11 @@ def test_unipc_is_the_published_predictor_and_corrector():
     assert torch.allclose(solve_by("unipc2"), x, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("held", HELD)
-def test_one_remembered_epsilon_is_ddim(held):
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_one_remembered_epsilon_is_ddim(integrand):
     """Order 1 of the exponential forms is DDIM; of the velocity it is Euler on the angle, which is not."""
-    came, ddim = solve_by(Multistep(held, "logsnr", 1)), solve_by("ddim")
-    assert torch.allclose(came, ddim, rtol=1e-12, atol=1e-13) == (held != "velocity")
+    came, ddim = solve_by(Multistep(integrand, "logsnr", 1)), solve_by("ddim")
+    assert torch.allclose(came, ddim, rtol=1e-12, atol=1e-13) == (integrand != "velocity")
 
 
 @pytest.mark.parametrize("name", [n for n, s in sdediff.SAMPLERS.items() if isinstance(s, Multistep)])
@@ -237,16 +239,16 @@ def test_diffusers_gives_the_same_samples(name):
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_stochastic_steps_are_exact_for_data_at_a_point(eta):
     """With all data at c the clean half is c at every state, so a step of any length must keep the marginal."""
-    held = HELD["sample"](eta)
+    integrand = INTEGRANDS["sample"](eta)
     for here, there in ((LEVELS[0], LEVELS[-1]), (LEVELS[3], LEVELS[4])):
-        keep, mass, std = held.keep(here, there), held.mass(here, there), held.std(here, there)
+        keep, mass, std = integrand.keep(here, there), integrand.mass(here, there), integrand.std(here, there)
         assert keep * here.cos + mass == pytest.approx(there.cos, rel=1e-12)
         assert math.hypot(keep * here.sin, std) == pytest.approx(there.sin, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "order", "held"),
+    ("kind", "order", "integrand"),
     [
         ("sde-dpmsolver", 1, "epsilon"),
         ("sde-dpmsolver", 2, "epsilon"),
@@ -254,7 +256,7 @@ def test_stochastic_steps_are_exact_for_data_at_a_point(eta):
         ("sde-dpmsolver++", 2, "sample"),
     ],
 )
-def test_diffusers_gives_the_same_stochastic_samples(kind, order, held):
+def test_diffusers_gives_the_same_stochastic_samples(kind, order, integrand):
     """The same noise too."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(
@@ -272,9 +274,9 @@ def test_diffusers_gives_the_same_stochastic_samples(kind, order, held):
     source, theirs = sdediff.NoiseSource(4, (6, 2)), start
     for i, (t, label) in enumerate(zip(times[:-1], scheduler.timesteps, strict=False)):
         theirs = scheduler.step(model.epsilon(theirs, t), label, theirs, variance_noise=source.normal(i)).prev_sample
-    ours = sdediff.solve(model, start, Multistep(held, "logsnr", order, "middle", eta=1.0), grid=times, seed=4).x
+    ours = sdediff.solve(model, start, Multistep(integrand, "logsnr", order, "middle", eta=1.0), grid=times, seed=4).x
     assert torch.allclose(ours, theirs, rtol=0, atol=2e-5)
-    other = sdediff.solve(model, start, Multistep(held, "logsnr", order, "middle", eta=0.9), grid=times, seed=4).x
+    other = sdediff.solve(model, start, Multistep(integrand, "logsnr", order, "middle", eta=0.9), grid=times, seed=4).x
     assert not torch.allclose(other, theirs, rtol=0, atol=1e-3)  # negative control
 
 
@@ -285,8 +287,8 @@ def test_noise_and_corrector_exclude_each_other():
 
 @pytest.mark.parametrize("eta", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize(("here", "there"), [(LEVELS[0], LEVELS[-1]), (LEVELS[3], LEVELS[4]), (LEVELS[6], LEVELS[7])])
-def test_held_velocity_solves_the_reverse_sde(eta, here, there):
-    """The linear SDE that is left with v held, solved by quadrature in lambda: there ``drift = -eta^2 sin^2 y
+def test_velocity_integrand_solves_the_reverse_sde(eta, here, there):
+    """The linear SDE that is left with v frozen, solved by quadrature in lambda: there ``drift = -eta^2 sin^2 y
     - (1 + eta^2) sin cos v``, which the second part checks against the drift as :mod:`sdediff.dynamics` writes it."""
     start, end = here.half_log_snr, there.half_log_snr
 
@@ -299,11 +301,13 @@ def test_held_velocity_solves_the_reverse_sde(eta, here, there):
     def integral(f):
         return quad(f, start, end, epsabs=0, epsrel=1e-12)[0]
 
-    held = HELD["velocity"](eta)
-    assert held.keep(here, there) == pytest.approx(decay(start), rel=1e-12)
+    integrand = INTEGRANDS["velocity"](eta)
+    assert integrand.keep(here, there) == pytest.approx(decay(start), rel=1e-12)
     mass = integral(lambda m: -(1.0 + eta**2) * math.prod(both(m)) * decay(m))
-    assert held.mass(here, there) == pytest.approx(mass, rel=1e-9)  # one step over all levels; less is nearer
-    assert held.std(here, there) ** 2 == pytest.approx(integral(lambda m: 2.0 * (eta * both(m)[0] * decay(m)) ** 2))
+    assert integrand.mass(here, there) == pytest.approx(mass, rel=1e-9)  # one step over all levels; less is nearer
+    assert integrand.std(here, there) ** 2 == pytest.approx(
+        integral(lambda m: 2.0 * (eta * both(m)[0] * decay(m)) ** 2)
+    )
 
     split = sdediff.Split(*torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     y = here.cos * split.x0 + here.sin * split.eps
@@ -315,22 +319,22 @@ def test_held_velocity_solves_the_reverse_sde(eta, here, there):
 @pytest.mark.parametrize("sde", [VP, sdediff.RectifiedFlow(), sdediff.VESDE()], ids=["vp", "flow", "ve"])
 def test_one_step_is_exact_for_standard_normal_data(sde, eta):
     """Their velocity is zero: a step of any length keeps the marginal, from pure noise too, and the last denoises."""
-    held = HELD["velocity"](eta)
+    integrand = INTEGRANDS["velocity"](eta)
     first, middle, last, clean = sde.levels([sde.t_max, 0.5, 1e-3, 0.0])
     for here, there in ((first, last), (middle, last), (first, middle)):
-        assert math.hypot(held.keep(here, there), held.std(here, there)) == pytest.approx(1.0, rel=1e-13)
-    assert held.std(last, clean) == 0.0
+        assert math.hypot(integrand.keep(here, there), integrand.std(here, there)) == pytest.approx(1.0, rel=1e-13)
+    assert integrand.std(last, clean) == 0.0
     if eta > 0.0:  # x0 = cos y - sin v, without what was remembered
-        came = weights(held, "asinh", "exact", [last, middle], last, clean)
-        assert (held.keep(last, clean), *came) == (last.cos, -last.sin, 0.0)
+        came = weights(integrand, "asinh", "exact", [last, middle], last, clean)
+        assert (integrand.keep(last, clean), *came) == (last.cos, -last.sin, 0.0)
 
 
-def test_held_velocity_from_pure_noise():
+def test_velocity_integrand_from_pure_noise():
     """Where cos = 0 the integrand ``cos^(eta^2)`` has a kink that plain quadrature would miss."""
     first, there = sdediff.RectifiedFlow().levels([1.0, 0.7])
     for eta in (0.3, 0.5, 1.0):
         truth, _ = quad(lambda u, p=eta**2: (math.sin(u) / there.cos) ** p, 0.0, math.atan2(there.cos, there.sin))
-        assert HELD["velocity"](eta).mass(first, there) == pytest.approx(-(1.0 + eta**2) * truth, rel=1e-9)
+        assert INTEGRANDS["velocity"](eta).mass(first, there) == pytest.approx(-(1.0 + eta**2) * truth, rel=1e-9)
 
 
 def test_a_little_noise_is_no_jump():

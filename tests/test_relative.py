@@ -17,7 +17,7 @@ from sdediff.samplers import relative
 from sdediff.samplers.clocks import angle_of, log_level
 from sdediff.samplers.interpolation import cardinals, lagrange
 from sdediff.samplers.multistep import Multistep
-from sdediff.samplers.relative import Relative, values_of_steps
+from sdediff.samplers.relative import Relative, memory_of_steps
 from sdediff.types import Level
 
 CORRELATED = Gaussian((0.4, -1.0, 0.2), torch.tensor([[1.0, 0.6, 0.1], [0.6, 0.5, 0.2], [0.1, 0.2, 0.3]]))
@@ -207,7 +207,7 @@ def test_concentrated_data_are_met(count: int, dim: int, monkeypatch: pytest.Mon
         others = [misses(model, x, truth, solver, steps) for solver in ("ab4", "dpm++2m", "unipc3")]
         assert ours[0] < 1.3 * min(median for median, _ in others)
         assert ours[1] <= min(share for _, share in others) + 0.01
-    monkeypatch.setattr(relative, "values_of_steps", lambda angles, memory, correct: [memory] * (len(angles) - 1))
+    monkeypatch.setattr(relative, "memory_of_steps", lambda angles, memory, correct: [memory] * (len(angles) - 1))
     relative._plan.cache_clear()
     assert misses(model, x, truth, "ode", 20)[0] > 5.0 * misses(model, x, truth, "dpm++2m", 20)[0]
     relative._plan.cache_clear()
@@ -217,11 +217,11 @@ def test_the_last_steps_to_the_data_use_few_values_where_few_will_do() -> None:
     """Not on the way up, nor where a solve ends in noise; the more steps, the smaller what may be left."""
     levels = VPSDE().levels(GRIDS["reference"](VPSDE(), 20, 1.0, 0.0))
     angles = [level.angle for level in levels]
-    assert values_of_steps(angles, 5, False) == [5] * 19 + [1]
-    assert values_of_steps(angles[::-1], 5, False) == [5] * 20
-    assert values_of_steps(angles[:15], 5, False) == [5] * 14
+    assert memory_of_steps(angles, 5, False) == [5] * 19 + [1]
+    assert memory_of_steps(angles[::-1], 5, False) == [5] * 20
+    assert memory_of_steps(angles[:15], 5, False) == [5] * 14
     found = {
-        steps: values_of_steps([level.angle for level in VPSDE().levels(times)], 4, True)
+        steps: memory_of_steps([level.angle for level in VPSDE().levels(times)], 4, True)
         for steps, times in ((n, GRIDS["reference"](VPSDE(), n, 1.0, 0.0)) for n in (40, 640))
     }
     assert found[40][:34] == [4] * 34

@@ -15,7 +15,7 @@ import sdediff
 from catalogue import MIXTURE, PROCESSES, SKEW
 from sdediff import SDE, Level, NoiseSource, ScoreModel
 from sdediff.analytic import GaussianMixture
-from sdediff.samplers.reversible import Recorded, Reversible, Undone
+from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
 
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Relative RMS of a round trip, as promised. Undoing multiplies the rounding of a state, 1e-16 and 6e-8, by at most
@@ -88,9 +88,11 @@ def test_the_price_is_a_forward_a_step_either_way() -> None:
     model = Counted(PROCESSES["vp"])
     x = data(model.sde)
     z = sdediff.encode(model, x, "reversible", steps=20)
-    assert model.asked == Recorded(Reversible()).nfe(20) == 20
+    assert model.asked == ReversibleForward(Reversible()).nfe(20) == 20
     sdediff.decode(model, z, "reversible", steps=20)
-    assert Undone(Reversible()).nfe(20) == 19  # the slope of the oldest state is what the relation does without
+    assert (
+        ReversibleBackward(Reversible()).nfe(20) == 19
+    )  # the slope of the oldest state is what the relation does without
     assert model.asked == 20 + 19
 
 
@@ -119,9 +121,9 @@ def test_both_paths_are_one() -> None:
     """Undoing passes through the nodes of the solve."""
     model = MIXTURE.model(PROCESSES["vp"])
     x, sde, method = data(model.sde), model.sde, Reversible()
-    there = sdediff.solve(model, x, Recorded(method), t_from=sde.t_min, t_to=1.0, steps=12, path=True)
+    there = sdediff.solve(model, x, ReversibleForward(method), t_from=sde.t_min, t_to=1.0, steps=12, path=True)
     grid = there.times.flip(0)
-    back = sdediff.solve(model, there.x, Undone(method), t_from=1.0, t_to=sde.t_min, grid=grid, path=True)
+    back = sdediff.solve(model, there.x, ReversibleBackward(method), t_from=1.0, t_to=sde.t_min, grid=grid, path=True)
     assert there.path is not None
     assert back.path is not None
     assert relative(back.path, there.path.flip(0)) < PRECISION[torch.float64]

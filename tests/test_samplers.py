@@ -77,16 +77,16 @@ def test_few_steps_and_the_count_of_forwards(name: str, sde: SDE) -> None:
         solution = run(sampler, model, steps, t_to=t_to)
         assert solution.nfe == len(model.levels)
         assert solution.nfe == sampler.nfe(steps, clean=t_to == 0.0)
-        if steps == 1 and t_to == 0.0 and not sampler.lands:  # type: ignore[attr-defined]
+        if steps == 1 and t_to == 0.0 and not sampler.ends_clean:  # type: ignore[attr-defined]
             x = sde.prior_sample((4, 2), moments=model.moments, dtype=torch.float64)
             torch.testing.assert_close(solution.x, MIXTURE.model(sde).denoise(x, sde.t_max), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", torchsde.METHODS)
+@pytest.mark.parametrize("method", torchsde.SDE_METHODS)
 def test_torchsde_methods_cost_and_order(method: str) -> None:
     sampler = ReverseSDE(method)
     assert run(sampler, MIXTURE.model(PROCESSES["vp"]), 3).nfe == sampler.nfe(3)
-    assert sampler.order == torchsde.METHODS[method]
+    assert sampler.order == torchsde.SDE_METHODS[method]
 
 
 @pytest.mark.parametrize("method", torchdiffeq.FIXED_METHODS)
@@ -273,7 +273,7 @@ def test_deterministic_methods_go_both_ways(name: str) -> None:
     assert loop(200) < 0.6 * loop(100)
 
 
-@pytest.mark.parametrize("name", [name for name, s in FIXED.items() if not s.lands])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", [name for name, s in FIXED.items() if not s.ends_clean])  # type: ignore[attr-defined]
 def test_methods_that_cannot_start_on_the_data_say_so(name: str) -> None:
     model = MIXTURE.model(PROCESSES["vp"])
     x, noise = torch.zeros(1, 2, dtype=torch.float64), NoiseSource(0, (1, 2), dtype=torch.float64)

@@ -28,15 +28,15 @@ def solve_by(solver):
     return sdediff.solve(MIXTURE.model(VP), start(), solver, grid=TIMES).x
 
 
-def published(held, order):
+def published(integrand, order):
     """DPM-Solver-2 and -3 (Lu et al. 2022a, algorithms 1 and 2, at r1 = 1/2; r1, r2 = 1/3, 2/3), and their counterparts
     in data prediction (Lu et al. 2022b and the authors' code), update by update."""
     model, x = MIXTURE.model(VP), start()
-    own, other, sign = ("alpha", "sigma", 1.0) if held == "epsilon" else ("sigma", "alpha", -1.0)
+    own, other, sign = ("alpha", "sigma", 1.0) if integrand == "epsilon" else ("sigma", "alpha", -1.0)
 
     def value(state, level):
         split = model(state, level)
-        return split.eps if held == "epsilon" else split.x0
+        return split.eps if integrand == "epsilon" else split.x0
 
     def move(x, s, t, first, slope=0.0):
         """The first-order update from s to t, and the term that the third-order methods add."""
@@ -62,20 +62,20 @@ def published(held, order):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_dpm_solvers_are_the_published_updates(name):
-    held, order = KINDS[name]
-    assert torch.allclose(solve_by(name), published(held, order), rtol=1e-11, atol=1e-12)
-    assert not torch.allclose(solve_by(name), published(held, 5 - order), rtol=1e-4, atol=1e-4)  # the other order
+    integrand, order = KINDS[name]
+    assert torch.allclose(solve_by(name), published(integrand, order), rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(solve_by(name), published(integrand, 5 - order), rtol=1e-4, atol=1e-4)  # the other order
 
 
 def test_exact_integrals_are_of_the_same_order_and_not_the_same():
     for name, rule in (("dpm2s", "exact"), ("dpm3s", "middle")):
         known = sdediff.SAMPLERS[name]
-        assert not torch.allclose(solve_by(name), solve_by(Singlestep(known.held, "logsnr", known.stages, rule)))
+        assert not torch.allclose(solve_by(name), solve_by(Singlestep(known.integrand, "logsnr", known.stages, rule)))
 
 
 def test_no_stages_are_ddim():
-    for held in ("epsilon", "sample"):
-        came = solve_by(Singlestep(held, "logsnr", ()))
+    for integrand in ("epsilon", "sample"):
+        came = solve_by(Singlestep(integrand, "logsnr", ()))
         assert torch.allclose(came, solve_by("ddim"), rtol=1e-12, atol=1e-13)
     assert not torch.allclose(solve_by(Singlestep("velocity", "angle", ())), came, atol=1e-3)  # Euler on the angle
 
@@ -167,7 +167,7 @@ def test_the_process_does_not_matter(clock):
         ({"stages": (1.2,)}, r"in \(0, 1\]"),
         ({"stages": (0.0,)}, "increasing"),
         ({"values": 1}, "2 or 3"),
-        ({"held": "score"}, "choose one of"),
+        ({"integrand": "score"}, "choose one of"),
         ({"rule": "nope"}, "choose one of"),
     ],
 )

@@ -14,8 +14,8 @@ from sdediff.denoiser import Denoiser
 from sdediff.samplers import SAMPLERS
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.multistep import Multistep
-from sdediff.samplers.tuned import Method, Row, Tuned
-from sdediff.tuning.parameters import Draft, Start
+from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
+from sdediff.tuning.parameters import Initialisation, SolverParameters
 
 
 def plain(model: ScoreModel) -> ScoreModel:
@@ -24,7 +24,11 @@ def plain(model: ScoreModel) -> ScoreModel:
 
 
 def untuned(model: Denoiser, steps: int, *, memory: int = 4, correct: bool = True, t_to: float = 1e-3) -> Tuned:
-    return Draft.of(model, steps, t_to, Start(2.5, Method(memory, correct))).shape().numbers(model)
+    return (
+        SolverParameters.of(model, steps, t_to, Initialisation(2.5, AdamsMethod(memory, correct)))
+        .tensors()
+        .sampler(model)
+    )
 
 
 def starts(model: Denoiser, count: int = 64) -> torch.Tensor:
@@ -55,7 +59,7 @@ def test_gaussian_data_are_solved_in_one_step(process: SDE) -> None:
     model = GAUSSIAN.model(process)
     x = starts(model)
     first, last = (float(process.half_log_snr(t)) for t in (process.t_max, 1e-3))
-    tuned = Tuned((first, last), (Row((5.0,), (0.0,)),), Row((-3.0,), (0.0,)), moments=model.moments)
+    tuned = Tuned((first, last), (StepWeights((5.0,), (0.0,)),), StepWeights((-3.0,), (0.0,)), moments=model.moments)
     exact = solve(model, x, "dopri5", rtol=1e-10, t_to=1e-3).x
     torch.testing.assert_close(solve(model, x, tuned, t_to=1e-3).x, exact, rtol=1e-7, atol=1e-7)
     off = solve(model, x, replace(tuned, moments=None), t_to=1e-3).x
@@ -75,13 +79,13 @@ def test_ends_mix_their_rows_by_the_angle() -> None:
     model = MIXTURE.model(VPSDE())
     x, tuned = starts(model), untuned(MIXTURE.model(VPSDE()), 5)
     row = tuned.rows[-1]
-    tuned = replace(tuned, clean=Row(tuple(w + 0.5 for w in row.step), row.back))
+    tuned = replace(tuned, clean=StepWeights(tuple(w + 0.5 for w in row.step), row.back))
     sde = model.sde
     same = replace(tuned, clean=row)
     torch.testing.assert_close(solve(model, x, tuned, t_to=1e-3).x, solve(model, x, same, t_to=1e-3).x)
     angle = [float(sde.level(t).angle) for t in (1e-3, 4e-4)]
     share = angle[1] / angle[0]
-    middle = replace(tuned, clean=Row(tuple(w + 0.5 * (1.0 - share) for w in row.step), row.back))
+    middle = replace(tuned, clean=StepWeights(tuple(w + 0.5 * (1.0 - share) for w in row.step), row.back))
     halfway = solve(model, x, tuned, t_to=4e-4).x
     by_hand = replace(
         middle,
@@ -126,13 +130,13 @@ def test_its_own_nodes_are_used_and_no_others() -> None:
 
 
 def test_wrong_numbers_are_refused() -> None:
-    one = Row((1.0,), (0.0,))
+    one = StepWeights((1.0,), (0.0,))
     for nodes, rows, clean in (
         ((0.0,), (), one),
         ((0.0, 1.0, 1.0), (one, one), one),
-        ((0.0, 1.0), (Row((1.0, 2.0), (0.0, 0.0)),), one),
-        ((0.0, 1.0), (Row((1.0,), ()),), one),
-        ((0.0, 1.0, 2.0), (one, Row((1.0, 0.0), (0.0, 0.0))), one),
+        ((0.0, 1.0), (StepWeights((1.0, 2.0), (0.0, 0.0)),), one),
+        ((0.0, 1.0), (StepWeights((1.0,), ()),), one),
+        ((0.0, 1.0, 2.0), (one, StepWeights((1.0, 0.0), (0.0, 0.0))), one),
         ((0.0, math.nan), (one,), one),
     ):
         with pytest.raises(ValueError):

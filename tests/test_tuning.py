@@ -14,18 +14,18 @@ from torch import Tensor
 from catalogue import GAUSSIAN, MIXTURE
 from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
-from sdediff.samplers.exponential import Velocity
+from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.interpolation import weights
-from sdediff.samplers.tuned import Method, Tuned, averages
-from sdediff.tuning.optimize import errors, learn, objective, rollout
-from sdediff.tuning.parameters import Draft, Start
+from sdediff.samplers.tuned import AdamsMethod, Tuned, lagrange_averages
+from sdediff.tuning.optimize import learn, objective, rollout, squared_errors
+from sdediff.tuning.parameters import Initialisation, SolverParameters
 from sdediff.tuning.trajectories import Errors, follow, starts
 from sdediff.wrappers import Wrapper
 
 
-def disturbed(model: ScoreModel, steps: int = 4, t_to: float = 1e-3) -> Draft:
+def disturbed(model: ScoreModel, steps: int = 4, t_to: float = 1e-3) -> SolverParameters:
     """A draft whose every number is off."""
-    draft = Draft.of(model, steps, t_to, Start(2.5, Method(3, correct=True)))
+    draft = SolverParameters.of(model, steps, t_to, Initialisation(2.5, AdamsMethod(3, correct=True)))
     rng = torch.Generator().manual_seed(0)
     names = ("shares", "step", "back", "asked")
     noise = {n: 0.05 * torch.randn(getattr(draft, n).shape, generator=rng, dtype=torch.float64) for n in names}
@@ -74,8 +74,8 @@ def test_errors_are_rms_and_the_median_sample_s() -> None:
 def test_weights_are_those_of_the_multistep_generator() -> None:
     levels = VPSDE().levels([0.9, 0.6, 0.35, 0.2, 0.1])
     clock = torch.tensor([math.asinh(math.tan(level.angle) / 0.3) for level in levels], dtype=torch.float64)
-    ours = averages(clock[3], clock[4], clock[:4].flip(0), torch.ones(1, dtype=torch.float64))[:, 0]
-    theirs = weights(Velocity(), "asinh", "exact", levels[:4][::-1], levels[3], levels[4])
+    ours = lagrange_averages(clock[3], clock[4], clock[:4].flip(0), torch.ones(1, dtype=torch.float64))[:, 0]
+    theirs = weights(VelocityIntegrand(), "asinh", "exact", levels[:4][::-1], levels[3], levels[4])
     mass = levels[4].angle - levels[3].angle
     torch.testing.assert_close(ours * mass, torch.tensor(theirs, dtype=torch.float64), rtol=1e-12, atol=1e-14)
 
@@ -85,8 +85,8 @@ def test_what_is_learned_is_what_is_sampled(lean: bool, sde: SDE) -> None:
     model = MIXTURE.model(sde)
     t_to = max(1e-3, sde.t_min)
     draft, x = disturbed(model, t_to=t_to), starts(model, 16, seed=0)
-    end, clean = rollout(model, draft.shape(), x, lean=lean)
-    tuned = draft.shape().numbers(model)
+    end, clean = rollout(model, draft.tensors(), x, lean=lean)
+    tuned = draft.tensors().sampler(model)
     scale = float(sde.level(sde.t_max).scale)
     torch.testing.assert_close(solve(model, x, tuned, t_to=t_to).x, end, rtol=0.0, atol=1e-9 * scale)
     torch.testing.assert_close(solve(model, x, tuned, t_to=0.0).x, clean, rtol=0.0, atol=1e-9 * scale)
@@ -99,8 +99,8 @@ def test_gradients_are_those_of_differences() -> None:
     names = ("shares", "step", "back", "asked")
 
     def loss(*numbers: Tensor, lean: bool = False) -> Tensor:
-        shape = replace(draft, **dict(zip(names, numbers, strict=True))).shape()
-        return sum((objective(e) for e in errors(model, shape, paths, lean=lean)), torch.zeros(()))
+        shape = replace(draft, **dict(zip(names, numbers, strict=True))).tensors()
+        return sum((objective(e) for e in squared_errors(model, shape, paths, lean=lean)), torch.zeros(()))
 
     numbers = [getattr(draft, name).clone().requires_grad_() for name in names]
     found = torch.autograd.grad(loss(*numbers), numbers)
@@ -187,7 +187,7 @@ def test_wrong_input_is_told_in_one_line() -> None:
     with pytest.raises(ValueError, match="does not say what its data are"):
         tuning.tune(unknown, 2)
     closed = Closed(model)
-    draft = Draft.of(model, 2, 1e-3, Start(2.5, Method(2)))
+    draft = SolverParameters.of(model, 2, 1e-3, Initialisation(2.5, AdamsMethod(2)))
     paths = follow(model, starts(model, 4, seed=0), 1e-3, lambda done, total: None)
     with pytest.raises(ValueError, match="no gradient"):
         learn(closed, draft, paths, iterations=1, batch_size=4, seed=0, progress=lambda done, total: None)
@@ -209,7 +209,7 @@ def run(seed: int = 0) -> ScoreModel:
 
 
 def result(model: ScoreModel, steps: int) -> tuning.Tuning:
-    return tuning.Tuning(disturbed(model, steps).shape().numbers(model), Errors(0.2, 0.1), Errors(0.1, 0.05), 1.0)
+    return tuning.Tuning(disturbed(model, steps).tensors().sampler(model), Errors(0.2, 0.1), Errors(0.1, 0.05), 1.0)
 
 
 def same(one: Tuned, other: Tuned) -> bool:
@@ -229,7 +229,7 @@ def test_what_is_kept_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
         assert same(read, found.solver)
         assert torch.equal(solve(again, x, read, t_to=0.0).x, solve(model, x, found.solver, t_to=0.0).x)
     assert same(tuning.load(tmp_path, again), made[20].solver)
-    newer = replace(made[5], solver=disturbed(model, 5, t_to=2e-3).shape().numbers(model))
+    newer = replace(made[5], solver=disturbed(model, 5, t_to=2e-3).tensors().sampler(model))
     tuning.save(tmp_path, again, [newer])
     assert same(tuning.load(tmp_path, model, 5), newer.solver)
     assert same(tuning.load(tmp_path, model, 3), made[3].solver)

@@ -31,7 +31,7 @@ import sdediff
 from sdediff.analytic import GaussianMixture
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.samplers import Sampler
-from sdediff.samplers.exponential import HELD
+from sdediff.samplers.exponential import INTEGRANDS
 from sdediff.samplers.multistep import Multistep
 
 from .adapter import Levels
@@ -140,9 +140,9 @@ def exact_beside(frame: Frame, y: Tensor, levels: Levels, eta: float, normals: l
     """
     steps = len(levels) - 1
     fine = frame.sde.levels(torch.tensor([*_split(frame, levels), levels[-1].t], dtype=torch.float64))
-    held = HELD["velocity"](eta)
-    keep = [held.keep(a, b) for a, b in pairwise(fine)]
-    std = [held.std(a, b) for a, b in pairwise(fine)]
+    integrand = INTEGRANDS["velocity"](eta)
+    keep = [integrand.keep(a, b) for a, b in pairwise(fine)]
+    std = [integrand.std(a, b) for a, b in pairwise(fine)]
     per_step = len(normals) // steps if len(normals) % steps == 0 else 0
 
     def draw_all() -> Iterator[Tensor]:

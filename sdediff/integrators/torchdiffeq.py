@@ -21,8 +21,8 @@ FIXED_METHODS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 _METHODS = ADAPTIVE_METHODS | FIXED_METHODS
 
 Tolerance = float | Sequence[float]
-State = tuple[Tensor, ...]
-Field = Callable[[float, State], State]
+Components = tuple[Tensor, ...]
+VectorField = Callable[[float, Components], Components]
 
 
 def _worst_sample(components: Sequence[Tensor]) -> Tensor:
@@ -34,8 +34,8 @@ def _worst_sample(components: Sequence[Tensor]) -> Tensor:
 
 
 def integrate(
-    field: Field,
-    state: State,
+    field: VectorField,
+    state: Components,
     start: float,
     end: float,
     *,
@@ -43,7 +43,7 @@ def integrate(
     rtol: Tolerance = 1e-5,
     atol: Tolerance = 1e-5,
     nodes: Sequence[float] | None = None,
-) -> State:
+) -> Components:
     """Integrate ``d state / d clock = field(clock, state)`` from ``start`` to ``end``, in either direction.
 
     Args:
@@ -66,7 +66,7 @@ def integrate(
     direction = 1.0 if end > start else -1.0
     span = abs(end - start)
 
-    def forward(elapsed: Tensor, parts: State) -> State:
+    def forward(elapsed: Tensor, parts: Components) -> Components:
         clock = start + direction * min(max(float(elapsed), 0.0), span)
         return tuple(direction * part for part in field(clock, parts))
 

@@ -19,9 +19,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its dependencies use a deprecated way to find their version
     import torchsde
 
-METHODS = {"euler": 1, "milstein": 1, "srk": 2, "heun": 2, "midpoint": 2}
+SDE_METHODS = {"euler": 1, "milstein": 1, "srk": 2, "heun": 2, "midpoint": 2}
 """Method and weak order for noise that does not depend on the state."""
-FORWARDS = {"euler": 1, "milstein": 1, "srk": 4, "heun": 2, "midpoint": 2}
+DRIFT_EVALUATIONS = {"euler": 1, "milstein": 1, "srk": 4, "heun": 2, "midpoint": 2}
 """Method and evaluations of the drift in a step."""
 _STRATONOVICH = {"heun", "midpoint"}  # of their two calculi; with such noise both mean the same equation
 
@@ -104,7 +104,7 @@ def step(
         diffusion: coefficient at a clock in [0, 1].
         y: state ``(B, *shape)``.
         draw: standard normals ``(B, *shape)``: the increment for 0, the Levy area for 1.
-        method: one of ``METHODS``.
+        method: one of ``SDE_METHODS``.
     """
     problem = _Step("stratonovich" if method in _STRATONOVICH else "ito", drift, diffusion, y.shape)
     ends = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)

@@ -14,7 +14,7 @@ from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, within
 from sdediff.likelihood.flow.path import asks_once_a_node
 from sdediff.numerics import choose
 from sdediff.samplers import SAMPLERS, Sampler
-from sdediff.samplers.base import Crossing, StepSampler
+from sdediff.samplers.base import AdaptiveSampler, StepSampler
 from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
 from sdediff.sampling import GridLike, place
@@ -74,9 +74,9 @@ def find_method(
     )
 
 
-def is_adaptive_ode(method: object) -> TypeIs[Crossing]:
+def is_adaptive_ode(method: object) -> TypeIs[AdaptiveSampler]:
     """Tell whether the log-density can ride along with a method: one that keeps its errors small by itself."""
-    return isinstance(method, Crossing) and not method.stochastic
+    return isinstance(method, AdaptiveSampler) and not method.stochastic
 
 
 SOLVERS: Mapping[str, Sampler] = ChainMap(SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS})

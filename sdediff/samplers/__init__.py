@@ -1,6 +1,6 @@
-"""Samplers. ``SAMPLERS`` is the list: a new sampler is one file and one line here.
+"""Samplers. ``SAMPLERS`` lists them: a new sampler is one file and one line here.
 
-The command line's choices, the README's table and the law tests are generated from it.
+The choices of the command line, the README's table and the law tests are generated from it.
 """
 
 from sdediff.samplers.adaptive import Adaptive
@@ -57,6 +57,6 @@ SAMPLERS: dict[str, Sampler] = {
 """Every solver by name; ``"ode"``, ``"sde"`` and ``"ancestral"`` are the defaults of their kinds."""
 
 ADAPTIVE: dict[str, str] = {"ode": "adaptive", "sde": "adaptive-sde"}
-"""The adaptive solver that stands in where a tolerance is given instead of a number of steps."""
+"""Adaptive solvers that replace those named where a tolerance is given instead of a number of steps."""
 
 __all__ = ["ADAPTIVE", "SAMPLERS", "Sampler", "StepSampler"]

@@ -1,10 +1,10 @@
-r"""The adaptive solver of the probability-flow ODE: Adams methods of variable order, each sample at its own pace.
+r"""Adaptive solver of the probability-flow ODE: Adams methods of variable order with per-sample steps.
 
-A step predicts by Adams-Bashforth of order k, asks the network once at its end, and corrects by Adams-Moulton of order
-k + 1; the difference of the two is the error estimate (Milne's device), and the value found before the correction is
+A step predicts by Adams-Bashforth of order k, evaluates the network once at its end, and corrects by Adams-Moulton of
+order k + 1; the difference of the two is the error estimate (Milne's device), and the velocity at the predicted state is
 kept: one forward a step (PEC mode). All on ``dy / d theta = v``, with the velocity a polynomial in the clock of
-:func:`~sdediff.samplers.clocks.clock_of`. The next step is as long, and of the order, at which the estimate would be a
-small part of what is permitted if the divided difference stayed what it is.
+:func:`~sdediff.samplers.clocks.clock_of`. The next step has the length and the order at which the estimate would be
+a small part of the tolerance if the divided difference stayed the same.
 """
 
 from __future__ import annotations
@@ -20,59 +20,59 @@ from sdediff.dynamics import Frame, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress
-from sdediff.samplers.clocks import Array, Counts, clock_of
-from sdediff.samplers.interpolation import newton_integrals
+from sdediff.samplers.clocks import FloatArray, IntArray, clock_of
+from sdediff.samplers.interpolation import divided_difference_weights
 from sdediff.samplers.per_sample import (
-    Flags,
-    Paced,
-    check_lengths,
-    clock_at,
+    BoolArray,
+    PerSampleSampler,
+    avoid_short_last_step,
+    check_step_lengths,
+    clock_of_level,
     levels_at,
-    reach,
+    longest_steps,
     rms,
-    those,
-    without_sliver,
+    select,
 )
 from sdediff.types import Level
 
-_LIMIT, _AIM = 3.0, 0.1
-"""Predictor errors, in units of the tolerance, at which a step is refused, and which a step is planned to have: planned
-steps are rarely refused. The corrected step is one to two orders better, and some thirty of them add up."""
+_REJECT, _TARGET = 3.0, 0.1
+"""Predictor errors, in units of the tolerance, above which a step is rejected, and for which it is planned: planned
+steps are rarely rejected. The corrected step is one to two orders better, and some thirty of them add up."""
 
 
-class Flight(NamedTuple):
-    """The samples under way.
+class AdamsState(NamedTuple):
+    """State of the unfinished samples.
 
     Attributes:
-        rows: which of the batch they are, ``(b,)``.
+        rows: indices in the batch, ``(b,)``.
         y: states of the frame, ``(b, D)``.
         table: divided differences of the velocity over the last nodes, order 0 first, ``(b, K + 1, D)``.
         nodes: clocks of the last nodes, newest first, ``(b, K + 1)``.
-        known: number of nodes so far, ``(b,)``.
-        order: of the next step, ``(b,)``.
-        length: of the next step in the clock, ``(b,)``.
+        count: number of nodes so far, ``(b,)``.
+        order: order of the next step, ``(b,)``.
+        length: length of the next step in the clock, ``(b,)``.
     """
 
-    rows: Counts
+    rows: IntArray
     y: Tensor
     table: Tensor
-    nodes: Array
-    known: Counts
-    order: Counts
-    length: Array
+    nodes: FloatArray
+    count: IntArray
+    order: IntArray
+    length: FloatArray
 
 
 @dataclass(frozen=True)
-class Adaptive(Paced):
-    """Adaptive Adams methods on the angle, each sample at its own pace.
+class Adaptive(PerSampleSampler):
+    """Adaptive Adams methods on the angle, with per-sample steps.
 
     If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
 
     Args:
-        rtol: relative tolerance, of the RMS of a sample.
+        rtol: relative tolerance, in units of the RMS of a sample.
         atol: absolute tolerance, in units of the data.
-        cap: the most forwards of a solve.
-        highest: highest order of the predictor, 1 to 8; the corrector's is one more.
+        cap: largest NFE of a solve.
+        highest: highest order of the predictor, 1 to 8; that of the corrector is one more.
     """
 
     stochastic: ClassVar[bool] = False
@@ -88,7 +88,7 @@ class Adaptive(Paced):
     def order(self) -> int:
         return self.highest + 1
 
-    def cross(
+    def integrate(
         self,
         frame: Frame,
         y: Tensor,
@@ -98,90 +98,94 @@ class Adaptive(Paced):
         progress: Progress | None,
     ) -> Tensor:
         """Take the states ``y`` of the frame from one level to another."""
-        target, parts = clock_at(stop), list[tuple[Counts, Tensor]]()
-        flight = self._launch(flatten(y), flatten(velocity(frame(y, start), start)), start, target)
-        while len(flight.rows) > 0:
+        target, finished = clock_of_level(stop), list[tuple[IntArray, Tensor]]()
+        state = self._initial_state(flatten(y), flatten(velocity(frame(y, start), start)), start, target)
+        while len(state.rows) > 0:
             self.report(frame, progress)
-            flight = self._advance(frame, flight, y.shape[1:], stop, target)
-            arrived = flight.nodes[:, 0] == target
+            state = self._advance(frame, state, y.shape[1:], stop, target)
+            arrived = state.nodes[:, 0] == target
             if arrived.any():
-                parts.append((flight.rows[arrived], flight.y[torch.from_numpy(arrived).to(y.device)]))
-                flight = those(flight, ~arrived)
-        back = np.argsort(np.concatenate([rows for rows, _ in parts]))
-        return torch.cat([part for _, part in parts])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
+                finished.append((state.rows[arrived], state.y[torch.from_numpy(arrived).to(y.device)]))
+                state = select(state, ~arrived)
+        back = np.argsort(np.concatenate([rows for rows, _ in finished]))
+        return torch.cat([states for _, states in finished])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
 
-    def _launch(self, y: Tensor, value: Tensor, start: Level[float], target: float) -> Flight:
-        """All samples at the start. The first step is Euler's: short enough if the velocity turns as fast as it is."""
-        count, here, size = len(y), clock_at(start), rms(y)
-        tolerance = self.permitted(size)
+    def _initial_state(self, y: Tensor, value: Tensor, start: Level[float], target: float) -> AdamsState:
+        """Return the state at the start; the first step, Euler's, is accurate if the velocity's slope is of its own size."""
+        count, here, size = len(y), clock_of_level(start), rms(y)
+        tolerance = self.tolerance(size)
         turn = np.sqrt(2.0 * tolerance / np.maximum(size, tolerance)) * np.sign(target - here)
         length = np.abs(clock_of(np.tan(np.clip(start.angle + turn, 1e-9, 0.5 * np.pi - 1e-9))) - here)
         ones = np.ones(count, dtype=np.int64)
         table = torch.cat([value[:, None], y.new_zeros(count, self.highest, y.shape[1])], dim=1)
         nodes = np.zeros((count, self.highest + 1))
         nodes[:, 0] = here
-        return Flight(np.arange(count), y, table, nodes, ones, ones, np.minimum(length, abs(target - here)))
+        return AdamsState(np.arange(count), y, table, nodes, ones, ones, np.minimum(length, abs(target - here)))
 
-    def _advance(self, frame: Frame, flight: Flight, shape: torch.Size, stop: Level[float], target: float) -> Flight:
-        """Try a step with every sample; those refused stay where they were and plan a shorter one."""
-        here, orders, row = flight.nodes[:, 0], np.arange(self.highest + 1), np.arange(len(flight.rows))
-        last = flight.length >= np.abs(target - here)
-        there = np.where(last, target, here + np.sign(target - here) * flight.length)
-        ahead = newton_integrals(here, there, flight.nodes, len(orders))
-        guess = flight.y + _combine(ahead * (orders < flight.order[:, None]), flight.table)
+    def _advance(
+        self, frame: Frame, state: AdamsState, shape: torch.Size, stop: Level[float], target: float
+    ) -> AdamsState:
+        """Try a step with every sample; rejected samples keep their state and plan a shorter one."""
+        here, orders, row = state.nodes[:, 0], np.arange(self.highest + 1), np.arange(len(state.rows))
+        last = state.length >= np.abs(target - here)
+        there = np.where(last, target, here + np.sign(target - here) * state.length)
+        ahead = divided_difference_weights(here, there, state.nodes, len(orders))
+        guess = state.y + _weighted_sum(ahead * (orders < state.order[:, None]), state.table)
         level = levels_at(frame.sde, there, last, stop)
-        value = velocity(frame(guess.reshape(-1, *shape), level, flight.rows), level)
-        nodes = np.concatenate([there[:, None], flight.nodes[:, :-1]], axis=1)
-        table = _differences(flatten(value), flight, there)
-        inside = newton_integrals(here, there, nodes, len(orders))
-        y = flight.y + _combine(inside * (orders <= flight.order[:, None]), table)
-        size = rms(table) / self.permitted(rms(flight.y))[:, None]
-        fits = np.abs(ahead[row, flight.order]) * size[row, flight.order] <= _LIMIT
-        landed = flight._replace(y=y, table=table, nodes=nodes, known=flight.known + 1)
-        return self._plan(landed if fits.all() else _settle(fits, landed, flight), fits, size, target)
+        value = velocity(frame(guess.reshape(-1, *shape), level, state.rows), level)
+        nodes = np.concatenate([there[:, None], state.nodes[:, :-1]], axis=1)
+        table = _differences(flatten(value), state, there)
+        inside = divided_difference_weights(here, there, nodes, len(orders))
+        y = state.y + _weighted_sum(inside * (orders <= state.order[:, None]), table)
+        size = rms(table) / self.tolerance(rms(state.y))[:, None]
+        fits = np.abs(ahead[row, state.order]) * size[row, state.order] <= _REJECT
+        moved = state._replace(y=y, table=table, nodes=nodes, count=state.count + 1)
+        return self._plan(moved if fits.all() else _accept(fits, moved, state), fits, size, target)
 
-    def _plan(self, flight: Flight, fits: Flags, size: Array, target: float) -> Flight:
-        """Order and length of the next step: of the present order and its neighbours, the one that reaches furthest."""
-        room = target - flight.nodes[:, 0]
-        room = np.where(room == 0.0, 1.0, room)  # who has arrived plans idly
-        for q in range(1, self.highest + 1):  # a difference not seen yet counts like the one below
-            size[:, q] = np.where(q < flight.known + ~fits, size[:, q], size[:, q - 1])
-        length, order, row = np.zeros(len(room)), flight.order, np.arange(len(room))
+    def _plan(self, state: AdamsState, fits: BoolArray, size: FloatArray, target: float) -> AdamsState:
+        """Plan the next step: of the present order and its neighbours, the one that allows the longest step."""
+        room = target - state.nodes[:, 0]
+        room = np.where(room == 0.0, 1.0, room)  # finished samples are removed before the next step
+        for q in range(1, self.highest + 1):  # a difference not yet available counts like the one below
+            size[:, q] = np.where(q < state.count + ~fits, size[:, q], size[:, q - 1])
+        length, order, row = np.zeros(len(room)), state.order, np.arange(len(room))
         for change in (0, -1, 1):
-            tried = flight.order + change
-            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= flight.known) & (fits | (change <= 0))
+            tried = state.order + change
+            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= state.count) & (fits | (change <= 0))
             tried = np.where(allowed, tried, 1)
-            reached = reach(flight.nodes[:, 0], room, flight.nodes, tried, size[row, tried], _AIM, flight.length)
+            reached = longest_steps(
+                state.nodes[:, 0], room, state.nodes, tried, size[row, tried], _TARGET, state.length
+            )
             better = allowed & (reached > length)
             length, order = np.where(better, reached, length), np.where(better, tried, order)
         low, high = np.where(fits, 0.2, 0.1), np.where(fits, 2.5, 0.7)
-        length = np.clip(length, low * flight.length, high * flight.length)
-        check_lengths(length)
-        return flight._replace(order=order, length=without_sliver(length, np.abs(room)))
+        length = np.clip(length, low * state.length, high * state.length)
+        check_step_lengths(length)
+        return state._replace(order=order, length=avoid_short_last_step(length, np.abs(room)))
 
 
-def _settle(fits: Flags, landed: Flight, flight: Flight) -> Flight:
-    """Who may go on has the new state and history, who may not keeps the old."""
-    mask = torch.from_numpy(fits).to(flight.y.device)
-    return flight._replace(
-        y=torch.where(mask[:, None], landed.y, flight.y),
-        table=torch.where(mask[:, None, None], landed.table, flight.table),
-        nodes=np.where(fits[:, None], landed.nodes, flight.nodes),
-        known=flight.known + fits,
+def _accept(fits: BoolArray, moved: AdamsState, state: AdamsState) -> AdamsState:
+    """Return the new state and history of accepted samples, the old ones of rejected samples."""
+    mask = torch.from_numpy(fits).to(state.y.device)
+    return state._replace(
+        y=torch.where(mask[:, None], moved.y, state.y),
+        table=torch.where(mask[:, None, None], moved.table, state.table),
+        nodes=np.where(fits[:, None], moved.nodes, state.nodes),
+        count=state.count + fits,
     )
 
 
-def _differences(value: Tensor, flight: Flight, there: Array) -> Tensor:
-    """The table of divided differences with a new value in front."""
-    width = flight.nodes.shape[1]
-    known = np.arange(width) < flight.known[:, None]
-    inverse = torch.from_numpy(np.where(known, 1.0 / (there[:, None] - flight.nodes), 0.0)).to(value)
+def _differences(value: Tensor, state: AdamsState, there: FloatArray) -> Tensor:
+    """Return the table of divided differences with a new value in front."""
+    width = state.nodes.shape[1]
+    available = np.arange(width) < state.count[:, None]
+    inverse = torch.from_numpy(np.where(available, 1.0 / (there[:, None] - state.nodes), 0.0)).to(value)
     rows = [value]
     for q in range(width - 1):
-        rows.append((rows[-1] - flight.table[:, q]) * inverse[:, q, None])
+        rows.append((rows[-1] - state.table[:, q]) * inverse[:, q, None])
     return torch.stack(rows, dim=1)
 
 
-def _combine(factors: Array, table: Tensor) -> Tensor:
-    """The sum of a table's entries with factors, ``(b, D)``."""
+def _weighted_sum(factors: FloatArray, table: Tensor) -> Tensor:
+    """Return the sum of a table's entries with factors, ``(b, D)``."""
     return torch.bmm(torch.from_numpy(factors)[:, None].to(table), table)[:, 0]

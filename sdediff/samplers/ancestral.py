@@ -1,6 +1,6 @@
 r"""Ancestral sampling of a DDPM chain (Ho et al. 2020, algorithm 2): the bridge with x0 frozen over a step.
 
-The bridge is exact for any two levels, so strided chains come free. Two choices of variance are usual: the
+The bridge is exact for any two levels, so chains can be strided. Two choices of variance are usual: the
 posterior's, right when x0 is known, and the marginal one of the forward step, right when x0 is standard normal. A
 network may have learned to choose between them, entry by entry (Nichol & Dhariwal 2021, eq. 15).
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose
-from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
 from sdediff.types import Level, Split
 
 VARIANCES: dict[str, float | None] = {"posterior": 0.0, "marginal": 1.0, "learned": None}
-"""How far the log-variance lies from beta-tilde ("fixed small") to beta ("fixed large"); ``None``: the model says."""
+"""Position of the log-variance between beta-tilde (0, "fixed small") and beta (1, "fixed large"); ``None``: learned."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Ancestral(StepSampler):
     """Ancestral sampling of the DDPM chain, strided where steps are fewer.
 
     Args:
-        variance: ``"posterior"``, ``"marginal"``, or ``"learned"`` for the network's own, between the two.
+        variance: ``"posterior"``, ``"marginal"``, or ``"learned"`` for that of the network, between the two.
     """
 
     order: ClassVar[int] = 1
@@ -40,18 +40,18 @@ class Ancestral(StepSampler):
         choose(VARIANCES, self.variance, "variance")
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """One forward.
+        """Take a step; one forward.
 
         Raises:
-            ValueError: if the model has no learned variance, where that is asked for.
+            ValueError: if the variance is ``"learned"`` and the model has none.
         """
         split, fraction, bridge = denoise(y, here), VARIANCES[self.variance], bridge_std(here, there)
         mean = recombine(split, there, 0.0, noise, mean_std=bridge)
-        if bridge == 0.0:  # no noise is left to add at the data
+        if bridge == 0.0:  # the last step, to the data, adds no noise
             return mean, carry
-        # The bounds are those of this very step, however many instants of the chain it strides over.
+        # The bounds are those of this step, however many instants of the chain it spans.
         ratio = here.sin / there.sin
         if fraction is None:
             return mean.addcmul(bridge * ratio ** _learned(split), noise(0)), carry

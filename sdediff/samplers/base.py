@@ -1,8 +1,8 @@
-"""What a sampler is, and the one loop.
+"""Samplers: their interface and the loop over the levels of a grid.
 
 A sampler takes a state from the first to the last time of a grid. It is a frozen dataclass of hyper-parameters and
 holds neither model nor state. A step sees two levels and the state in the variance-preserving frame of
-:mod:`sdediff.dynamics`; time, schedule and scale are the loop's business.
+:mod:`sdediff.dynamics`; the loop translates from time, schedule and scale.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from sdediff.numerics import all_finite
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution, Split
 
-Draw = Callable[[int], Tensor]
-"""Standard normals of the current step; the argument tells several draws of a step apart."""
+StepNoise = Callable[[int], Tensor]
+"""Standard normals of the current step; the argument numbers the draws of a step."""
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` after every step (``total`` is 0 where it is unknown)."""
+"""Callback ``progress(done, total)`` after every step (``total`` is 0 where it is unknown)."""
 
 
 class Sampler(ABC):
-    """A method.
+    """A numerical method that takes a state from one time to another.
 
-    Its properties are read by the law tests and the command line; one that no hyper-parameter changes may be a
+    Its properties are read by the law tests and the command line; one that depends on no hyper-parameter may be a
     ``ClassVar``.
     """
 
     @property
     @abstractmethod
     def order(self) -> int:
-        """The order of convergence in the step: strong for deterministic methods, weak for stochastic ones."""
+        """Order of convergence in the step: strong for deterministic methods, weak for stochastic ones."""
 
     @property
     @abstractmethod
     def stochastic(self) -> bool:
-        """Whether it draws noise after the start."""
+        """Whether noise is drawn after the start."""
 
     @property
     def adaptive(self) -> bool:
-        """Whether it chooses its own steps (from ``rtol`` and ``atol``) rather than following a grid."""
+        """Whether the steps are chosen by ``rtol`` and ``atol`` rather than by a grid."""
         return False
 
     @property
     def grid(self) -> str | Grid:
-        """The default grid: a name of ``GRIDS``, or a grid."""
+        """Default grid: a name in ``GRIDS``, or a grid."""
         return "reference"
 
     @property
     def steps(self) -> int:
-        """The default number of steps."""
+        """Default number of steps."""
         return 20
 
-    def rise(self, steps: int) -> int:
-        """Return the order to which that of the first of so many steps rises, one a step, from 1.
+    def startup_order(self, steps: int) -> int:
+        """Return the order that the first of ``steps`` steps build up to, from 1, one a step.
 
         It is 1 where every step has the method's own order.
         """
@@ -72,13 +72,14 @@ class Sampler(ABC):
 
     @abstractmethod
     def nfe(self, steps: int, *, clean: bool = True) -> int | None:
-        """Count the splits of the state in a solve, or return ``None`` where the tolerance decides.
+        """Return the NFE of a solve, or ``None`` where it depends on the tolerance.
 
-        A split is one forward of the network, but for networks that are interpolated between the instants of a chain.
+        One evaluation of the denoiser is one forward of the network, except for networks that are interpolated between
+        the instants of a chain.
 
         Args:
             steps: number of intervals of the grid.
-            clean: whether the last of them ends on the data.
+            clean: whether the last interval ends on the data.
         """
 
     @abstractmethod
@@ -96,13 +97,13 @@ class Sampler(ABC):
         """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``.
 
         Args:
-            denoise: the denoiser; every call is counted in ``nfe``.
-            sde: the process.
-            x: ``(B, *shape)`` at the first time.
+            denoise: denoiser; every call is counted in ``nfe``.
+            sde: forward process.
+            x: state ``(B, *shape)`` at the first time.
             grid: float64 times ``(N + 1,)``; a last time of 0 means the data themselves.
             noise: source of this solve's normals.
             path: whether to return the states at all nodes.
-            progress: called after every step.
+            progress: callback after every step.
 
         Raises:
             ValueError: if the method cannot start or end where the grid does.
@@ -111,34 +112,34 @@ class Sampler(ABC):
 
 
 class StepSampler(Sampler):
-    """A method that goes from node to node."""
+    """A sampler that steps from node to node of a grid."""
 
     @property
-    def splits(self) -> int:
-        """Splits of the state that a step takes."""
+    def evaluations(self) -> int:
+        """Number of evaluations of the denoiser in a step."""
         return 1
 
     @property
-    def lands(self) -> bool:
+    def ends_clean(self) -> bool:
         """Whether a step may end on the clean level.
 
         Methods that evaluate the network there, or divide by the step in lambda, may not: their last step returns the
-        clean half of the last split.
+        clean half of the last state.
         """
         return True
 
     @final
     def nfe(self, steps: int, *, clean: bool = True) -> int:
-        """Count the splits of the state in a solve; see :meth:`Sampler.nfe`."""
-        return self.splits * steps - (self.splits - 1 if clean and not self.lands else 0)
+        """Return the NFE of a solve; see :meth:`Sampler.nfe`."""
+        return self.evaluations * steps - (self.evaluations - 1 if clean and not self.ends_clean else 0)
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Any:
-        """What the steps carry from one to the next, before the first, at ``y``: coefficients of the grid, history."""
+        """Return the value carried from step to step, before the first: coefficients of the grid, history."""
         return None
 
     @abstractmethod
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take the state ``y`` of the frame from the level ``here`` to the level ``there``."""
 
@@ -156,11 +157,11 @@ class StepSampler(Sampler):
     ) -> Solution:
         """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
         levels, frame = sde.levels(grid), Frame(denoise, sde)
-        y, _, states = walk(self, frame, x, levels, noise, path, progress)
-        return finish(to_x(y, levels[-1]), frame, grid, states)
+        y, _, states = take_steps(self, frame, x, levels, noise, path, progress)
+        return checked_solution(to_x(y, levels[-1]), frame, grid, states)
 
 
-def walk(
+def take_steps(
     method: StepSampler,
     frame: Frame,
     x: Tensor,
@@ -169,21 +170,21 @@ def walk(
     path: bool,
     progress: Progress | None,
 ) -> tuple[Tensor, Any, list[Tensor]]:
-    """The loop: from the state ``x`` at the first level to the last.
+    """Take the state ``x`` from the first level to the last, one step an interval.
 
     Returns:
-        The state of the frame there, what the last step handed on, and the states at all nodes if asked for.
+        The state of the frame there, the value carried by the last step, and the states at all nodes if asked for.
 
     Raises:
         ValueError: if the method cannot start where the levels do.
     """
-    if not method.lands and math.isinf(levels[0].half_log_snr):
+    if not method.ends_clean and math.isinf(levels[0].half_log_snr):
         raise ValueError(f"{type(method).__name__} cannot start at t = {levels[0].t:g}, where lambda is infinite")
     y = to_y(x, levels[0])
     carry = method.begin(frame, y, levels)
     states = [x] if path else []
     for i, (here, there) in enumerate(pairwise(levels)):
-        if there.sigma == 0.0 and not method.lands:
+        if there.sigma == 0.0 and not method.ends_clean:
             y = frame(y, here).x0
         else:
             y, carry = method.step(frame, y, here, there, partial(noise.normal, i), carry)
@@ -194,15 +195,15 @@ def walk(
     return y, carry, states
 
 
-class Crossing(Sampler):
-    """A method that chooses its own steps between two levels of finite lambda.
+class AdaptiveSampler(Sampler):
+    """A sampler that chooses its own steps, by a tolerance, between two levels of finite lambda.
 
     If the solve ends on the data it runs to ``t_min`` and one more forward denoises.
 
     Attributes:
         rtol: relative tolerance.
         atol: absolute tolerance.
-        cap: the most forwards of a solve.
+        cap: largest NFE of a solve.
     """
 
     adaptive: ClassVar[bool] = True
@@ -211,10 +212,10 @@ class Crossing(Sampler):
     cap: int
 
     def report(self, frame: Frame, progress: Progress | None) -> None:
-        """Tell the forwards spent so far, before another one.
+        """Report the NFE so far, before another forward.
 
         Raises:
-            FloatingPointError: where the cap allows no more.
+            FloatingPointError: if the NFE has reached the cap.
         """
         if frame.nfe >= self.cap:
             raise FloatingPointError(
@@ -226,10 +227,10 @@ class Crossing(Sampler):
 
     @final
     def nfe(self, steps: int, *, clean: bool = True) -> None:
-        """Return ``None``: the tolerance decides."""
+        """Return ``None``: the NFE depends on the tolerance."""
 
     @abstractmethod
-    def cross(
+    def integrate(
         self,
         frame: Frame,
         y: Tensor,
@@ -258,10 +259,10 @@ class Crossing(Sampler):
         inner, stop = sde.levels(grid[[0, -1]].clamp(sde.t_min, sde.t_max))
         y = to_y(x, start)
         if inner.angle != stop.angle:
-            y = self.cross(frame, y, inner, stop, noise, progress)
+            y = self.integrate(frame, y, inner, stop, noise, progress)
         y = frame(y, stop).x0 if end.sigma == 0.0 else y
         result = to_x(y, end)
-        return finish(result, frame, grid[[0, -1]], [x, result] if path else [])
+        return checked_solution(result, frame, grid[[0, -1]], [x, result] if path else [])
 
 
 def check_tolerances(rtol: float, atol: float, cap: int) -> None:
@@ -272,28 +273,30 @@ def check_tolerances(rtol: float, atol: float, cap: int) -> None:
         raise ValueError(f"the cap on forwards must be at least 1, not {cap}")
 
 
-def finish(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:
-    """Check a result and put it in a :class:`~sdediff.types.Solution`."""
+def checked_solution(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor]) -> Solution:
+    """Check that a result is finite and return it as a :class:`~sdediff.types.Solution`."""
     if not all_finite(x):
         raise FloatingPointError("the solve did not stay finite; try more steps, or check the model's output")
     return Solution(x, frame.nfe, times, torch.stack(states) if states else None)
 
 
 def bridge_std(here: Level[float], there: Level[float]) -> float:
-    """Standard deviation of the state ``there`` given the state ``here`` and x0, in the frame."""
+    """Return the standard deviation of the state ``there`` given the state ``here`` and x0, in the frame."""
     return math.sqrt(-math.expm1(2.0 * (here.half_log_snr - there.half_log_snr))) * there.sin
 
 
-def recombine(split: Split, there: Level[float], std: float, draw: Draw, *, mean_std: float | None = None) -> Tensor:
-    """``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``: the other half of the one idea.
+def recombine(
+    split: Split, there: Level[float], std: float, draw: StepNoise, *, mean_std: float | None = None
+) -> Tensor:
+    """Return ``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``.
 
     Args:
-        split: the state taken apart.
-        there: the level at which to put it together.
-        std: of the fresh noise.
-        draw: the fresh noise, drawn only if needed.
-        mean_std: the noise that the mean makes room for, where it is not ``std``.
+        split: halves of the state.
+        there: level at which they are recombined.
+        std: standard deviation of the fresh noise.
+        draw: fresh noise, drawn only if needed.
+        mean_std: standard deviation in the mean, where it is not ``std``.
     """
-    room = std if mean_std is None else mean_std
-    mean = split.mix(there.cos, math.sqrt(max((there.sin - room) * (there.sin + room), 0.0)))
+    fresh = std if mean_std is None else mean_std
+    mean = split.mix(there.cos, math.sqrt(max((there.sin - fresh) * (there.sin + fresh), 0.0)))
     return mean if std == 0.0 else mean.add(draw(0), alpha=std)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import combine
-from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.base import StepNoise, StepSampler
 from sdediff.samplers.singlestep import Singlestep
 from sdediff.types import Level
 
-_MOST = math.sqrt(2.0) - 1.0  # at most as much new noise as there is
+_MOST_GAMMA = math.sqrt(2.0) - 1.0  # at which the variance of the noise doubles
 
 EDM_HEUN = Singlestep("epsilon", "logsnr", (1.0,), "middle")
 """Heun's method on ``d(x / alpha) / d(sigma / alpha) = eps`` (Karras et al. 2022, algorithm 1)."""
@@ -33,18 +33,18 @@ class Churn(StepSampler):
     """Churn: fresh noise before every step of a deterministic method (Karras et al. 2022).
 
     Args:
-        churn: ``S_churn``, in all the steps together; 0 is the deterministic method.
+        churn: ``S_churn``, the sum over all steps; 0 is the deterministic method.
         low: ``S_tmin``, the smallest sigma / alpha at which noise is added.
-        high: ``S_tmax``, the largest.
-        inflate: ``S_noise``, the factor of the fresh noise. Above 1 (Karras et al. take 1.003 to 1.007) it makes up for
-            networks that remove too much, and the limit of many steps is no longer the process's own law.
-        method: the deterministic step.
+        high: ``S_tmax``, the largest such sigma / alpha.
+        inflate: ``S_noise``, factor of the fresh noise. Above 1 (Karras et al. take 1.003 to 1.007) it compensates
+            networks that remove too much noise, and the limit of many steps is no longer the process's own law.
+        method: deterministic step.
 
     Raises:
         ValueError: for negative amounts, or ``low`` not below ``high``.
     """
 
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
     churn: float = 40.0
@@ -68,29 +68,29 @@ class Churn(StepSampler):
         return self.churn > 0.0
 
     @property
-    def splits(self) -> int:
-        return self.method.splits
+    def evaluations(self) -> int:
+        return self.method.evaluations
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> float:
-        """The raise of a step, gamma."""
-        return min(self.churn / (len(levels) - 1), _MOST)
+        """Return gamma, the relative increase of sigma / alpha in a step."""
+        return min(self.churn / (len(levels) - 1), _MOST_GAMMA)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: float
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: float
     ) -> tuple[Tensor, float]:
-        """As many forwards as the deterministic step."""
+        """Take a step, with as many forwards as the deterministic method."""
         raised = self.raised(denoise, here, carry)
         if raised.half_log_snr < here.half_log_snr:
             y = combine([(raised.cos / here.cos, y), (self.inflate * noise_std(here, raised), noise(0))])
         return self.method.step(denoise, y, raised, there, noise, None)[0], carry
 
     def raised(self, frame: Frame, here: Level[float], gamma: float) -> Level[float]:
-        """The level to which ``here`` is raised: at most the process's noisiest."""
+        """Return the level to which ``here`` is raised: at most the noisiest level of the process."""
         if gamma == 0.0 or not self.low <= math.tan(here.angle) <= self.high:
             return here
-        return frame.at_half_log_snr(here.half_log_snr - math.log1p(gamma))  # which ends at the process's noisiest
+        return frame.at_half_log_snr(here.half_log_snr - math.log1p(gamma))
 
 
 def noise_std(here: Level[float], there: Level[float]) -> float:
-    """Standard deviation of the state ``there`` given the less noisy state ``here``, in the frame."""
+    """Return the standard deviation of the state ``there`` given the less noisy state ``here``, in the frame."""
     return there.sin * math.sqrt(-math.expm1(2.0 * (there.half_log_snr - here.half_log_snr)))

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
 from sdediff.types import Level
 
 
 def check_eta(eta: float) -> None:
-    """Refuse an eta for which there is no such process."""
+    """Refuse an eta outside [0, 1]."""
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], not {eta}")
 
@@ -43,8 +43,8 @@ class DDIM(StepSampler):
         return self.eta > 0.0
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """One forward."""
+        """Take a step; one forward."""
         std = self.eta * bridge_std(here, there) if self.eta > 0.0 else 0.0
         return recombine(denoise(y, here), there, std, noise), carry

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame, diffusion, drift
-from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.base import StepNoise, StepSampler
 from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
@@ -23,7 +23,7 @@ class EulerMaruyama(StepSampler):
     """
 
     order: ClassVar[int] = 1
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
     eta: float = 1.0
@@ -36,9 +36,9 @@ class EulerMaruyama(StepSampler):
         return self.eta > 0.0
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """One forward."""
+        """Take a step; one forward."""
         width = there.half_log_snr - here.half_log_snr
         y = y + width * drift(y, denoise(y, here), here, self.eta)
         return (y + diffusion(here, self.eta) * math.sqrt(width) * noise(0) if self.eta > 0.0 else y), carry

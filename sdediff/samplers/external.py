@@ -1,6 +1,6 @@
 r"""Methods of torchdiffeq and torchsde as samplers.
 
-torchdiffeq gets the probability-flow ODE ``dy / d theta = v``, torchsde the reverse SDE in lambda; both see the
+torchdiffeq solves the probability-flow ODE ``dy / d theta = v``, torchsde the reverse SDE in lambda, both in the
 variance-preserving frame, so that one wrapper serves every process.
 """
 
@@ -18,15 +18,15 @@ from sdediff.dynamics import Frame, diffusion, drift, velocity
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.samplers.base import Crossing, Draw, Progress, StepSampler, check_tolerances
+from sdediff.samplers.base import AdaptiveSampler, Progress, StepNoise, StepSampler, check_tolerances
 from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
 
-def _field(frame: Frame, report: Callable[[], None] = lambda: None) -> torchdiffeq.Field:
-    """The right-hand side in the form torchdiffeq's wrapper wants; reports before every forward."""
+def _field(frame: Frame, report: Callable[[], None] = lambda: None) -> torchdiffeq.VectorField:
+    """Return the right-hand side of the ODE in the form of torchdiffeq's wrapper; it reports before every forward."""
 
-    def field(angle: float, state: torchdiffeq.State) -> torchdiffeq.State:
+    def field(angle: float, state: torchdiffeq.Components) -> torchdiffeq.Components:
         report()
         level = frame.at_angle(angle)
         return (velocity(frame(state[0], level), level),)
@@ -35,17 +35,17 @@ def _field(frame: Frame, report: Callable[[], None] = lambda: None) -> torchdiff
 
 
 @dataclass(frozen=True)
-class AdaptiveODE(Crossing):
+class AdaptiveODE(AdaptiveSampler):
     """Adaptive Runge-Kutta on the angle, by torchdiffeq.
 
-    The step is one for the batch, by the error of its worst sample. If the solve ends on the data it runs to
+    The steps are common to the batch, by the error of its worst sample. If the solve ends on the data it runs to
     ``t_min`` and one more forward denoises.
 
     Args:
-        method: torchdiffeq's name.
+        method: name of the method in torchdiffeq.
         rtol: relative tolerance.
         atol: absolute tolerance, in units of the data.
-        cap: the most forwards of a solve.
+        cap: largest NFE of a solve.
     """
 
     stochastic: ClassVar[bool] = False
@@ -63,7 +63,7 @@ class AdaptiveODE(Crossing):
     def order(self) -> int:
         return torchdiffeq.ADAPTIVE_METHODS[self.method]
 
-    def cross(
+    def integrate(
         self,
         frame: Frame,
         y: Tensor,
@@ -83,11 +83,11 @@ class FixedODE(StepSampler):
     """Fixed-step Runge-Kutta on the angle, by torchdiffeq.
 
     Args:
-        method: torchdiffeq's name.
+        method: name of the method in torchdiffeq.
     """
 
     stochastic: ClassVar[bool] = False
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
 
     method: str = "rk4"
 
@@ -99,13 +99,13 @@ class FixedODE(StepSampler):
         return torchdiffeq.FIXED_METHODS[self.method]
 
     @property
-    def splits(self) -> int:
-        return self.order  # up to order 4 a stage buys an order
+    def evaluations(self) -> int:
+        return self.order  # up to order 4 there are as many stages as the order
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """As many forwards as the method has stages."""
+        """Take a step, with as many forwards as the method has stages."""
         return torchdiffeq.integrate(_field(denoise), (y,), here.angle, there.angle, method=self.method)[0], carry
 
 
@@ -114,11 +114,11 @@ class ReverseSDE(StepSampler):
     """A method of torchsde on the reverse SDE, in lambda.
 
     Args:
-        method: torchsde's name.
+        method: name of the method in torchsde.
         eta: 1 for the reverse SDE, between 0 and 1 for the family between it and the ODE.
     """
 
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
     steps: ClassVar[int] = 100
 
     method: str = "euler"
@@ -126,24 +126,24 @@ class ReverseSDE(StepSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        choose(torchsde.METHODS, self.method, "torchsde method")
+        choose(torchsde.SDE_METHODS, self.method, "torchsde method")
 
     @property
     def order(self) -> int:
-        return torchsde.METHODS[self.method]
+        return torchsde.SDE_METHODS[self.method]
 
     @property
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
     @property
-    def splits(self) -> int:
-        return torchsde.FORWARDS[self.method]
+    def evaluations(self) -> int:
+        return torchsde.DRIFT_EVALUATIONS[self.method]
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """As many forwards as the method has stages."""
+        """Take a step, with as many forwards as the method has stages."""
         width = there.half_log_snr - here.half_log_snr
 
         def level(tau: float) -> Level[float]:

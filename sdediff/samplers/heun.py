@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame, velocity
-from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.base import StepNoise, StepSampler
 from sdediff.types import Level
 
 
@@ -18,13 +18,13 @@ class Heun(StepSampler):
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
-    splits: ClassVar[int] = 2
-    lands: ClassVar[bool] = False
+    evaluations: ClassVar[int] = 2
+    ends_clean: ClassVar[bool] = False
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """Two forwards."""
+        """Take a step; two forwards."""
         width = there.angle - here.angle
         slope = velocity(denoise(y, here), here)
         slope_there = velocity(denoise(y + width * slope, there), there)

@@ -1,26 +1,26 @@
-r"""What the remembered values of a multistep method weigh in a step: one interpolant, integrated over it, in float64.
+r"""Weights of the past values of a multistep method: an interpolant integrated over a step, in float64.
 
-Three interpolants of what a method remembers, each as the weights of its values:
+Three interpolants of the past values, each as their weights:
 
 - the *polynomial* in a clock w, averaged with the kernel of an exponential integrator, ``weight_j = mass <L_j>``
   (:func:`weights`). With ``s = (w - w_here) / (w_there - w_here)`` the averages of the powers, ``<s^k>``, are
   Gauss-Legendre sums, exact to rounding, of terms of one size: nothing cancels however small the step. Published
   formulas of second and third order alter single averages: the rules below.
 - the *conditional mean of a random function* given its values (:func:`kernel_weights`). A polynomial extrapolates too
-  boldly when steps are long or unequal. Take what is interpolated for a random function of the angle instead: a
+  boldly when steps are long or unequal. Take the integrand for a random function of the angle instead: a
   constant, a line of slope about 1, and parts with the covariance
 
       exp(-(theta - theta')^2 / (2 0.7^2))  +  0.3 exp(-(w - w')^2 / (2 3^2))  +  e e' exp(-(q - q')^2 / (2 2^2)):
 
-  one that changes over the whole way; one that changes within factors of the noise level, down to 0.05, as fine
-  structure does (``w = asinh(theta / 0.05)``); and the network's own error, which has another sign at every scale of
-  the noise (``q`` is the log of the noise level). It is small (e = 0.01) unless what the network predicts magnifies it:
+  one that changes over the whole path; one that changes within factors of the noise level, down to 0.05, as fine
+  structure does (``w = asinh(theta / 0.05)``); and the network's own error, whose sign differs at every scale of
+  the noise (``q`` is the log of the noise level). It is small (e = 0.01) unless the prediction magnifies it:
   a relative error in epsilon is 1 / cos as large in the velocity, and only the kernel's own shape makes that harmless
   (such an error is then integrated like DDIM does, as one in epsilon). The conditional mean is the best linear
   interpolation (O'Hagan 1991). On short steps it *is* the polynomial, the flat limit of smooth kernels (Driscoll &
   Fornberg 2002), so orders are those of Adams methods. The numbers were chosen on exact problems and two trained
   networks; data are taken to be of size about 1.
-- *Newton's polynomial* in divided differences, one step a sample (:func:`newton_integrals`). A step over
+- *Newton's polynomial* in divided differences, one step a sample (:func:`divided_difference_weights`). A step over
   ``[w_0, w_1]`` adds ``sum_p c_p v[n, ..., n - p]`` with ``c_p = int (w - w_n) ... (w - w_{n - p + 1}) d theta``
   (Shampine & Gordon 1975, chapter 5, in the clock ``t``).
 """
@@ -38,80 +38,85 @@ from sdediff.samplers.clocks import (
     NEAR,
     NODES,
     WEIGHTS,
-    Array,
+    FloatArray,
     angle_of,
     cosine,
     log_level,
     tan_of,
 )
-from sdediff.samplers.exponential import Held
+from sdediff.samplers.exponential import Integrand
 from sdediff.types import Level
 
 # ---- the polynomial of an exponential integrator ---------------------------------------------------------------
 
 
-def exact(averages: Array) -> Array:
-    """The interpolating polynomial's own average."""
+def exact(averages: FloatArray) -> FloatArray:
+    """Return the averages of the interpolating polynomial."""
     return averages
 
 
-def middle(averages: Array) -> Array:
-    """Through two values, the polynomial at the middle of the step (Lu et al. 2022b; Zhao et al. 2023, B_2)."""
+def middle(averages: FloatArray) -> FloatArray:
+    """Take the polynomial through two values at the middle of the step (Lu et al. 2022b; Zhao et al. 2023, B_2)."""
     return np.array([1.0, 0.5]) if len(averages) == 2 else averages
 
 
-def half(averages: Array) -> Array:
-    """Through three values, half the quadratic term (the third-order stochastic update of k-diffusion's code)."""
+def half(averages: FloatArray) -> FloatArray:
+    """Halve the quadratic term of the polynomial through three values (the third-order stochastic update of k-diffusion's code)."""
     return averages * np.array([1.0, 1.0, 0.5]) if len(averages) == 3 else averages
 
 
-def halved(averages: Array) -> Array:
-    """As ``half``; through two values, as ``middle`` (the third-order update of Lu et al.'s code)."""
+def halved(averages: FloatArray) -> FloatArray:
+    """Apply ``half`` to three values and ``middle`` to two (the third-order update of Lu et al.'s code)."""
     return half(averages) if len(averages) == 3 else middle(averages)
 
 
-RULES: dict[str, Callable[[Array], Array]] = {"exact": exact, "middle": middle, "half": half, "halved": halved}
-"""What becomes of the averages ``<s^k>`` of a step."""
+RULES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "exact": exact,
+    "middle": middle,
+    "half": half,
+    "halved": halved,
+}
+"""Rules by name: each maps the averages ``<s^k>`` of a step to those of a published formula."""
 
 
 def weights(
-    held: Held,
+    integrand: Integrand,
     clock: str,
     rule: str,
-    known: Sequence[Level[float]],
+    nodes: Sequence[Level[float]],
     here: Level[float],
     there: Level[float],
 ) -> list[float]:
-    """Factors of the held values at ``known`` in the step from ``here`` to ``there``.
+    """Return the weights of the values at ``nodes`` in the step from ``here`` to ``there``.
 
     Where the clock is infinite at an end of the step, or only the value at the end counts (the clean sample on the
-    clean level; any, where noise is added before), the first of ``known`` stands for all: a step of order 1, as usual
-    for the last one.
+    clean level; any integrand, where noise is added before), all weight is on the first of ``nodes``: a step of order
+    1, as the last one usually is.
 
     Args:
-        held: what is interpolated.
-        clock: a name of ``CLOCKS``.
-        rule: a name of ``RULES``.
-        known: the levels of the values.
+        integrand: integrand that is interpolated.
+        clock: name in ``CLOCKS``.
+        rule: name in ``RULES``.
+        nodes: levels of the values.
         here: start of the step.
         there: end of the step.
     """
-    mass, read = held.mass(here, there), CLOCKS[clock]
+    mass, clock_at = integrand.mass(here, there), CLOCKS[clock]
     with np.errstate(divide="ignore"):
-        start, end, *at = read(np.array([here.angle, there.angle, *(level.angle for level in known)]))
-    lands = held.keep(here, there) == 0.0 or (held.eta > 0.0 and there.sin == 0.0)
-    if not (np.isfinite(start) and np.isfinite(end)) or lands:
-        return [mass] + [0.0] * (len(known) - 1)
+        start, end, *at = clock_at(np.array([here.angle, there.angle, *(level.angle for level in nodes)]))
+    first_order = integrand.keep(here, there) == 0.0 or (integrand.eta > 0.0 and there.sin == 0.0)
+    if not (np.isfinite(start) and np.isfinite(end)) or first_order:
+        return [mass] + [0.0] * (len(nodes) - 1)
     angle, share = _quadrature(here, there)
-    share = share * held.kernel(angle)
-    powers = np.arange(len(known))[:, None]
-    averages = (((read(angle) - start) / (end - start)) ** powers) @ share / share.sum()
-    nodes = (np.array(at) - start) / (end - start)
-    return [float(mass * weight) for weight in np.linalg.solve(nodes**powers, RULES[rule](averages))]
+    share = share * integrand.kernel(angle)
+    powers = np.arange(len(nodes))[:, None]
+    averages = (((clock_at(angle) - start) / (end - start)) ** powers) @ share / share.sum()
+    positions = (np.array(at) - start) / (end - start)
+    return [float(mass * weight) for weight in np.linalg.solve(positions**powers, RULES[rule](averages))]
 
 
-def _quadrature(here: Level[float], there: Level[float]) -> tuple[Array, Array]:
-    """Nodes (angles) and weights over a step: in lambda, where the kernels are entire, else in the angle."""
+def _quadrature(here: Level[float], there: Level[float]) -> tuple[FloatArray, FloatArray]:
+    """Return nodes (angles) and weights over a step: in lambda, where the kernels are entire, else in the angle."""
     if math.isinf(there.half_log_snr) or math.isinf(here.half_log_snr):
         centre, half = 0.5 * (here.angle + there.angle), 0.5 * (there.angle - here.angle)
         return centre + half * NODES, half * WEIGHTS
@@ -121,34 +126,34 @@ def _quadrature(here: Level[float], there: Level[float]) -> tuple[Array, Array]:
     return angle, half * WEIGHTS * np.sin(angle) * np.cos(angle)
 
 
-# ---- a random function ---------------------------------------------------------------------------------------
+# ---- conditional mean of a random function ---------------------------------------------------------------------------------------
 
-_CONSTANT, _NOISE, _MAGNIFIED = 10.0, 1e-4, 1e-2
-"""Variances: of the constant, of the network's error, and of what a prediction magnifies, per unit of gain^2 - 1."""
-_WORST = 1e10
-"""Condition number from which the kernel matrix is left for its polynomial limit."""
+_CONSTANT, _ERROR, _MAGNIFIED = 10.0, 1e-4, 1e-2
+"""Variances: of the constant, of the network's error, and of the error that a prediction adds per gain^2 - 1."""
+_LARGEST_CONDITION = 1e10
+"""Condition number of the kernel matrix above which its polynomial limit is used."""
 
 
 def kernel_weights(
-    known: Array,
+    nodes: FloatArray,
     start: float,
     end: float,
-    deviations: Array,
+    deviations: FloatArray,
     power: float = 0.0,
-    gain: Callable[[Array], Array] = np.ones_like,
-) -> Array:
-    """Return the weights of values of ``du / d phi`` in a step of each coordinate, ``(len(known), C)``.
+    gain: Callable[[FloatArray], FloatArray] = np.ones_like,
+) -> FloatArray:
+    """Return the weights of values of ``du / d phi`` in a step of each coordinate, ``(len(nodes), C)``.
 
     A coordinate of the data's Gaussian (:class:`~sdediff.gaussian.Whitened`) has the clock ``phi`` with
     ``d phi / d theta = sqrt(l) / (l cos^2 + sin^2)``; the interpolant is integrated over it, times
     ``(cos phi / cos phi_end)^power``.
 
     Args:
-        known: angles of the known values.
+        nodes: angles of the values.
         start: angle at which the step starts.
         end: angle at which it ends.
         deviations: standard deviations of the coordinates, ``(C,)``.
-        power: of the cosine, ``eta^2`` of a reverse process.
+        power: power of the cosine, ``eta^2`` of a reverse process.
         gain: factor by which the prediction magnifies the network's error, as a function of the angle.
     """
     low, high = log_level(np.array([start, end]))
@@ -158,72 +163,81 @@ def kernel_weights(
     clock = (cosine / np.cos(angle)[:, None]) ** 2 / deviations
     if power:
         clock = clock * (cosine / cos_phi(end, deviations)) ** power
-    integrals: Array = cardinals(known, angle, gain) @ (share[:, None] * clock)
+    integrals: FloatArray = cardinals(nodes, angle, gain) @ (share[:, None] * clock)
     return integrals
 
 
-def cos_phi(angle: float | Array, deviations: Array) -> Array:
+def cos_phi(angle: float | FloatArray, deviations: FloatArray) -> FloatArray:
     """Return ``cos phi`` of each coordinate at some angles, ``(len(angle), C)``."""
     near, far = deviations * np.cos(np.atleast_1d(angle))[:, None], np.sin(np.atleast_1d(angle))[:, None]
-    cosines: Array = near / np.hypot(near, far)
+    cosines: FloatArray = near / np.hypot(near, far)
     return cosines
 
 
-def error(gain: Array) -> Array:
-    """Standard deviation of the network's error, which its prediction magnifies by ``gain``, in the velocity."""
-    deviation: Array = np.sqrt(_NOISE + _MAGNIFIED * np.maximum(gain**2 - 1.0, 0.0))
+def error_deviation(gain: FloatArray) -> FloatArray:
+    """Return the standard deviation, in the velocity, of a network error that the prediction magnifies by ``gain``."""
+    deviation: FloatArray = np.sqrt(_ERROR + _MAGNIFIED * np.maximum(gain**2 - 1.0, 0.0))
     return deviation
 
 
-def _fine(angle: Array) -> Array:
+def _fine_clock(angle: FloatArray) -> FloatArray:
     return np.arcsinh(angle / 0.05)
 
 
-def _bump(a: Array, b: Array, length: float) -> Array:
-    value: Array = np.exp(-0.5 * ((a[:, None] - b) / length) ** 2)
+def _squared_exponential(a: FloatArray, b: FloatArray, length: float) -> FloatArray:
+    value: FloatArray = np.exp(-0.5 * ((a[:, None] - b) / length) ** 2)
     return value
 
 
-def covariance(a: Array, b: Array, error_a: Array, error_b: Array) -> Array:
-    """The kernel between two sets of angles with their errors, ``(len(a), len(b))``."""
-    smooth = _CONSTANT + np.outer(a, b) + _bump(a, b, 0.7) + 0.3 * _bump(_fine(a), _fine(b), 3.0)
-    return smooth + np.outer(error_a, error_b) * _bump(log_level(a), log_level(b), 2.0)
+def covariance(a: FloatArray, b: FloatArray, error_a: FloatArray, error_b: FloatArray) -> FloatArray:
+    """Evaluate the kernel between two sets of angles with their errors, ``(len(a), len(b))``."""
+    smooth = (
+        _CONSTANT
+        + np.outer(a, b)
+        + _squared_exponential(a, b, 0.7)
+        + 0.3 * _squared_exponential(_fine_clock(a), _fine_clock(b), 3.0)
+    )
+    return smooth + np.outer(error_a, error_b) * _squared_exponential(log_level(a), log_level(b), 2.0)
 
 
-def cardinals(known: Array, at: Array, gain: Callable[[Array], Array] = np.ones_like) -> Array:
-    """The functions that interpolate, ``(len(known), len(at))``: the j-th is 1 at ``known[j]``, 0 at the others.
+def cardinals(nodes: FloatArray, at: FloatArray, gain: Callable[[FloatArray], FloatArray] = np.ones_like) -> FloatArray:
+    """Return the cardinal functions of the interpolant, ``(len(nodes), len(at))``: the j-th is 1 at ``nodes[j]``, 0 at the others.
 
     Args:
-        known: angles of the known values, all different.
-        at: angles at which the functions are wanted.
-        gain: by which the network's error is magnified, as a function of the angle.
+        nodes: angles of the values, all different.
+        at: angles at which the functions are evaluated.
+        gain: factor by which the network's error is magnified, as a function of the angle.
     """
-    error_known = error(gain(known))
-    gram = covariance(known, known, error_known, error_known)
-    if np.linalg.cond(gram) > _WORST:
-        return lagrange(known, at)
-    return np.linalg.solve(gram, covariance(known, at, error_known, error(gain(at)))).astype(np.float64)
+    error_nodes = error_deviation(gain(nodes))
+    gram = covariance(nodes, nodes, error_nodes, error_nodes)
+    if np.linalg.cond(gram) > _LARGEST_CONDITION:
+        return lagrange(nodes, at)
+    return np.linalg.solve(gram, covariance(nodes, at, error_nodes, error_deviation(gain(at)))).astype(np.float64)
 
 
-def lagrange(known: Array, at: Array) -> Array:
-    """The same for the polynomial in the angle, ``(len(known), len(at))``."""
-    powers, reach = np.arange(len(known))[:, None], np.abs(known - at.mean()).max()
-    solved: Array = np.linalg.solve(((known - known[0]) / reach) ** powers, ((at - known[0]) / reach) ** powers)
+def lagrange(nodes: FloatArray, at: FloatArray) -> FloatArray:
+    """Return the cardinal functions of the polynomial in the angle, ``(len(nodes), len(at))``."""
+    powers, reach = np.arange(len(nodes))[:, None], np.abs(nodes - at.mean()).max()
+    solved: FloatArray = np.linalg.solve(((nodes - nodes[0]) / reach) ** powers, ((at - nodes[0]) / reach) ** powers)
     return solved
 
 
 # ---- Newton's polynomial -----------------------------------------------------------------------------------------
 
 
-def newton_integrals(start: Array, end: Array, nodes: Array, count: int, power: float = 0.0) -> Array:
-    """Integrals over the angle of Newton's first polynomials, ``(B, count)``.
+def divided_difference_weights(
+    start: FloatArray, end: FloatArray, nodes: FloatArray, count: int, power: float = 0.0
+) -> FloatArray:
+    """Return the weights of divided differences in a step of each sample, ``(B, count)``.
+
+    They are the integrals over the angle of Newton's first polynomials.
 
     Args:
         start: clocks ``(B,)`` at which the steps start.
         end: clocks ``(B,)`` at which they end.
         nodes: clocks ``(B, count - 1)`` or more of the zeros, in the order in which they enter.
         count: number of polynomials; the first is 1.
-        power: of the cosine of the angle, by which all are multiplied.
+        power: power of the cosine of the angle by which all are multiplied.
     """
     half = 0.5 * (end - start)[:, None]
     w = 0.5 * (end + start)[:, None] + half * NODES

@@ -1,9 +1,9 @@
 r"""Multistep solvers of the probability-flow ODE and of the reverse SDE: one family.
 
-A method is what it holds, the clock in which that is a polynomial, how many values it remembers, and whether a
-corrector redoes the last step once its end has been evaluated, which costs no forward (Zhao et al. 2023). Adams
-methods on the angle hold the velocity; DPM-Solver (Lu et al. 2022a) and DEIS (Zhang & Chen 2023) hold epsilon,
-DPM-Solver++ (Lu et al. 2022b) and UniPC the sample, all three on the log-SNR. With ``eta > 0`` the same forms solve
+A method is defined by its integrand (:mod:`sdediff.samplers.exponential`), the clock in which that is a polynomial, the
+number of values in its memory, and whether a corrector redoes the last step once its end has been evaluated, which
+costs no forward (Zhao et al. 2023). Adams methods on the angle integrate the velocity; DPM-Solver (Lu et al. 2022a) and
+DEIS (Zhang & Chen 2023) epsilon, DPM-Solver++ (Lu et al. 2022b) and UniPC the sample, all three on the log-SNR. With ``eta > 0`` the same forms solve
 the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2, whatever the memory.
 """
 
@@ -20,39 +20,39 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import Draw, StepSampler
-from sdediff.samplers.clocks import CLOCKS, Array
+from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.clocks import CLOCKS, FloatArray
 from sdediff.samplers.ddim import check_eta
-from sdediff.samplers.exponential import HELD
+from sdediff.samplers.exponential import INTEGRANDS
 from sdediff.samplers.interpolation import RULES, weights
 from sdediff.types import Level
 
 
 class Term(NamedTuple):
-    """A remembered value, ``factor * tensor``: the factor joins the weight, which saves a pass over the tensor."""
+    """Past value ``factor * tensor``: multiplying the factor into the weight saves a pass over the tensor."""
 
     tensor: Tensor
     factor: float = 1.0
 
 
-class Update(NamedTuple):
+class MultistepUpdate(NamedTuple):
     """``keep * state + sum of weights * values + std * noise``, newest value first."""
 
     keep: float
     weights: Sequence[float]
     std: float = 0.0
 
-    def __call__(self, y: Tensor, values: Sequence[Term], noise: Draw) -> Tensor:
-        """Apply it."""
+    def __call__(self, y: Tensor, values: Sequence[Term], noise: StepNoise) -> Tensor:
+        """Apply the update to the state ``y``."""
         terms = [(self.keep, y)]
         terms += [(weight * term.factor, term.tensor) for weight, term in zip(self.weights, values, strict=True)]
         return combine([*terms, (self.std, noise(0))] if self.std > 0.0 else terms)
 
 
-class Memory(NamedTuple):
-    """What a step hands to the next: the updates of the whole grid, how many are done, and the values seen."""
+class MultistepHistory(NamedTuple):
+    """Updates of the whole grid, the number of them done, and the past values, newest first."""
 
-    plan: Sequence[Update]
+    updates: Sequence[MultistepUpdate]
     done: int
     values: list[Term]
 
@@ -62,10 +62,10 @@ class Multistep(StepSampler):
     """Multistep method: one forward a step, lower order while its memory fills.
 
     Args:
-        held: a name of ``HELD``.
-        clock: a name of ``CLOCKS``.
+        integrand: name in ``INTEGRANDS``.
+        clock: name in ``CLOCKS``.
         memory: number of values, 1 to 6: the predictor's order.
-        rule: a name of ``RULES``: ``"exact"`` integrals, or those of a published formula.
+        rule: name in ``RULES``: ``"exact"`` integrals, or those of a published formula.
         correct_from: number of steps from which the corrector is used; it raises the order by one, but on few, long
             steps it extrapolates too boldly. ``None`` for never.
         eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
@@ -74,7 +74,7 @@ class Multistep(StepSampler):
         ValueError: for unknown names, or a corrector together with noise.
     """
 
-    held: str = "velocity"
+    integrand: str = "velocity"
     clock: str = "asinh"
     memory: int = 4
     rule: str = "exact"
@@ -82,13 +82,12 @@ class Multistep(StepSampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        choose(HELD, self.held, "held quantity")
+        choose(INTEGRANDS, self.integrand, "integrand")
         choose(CLOCKS, self.clock, "clock")
         choose(RULES, self.rule, "rule")
         if not 1 <= self.memory <= 6:
             raise ValueError(f"memory must be 1 to 6, not {self.memory}")
         check_eta(self.eta)
-        HELD[self.held](self.eta)  # refuses an eta that it has no form for
         if self.eta > 0.0 and self.correct_from is not None:
             raise ValueError("a corrector would undo the noise of the step it redoes: give it eta = 0")
 
@@ -101,36 +100,42 @@ class Multistep(StepSampler):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
-    def rise(self, steps: int) -> int:
-        """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.rise`."""
+    def startup_order(self, steps: int) -> int:
+        """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""
         return self.order - int(self.correct_from is not None)
 
-    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
-        """The updates of every step of the grid."""
-        return Memory(_plan(self, tuple(levels)), 0, [])
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> MultistepHistory:
+        """Compute the updates of every step of the grid."""
+        return MultistepHistory(_multistep_updates(self, tuple(levels)), 0, [])
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
-    ) -> tuple[Tensor, Memory]:
-        """One forward."""
-        update = carry.plan[carry.done]
-        value = Term(*denoise(y, here).direction(*HELD[self.held](self.eta).parts(here)))
+        self,
+        denoise: Frame,
+        y: Tensor,
+        here: Level[float],
+        there: Level[float],
+        noise: StepNoise,
+        carry: MultistepHistory,
+    ) -> tuple[Tensor, MultistepHistory]:
+        """Take a step; one forward."""
+        update = carry.updates[carry.done]
+        value = Term(*denoise(y, here).direction(*INTEGRANDS[self.integrand](self.eta).factors(here)))
         values = [value, *carry.values][: len(update.weights)]
-        return update(y, values, noise), Memory(carry.plan, carry.done + 1, values)
+        return update(y, values, noise), MultistepHistory(carry.updates, carry.done + 1, values)
 
 
 @lru_cache(maxsize=64)
-def _plan(method: Multistep, levels: tuple[Level[float], ...]) -> tuple[Update, ...]:
-    """The updates of every step of a grid, computed once for all solves on it."""
-    held = HELD[method.held](method.eta)
+def _multistep_updates(method: Multistep, levels: tuple[Level[float], ...]) -> tuple[MultistepUpdate, ...]:
+    """Compute the updates of every step of a grid, once for all solves on it."""
+    integrand = INTEGRANDS[method.integrand](method.eta)
     correct = method.correct_from is not None and len(levels) > method.correct_from
 
-    def weigh(known: Sequence[Level[float]], here: Level[float], there: Level[float]) -> Array:
-        return np.array(weights(held, method.clock, method.rule, known, here, there))
+    def weigh(nodes: Sequence[Level[float]], here: Level[float], there: Level[float]) -> FloatArray:
+        return np.array(weights(integrand, method.clock, method.rule, nodes, here, there))
 
-    factors = adams(levels, [method.memory] * (len(levels) - 1), correct, weigh, held.keep)
+    factors = adams(levels, [method.memory] * (len(levels) - 1), correct, weigh, integrand.keep)
     return tuple(
-        Update(held.keep(here, there), row.tolist(), held.std(here, there))
+        MultistepUpdate(integrand.keep(here, there), row.tolist(), integrand.std(here, there))
         for row, (here, there) in zip(factors, pairwise(levels), strict=True)
     )
 
@@ -139,23 +144,23 @@ def adams(
     levels: Sequence[Level[float]],
     memory: Sequence[int],
     correct: bool,
-    weigh: Callable[[Sequence[Level[float]], Level[float], Level[float]], Array],
-    keep: Callable[[Level[float], Level[float]], float | Array],
-) -> list[Array]:
-    """The factors of the last values in every step of a grid, newest first.
+    weigh: Callable[[Sequence[Level[float]], Level[float], Level[float]], FloatArray],
+    keep: Callable[[Level[float], Level[float]], float | FloatArray],
+) -> list[FloatArray]:
+    """Return the weights of the past values in every step of a grid, newest first.
 
-    A corrector makes ``y_c = keep y + c . v`` of what was predicted as ``y_p = keep y + p . v``, so it starts the next
-    predictor from ``y_c = y_p + (c - p) . v``. That is an update from the predicted state with one more value: no
-    corrected state is ever made, nor the one before kept.
+    A corrector replaces the predicted state ``y_p = keep y + p . v`` by ``y_c = keep y + c . v``, so it starts the next
+    predictor from ``y_c = y_p + (c - p) . v``. That is an update from the predicted state with one more value: the
+    corrected state is never computed, nor the one before kept.
 
     Args:
-        levels: of the grid.
-        memory: number of values that the predictor of each step uses, never rising; a corrector uses one more.
+        levels: levels of the grid.
+        memory: number of values that the predictor of each step uses, not increasing; a corrector uses one more.
         correct: whether there is a corrector.
-        weigh: ``(levels of the values, here, there) -> factors`` of a step, their number first.
-        keep: ``(here, there) ->`` the factor of the state.
+        weigh: function ``(levels of the values, here, there) -> weights`` of a step.
+        keep: function ``(here, there) ->`` factor of the state.
     """
-    plan: list[Array] = []
+    updates: list[FloatArray] = []
     before = np.empty(0)
     for i, (here, there) in enumerate(pairwise(levels)):
         factors = predict = weigh(levels[max(0, i + 1 - memory[i]) : i + 1][::-1], here, there)
@@ -164,6 +169,6 @@ def adams(
             change[1:] -= before
             factors = keep(here, there) * change
             factors[: len(predict)] += predict
-        plan.append(factors)
+        updates.append(factors)
         before = predict
-    return plan
+    return updates

@@ -1,10 +1,10 @@
 r"""Predictor-corrector (Song et al. 2021, algorithm 1 and appendix G): ancestral steps, each followed by Langevin.
 
-A move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, taken for each sample
-by its own norms. Two provisos make it safe. Near a mode the score vanishes and ``e`` would explode, so it is held below
-what pure noise gets, ``2 snr^2 sin^2``. And a move whose size depends on its own state and noise does not leave the
-density alone, so where the step in lambda is below 1, ``e`` is multiplied by it and the share of the sample's own norms
-in ``e`` is too: what is left of their bias is of the second order a step, and the whole is a method of order 1.
+A Langevin move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, taken for each sample
+by its own norms. Two changes make it safe. Near a mode the score vanishes and ``e`` would diverge, so it is limited to
+its value for pure noise, ``2 snr^2 sin^2``. And a move whose size depends on its own state and noise does not preserve
+the density, so where the step in lambda is below 1, ``e`` is multiplied by it and the share of the sample's own norms
+in ``e`` is too: the bias that remains is of second order in a step, and the method is of order 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import expand, sum_features
-from sdediff.samplers.base import Draw, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
 from sdediff.types import Level
 
 
@@ -26,12 +26,12 @@ class PredictorCorrector(StepSampler):
 
     Args:
         snr: signal-to-noise ratio of a Langevin move.
-        corrections: Langevin moves after each step.
+        corrections: number of Langevin moves after each step.
     """
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
     grid: ClassVar[str] = "reference"
     steps: ClassVar[int] = 100
 
@@ -45,13 +45,13 @@ class PredictorCorrector(StepSampler):
             )
 
     @property
-    def splits(self) -> int:
+    def evaluations(self) -> int:
         return 1 + self.corrections
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
-        """One forward, and one a correction."""
+        """Take a step; one forward, and one a correction."""
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)
         share = min(1.0, there.half_log_snr - here.half_log_snr)
         for k in range(self.corrections):

@@ -1,19 +1,19 @@
-r"""An algebraically reversible multistep solver of the probability-flow ODE: what it did can be undone to rounding.
+r"""Algebraically reversible multistep solver of the probability-flow ODE: a solve can be undone to rounding.
 
 The state at node n + 1 follows from the k states before it and from the velocities at all of them but the oldest:
 
     y_{n+1} = sum_{j=0}^{k-1} a_j ( y_{n-j} + int_{n-j}^{n+1} v d theta ),       sum_j a_j = 1,   a_{k-1} != 0,
 
 with v interpolated through its values at n, ..., n-k+2. The same relation, solved for the oldest state, gives it from
-the k that came after it: no equation to iterate, one forward a node, exact whatever the coefficients or the network
-(bidirectional explicit multistep methods, Wang et al. 2024, who keep two states and have order 2). So k states, not
-one, are what a solve leaves if it is to be undone.
+the k states after it: no equation to iterate, one forward a node, exact whatever the coefficients or the network
+(bidirectional explicit multistep methods, Wang et al. 2024, who keep two states and have order 2). So a solve that is to be
+undone returns k states, not one.
 
 The a_j are those of ``(z - 1) prod_m (z - r e^{i phi_m})(z - r e^{-i phi_m})``. The roots other than 1 are motions that
 the ODE does not have. Forwards they die out as ``r^n``; backwards they amplify rounding, by ``r^-N`` at most, which is
 set to a constant. So r tends to 1 with the number of steps, and to the symmetric methods of Quinlan & Tremaine (1990),
-whose undamped extra motions are what makes leapfrog and reversible Heun (Kidger et al. 2021) lose accuracy on flows
-that contract. The angles phi trade the growth of those motions against the error constant.
+whose undamped extra motions make leapfrog and reversible Heun (Kidger et al. 2021) lose accuracy on flows that
+contract. The angles phi trade the growth of those motions against the error constant.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import Draw, Progress, Sampler, StepSampler, finish, walk
+from sdediff.samplers.base import Progress, Sampler, StepNoise, StepSampler, checked_solution, take_steps
 from sdediff.samplers.clocks import CLOCKS
-from sdediff.samplers.exponential import Velocity
+from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.interpolation import weights
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution
@@ -45,29 +45,29 @@ class Relation(NamedTuple):
     keep: list[float]
     weights: list[float]
 
-    def ahead(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
-        """The newest state."""
+    def newest(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """Return the newest state."""
         return combine([*zip(self.keep, states, strict=True), *zip(self.weights, slopes, strict=True)])
 
-    def behind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
-        """The oldest state, from the newest and all between."""
+    def oldest(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """Return the oldest state, given the newest and all between."""
         *between, oldest = self.keep
         terms = [(1.0, states[0]), *((-k, y) for k, y in zip(between, states[1:], strict=True))]
         terms += [(-w, v) for w, v in zip(self.weights, slopes, strict=True)]
         return combine([(factor / oldest, tensor) for factor, tensor in terms])
 
 
-class Memory(NamedTuple):
-    """What a step hands to the next.
+class ReversibleHistory(NamedTuple):
+    """Past states, their slopes and the relations of a solve.
 
     Attributes:
-        plan: the relations of the whole grid.
-        done: how many of them are.
-        before: the states before the current one, newest first.
-        slopes: those there.
+        relations: relations of the whole grid.
+        done: number of steps done.
+        before: states before the current one, newest first.
+        slopes: velocities at these states.
     """
 
-    plan: Sequence[Relation]
+    relations: Sequence[Relation]
     done: int
     before: list[Tensor]
     slopes: list[Tensor]
@@ -78,17 +78,17 @@ class Reversible(StepSampler):
     """Reversible multistep method: one forward a step, and one a step to undo it exactly.
 
     Args:
-        angles: of the roots besides 1, in conjugate pairs, each strictly between 0 and pi; m of them make a method of
+        angles: angles of the roots other than 1, in conjugate pairs, each strictly between 0 and pi; m of them make a method of
             order 2m with 2m + 1 states.
-        growth: the most by which undoing a solve amplifies rounding, at least 1. More damps the extra motions more.
-        clock: a name of ``CLOCKS``, in which the velocity is a polynomial.
+        growth: largest factor by which undoing a solve amplifies rounding, at least 1. More damps the extra motions more.
+        clock: name in ``CLOCKS``, in which the velocity is a polynomial.
 
     Raises:
         ValueError: for an unknown clock, no angle, one outside (0, pi), or a growth below 1.
     """
 
     stochastic: ClassVar[bool] = False
-    lands: ClassVar[bool] = False
+    ends_clean: ClassVar[bool] = False
 
     angles: tuple[float, ...] = (0.6, 2.4)
     growth: float = 100.0
@@ -105,51 +105,57 @@ class Reversible(StepSampler):
     def order(self) -> int:
         return 2 * len(self.angles)
 
-    def rise(self, steps: int) -> int:
-        """Return the method's order; see :meth:`~sdediff.samplers.base.Sampler.rise`."""
+    def startup_order(self, steps: int) -> int:
+        """Return the method's order; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""
         return self.order
 
     @property
     def states(self) -> int:
-        """How many states of consecutive nodes make a solve reversible."""
+        """Number of states of consecutive nodes that make a solve reversible."""
         return 2 * len(self.angles) + 1
 
-    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
-        """The relations of every step of the grid, computed once."""
-        return Memory(self.relations(levels), 0, [], [])
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> ReversibleHistory:
+        """Compute the relations of every step of the grid."""
+        return ReversibleHistory(self.relations(levels), 0, [], [])
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
-    ) -> tuple[Tensor, Memory]:
-        """One forward."""
-        relation, states = carry.plan[carry.done], [y, *carry.before]
+        self,
+        denoise: Frame,
+        y: Tensor,
+        here: Level[float],
+        there: Level[float],
+        noise: StepNoise,
+        carry: ReversibleHistory,
+    ) -> tuple[Tensor, ReversibleHistory]:
+        """Take a step; one forward."""
+        relation, states = carry.relations[carry.done], [y, *carry.before]
         slopes = [velocity(denoise(y, here), here), *carry.slopes][: len(relation.weights)]
-        ahead = relation.ahead(states[: len(relation.keep)], slopes)
-        return ahead, Memory(carry.plan, carry.done + 1, states[: self.states - 1], slopes)
+        newest = relation.newest(states[: len(relation.keep)], slopes)
+        return newest, ReversibleHistory(carry.relations, carry.done + 1, states[: self.states - 1], slopes)
 
     def relations(self, levels: list[Level[float]]) -> list[Relation]:
-        """What takes a solve to each node but the first.
+        """Return the relations that lead to each node but the first.
 
-        The first ones, which nothing has to undo, are Adams-Bashforth steps of rising order.
+        The first ones, which are never undone, are Adams-Bashforth steps of rising order.
         """
         radius = self.growth ** (-1.0 / (len(levels) - 1))
         pairs = [cmath.rect(radius, sign * angle) for angle in self.angles for sign in (1.0, -1.0)]
         factors = [float(-a) for a in np.poly([1.0, *pairs]).real[1:]]
-        made = []
+        relations = []
         for i, there in enumerate(levels[1:]):
             back = levels[i::-1][: self.states]
-            made.append(self._relation([1.0] if len(back) < self.states else factors, back, there))
-        return made
+            relations.append(self._relation([1.0] if len(back) < self.states else factors, back, there))
+        return relations
 
     def _relation(self, factors: list[float], back: Sequence[Level[float]], there: Level[float]) -> Relation:
-        held, known = Velocity(), back[: self.states - 1]
-        integrals = [weights(held, self.clock, "exact", known, here, there) for here in back[: len(factors)]]
+        integrand, nodes = VelocityIntegrand(), back[: self.states - 1]
+        integrals = [weights(integrand, self.clock, "exact", nodes, here, there) for here in back[: len(factors)]]
         return Relation(factors, [float(w) for w in np.array(factors) @ np.array(integrals)])
 
 
 @dataclass(frozen=True)
-class Recorded(Sampler):
-    """A reversible solve that leaves its last k states, ``(B k, *shape)``: sample by sample, newest first."""
+class ReversibleForward(Sampler):
+    """Reversible solve that returns its last k states, ``(B k, *shape)``: sample by sample, newest first."""
 
     stochastic: ClassVar[bool] = False
 
@@ -160,7 +166,7 @@ class Recorded(Sampler):
         return self.method.order
 
     def nfe(self, steps: int, *, clean: bool = True) -> int:
-        """Count the splits of the state: those of the method."""
+        """Return the NFE, that of the method."""
         return self.method.nfe(steps, clean=clean)
 
     def sample(
@@ -181,16 +187,16 @@ class Recorded(Sampler):
         """
         check_steps(self.method, grid)
         levels, frame = sde.levels(grid), Frame(denoise, sde)
-        y, carry, nodes = walk(self.method, frame, x, levels, noise, path, progress)
+        y, carry, nodes = take_steps(self.method, frame, x, levels, noise, path, progress)
         last = [to_x(y, level) for y, level in zip([y, *carry.before], reversed(levels), strict=False)]
-        return finish(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes)
+        return checked_solution(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes)
 
 
 @dataclass(frozen=True)
-class Undone(Sampler):
-    """The inverse of :class:`Recorded`: from k states ``(B k, *shape)`` to the one that the solve started from.
+class ReversibleBackward(Sampler):
+    """Inverse of :class:`ReversibleForward`: from k states ``(B k, *shape)`` to the one that the solve started from.
 
-    Its grid is the solve's, turned round.
+    The grid is that of the solve in reverse.
     """
 
     stochastic: ClassVar[bool] = False
@@ -202,7 +208,7 @@ class Undone(Sampler):
         return self.method.order
 
     def nfe(self, steps: int, *, clean: bool = True) -> int:
-        """Count the splits of the state: the slope at the state it starts from is what the relation does without."""
+        """Return the NFE: the relation needs no slope at the oldest state, from which the solve started."""
         return steps - 1
 
     def sample(
@@ -232,20 +238,20 @@ class Undone(Sampler):
             while len(slopes) < count - 1:
                 node = oldest + count - 1 - len(slopes)
                 slopes.append(velocity(frame(states[1 + len(slopes)], levels[node]), levels[node]))
-            states = [*states[1:], relations[oldest + count - 1].behind(states, slopes)]
+            states = [*states[1:], relations[oldest + count - 1].oldest(states, slopes)]
             slopes = slopes[1:]
             if path:
                 nodes.append(to_x(states[-1], levels[oldest]))
             if progress is not None:
                 progress(final - oldest, final)
-        return finish(to_x(states[-1], levels[0]), frame, grid, nodes if path else [])
+        return checked_solution(to_x(states[-1], levels[0]), frame, grid, nodes if path else [])
 
 
 def check_steps(method: Reversible, grid: Tensor) -> None:
-    """Refuse a solve so short that the states it leaves would be all it ever saw.
+    """Refuse a solve with fewer steps than the states that it returns.
 
     Raises:
-        ValueError: naming the least number of steps.
+        ValueError: naming the smallest number of steps.
     """
     if len(grid) - 1 < method.states:
         raise ValueError(f"a reversible solve needs at least {method.states} steps, not {len(grid) - 1}")

@@ -29,11 +29,11 @@ from sdediff.dynamics import Frame
 from sdediff.gaussian import GaussianLevel, Moments, Whitened
 from sdediff.grids import Grid
 from sdediff.numerics import expand
-from sdediff.samplers.base import Draw, StepSampler
+from sdediff.samplers.base import StepNoise, StepSampler
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
-_NEAR = 1e-6
+_SAME_LAMBDA = 1e-6
 """Half log-SNRs this near are the same: a time and back costs that much at most."""
 
 _BEND = 0.3
@@ -42,35 +42,35 @@ _QUADRATURE = tuple(torch.from_numpy(array) for array in np.polynomial.legendre.
 W = TypeVar("W", bound=Sequence[Scalar] | Tensor, default=tuple[float, ...])
 
 
-class Row(NamedTuple, Generic[W]):
+class StepWeights(NamedTuple, Generic[W]):
     """Weights of the remembered velocities in one step, newest first; both of one length, at most that of history."""
 
     step: W
     back: W
 
-    def toward(self, share: float, other: Row) -> Row:
+    def toward(self, share: float, other: StepWeights) -> StepWeights:
         """The row ``share`` of the way to another."""
-        return Row(
+        return StepWeights(
             *(tuple(a + share * (b - a) for a, b in zip(u, v, strict=True)) for u, v in zip(self, other, strict=True))
         )
 
 
-def ask(denoise: Frame, y: Tensor, here: Level, asked: Level) -> Split:
+def evaluate_at(denoise: Frame, y: Tensor, here: Level, asked: Level) -> Split:
     """Split the state ``y`` of one level as if it were of another; one forward."""
     return denoise(y if asked is here else y * expand(asked.cos / here.cos, y), asked)
 
 
-def clock_at(tan: Tensor) -> Tensor:
+def asinh_clock(tan: Tensor) -> Tensor:
     """The clock in which velocities are polynomials: linear near the data, logarithmic in the noise."""
     return torch.asinh(tan / _BEND)
 
 
-def tan_at(clock: Tensor) -> Tensor:
-    """Inverse of :func:`clock_at`."""
+def tan_of_asinh_clock(clock: Tensor) -> Tensor:
+    """Inverse of :func:`asinh_clock`."""
     return _BEND * torch.sinh(clock)
 
 
-def averages(start: Tensor, end: Tensor, known: Tensor, std: Tensor) -> Tensor:
+def lagrange_averages(start: Tensor, end: Tensor, known: Tensor, std: Tensor) -> Tensor:
     """Averages over phi, in a step, of the polynomials in the clock that are 1 at one known value and 0 at the others.
 
     Args:
@@ -84,14 +84,14 @@ def averages(start: Tensor, end: Tensor, known: Tensor, std: Tensor) -> Tensor:
     """
     nodes, weights = _QUADRATURE
     clock = 0.5 * (start + end) + 0.5 * (end - start) * nodes
-    share = (weights * torch.cosh(clock))[:, None] / (std**2 + tan_at(clock)[:, None] ** 2)
+    share = (weights * torch.cosh(clock))[:, None] / (std**2 + tan_of_asinh_clock(clock)[:, None] ** 2)
     powers = torch.arange(len(known), dtype=torch.float64)[:, None]
     moments = ((clock - start) / (end - start)) ** powers @ (share / share.sum(dim=0))
     found: Tensor = torch.linalg.solve(((known - start) / (end - start)) ** powers, moments)
     return found
 
 
-class Method(NamedTuple):
+class AdamsMethod(NamedTuple):
     """The multistep method under the rows.
 
     Attributes:
@@ -102,7 +102,7 @@ class Method(NamedTuple):
     memory: int = 0
     correct: bool = False
 
-    def row(self, i: int, clock: Tensor, there: Tensor, std: Tensor, own: Row[Any]) -> Row[Tensor]:
+    def row(self, i: int, clock: Tensor, there: Tensor, std: Tensor, own: StepWeights[Any]) -> StepWeights[Tensor]:
         """All weights of step i, ``(k, D)`` each: the method's and the row's own.
 
         Args:
@@ -116,34 +116,34 @@ class Method(NamedTuple):
         size = max(len(parts[0]), min(i + 1, self.memory + 1))
         step, back = (_pad(part, size).expand(size, len(std)) for part in parts)
         if self.memory == 0:
-            return Row(step, back)
+            return StepWeights(step, back)
         step = step + _pad(self._predict(i, clock, there, std), size)
         if self.correct and i > 0:
             known = clock[max(0, i - self.memory) : i + 1].flip(0)
-            corrected = averages(clock[i - 1], clock[i], known, std)
+            corrected = lagrange_averages(clock[i - 1], clock[i], known, std)
             predicted = self._predict(i - 1, clock, clock[i], std)
             change = _pad(corrected, size) - _pad(torch.cat([torch.zeros_like(predicted[:1]), predicted]), size)
             back = back + change
-        return Row(step, back)
+        return StepWeights(step, back)
 
     def _predict(self, i: int, clock: Tensor, there: Tensor, std: Tensor) -> Tensor:
-        return averages(clock[i], there, clock[max(0, i + 1 - self.memory) : i + 1].flip(0), std)
+        return lagrange_averages(clock[i], there, clock[max(0, i + 1 - self.memory) : i + 1].flip(0), std)
 
 
-NONE = Method()
+NO_METHOD = AdamsMethod()
 
 
 def _pad(weights: Tensor, size: int) -> Tensor:
     return torch.cat([weights, weights.new_zeros(max(0, size - len(weights)), *weights.shape[1:])])[:size]
 
 
-def advance(
+def tuned_step(
     white: Whitened,
     y: Tensor,
     split: Split,
     history: Sequence[Tensor],
     spots: tuple[GaussianLevel, GaussianLevel, GaussianLevel],
-    row: Row[Any],
+    row: StepWeights[Any],
 ) -> tuple[Tensor, list[Tensor]]:
     """One step.
 
@@ -185,7 +185,7 @@ class Nodes(Grid):
         if steps != own:
             raise ValueError(f"this solver is tuned for {own} steps, not {steps}")
         start, end = (float(sde.half_log_snr(t)) for t in (t_from, t_to))
-        if abs(start - self.half_log_snr[0]) > _NEAR or end < self.half_log_snr[-1] - _NEAR:
+        if abs(start - self.half_log_snr[0]) > _SAME_LAMBDA or end < self.half_log_snr[-1] - _SAME_LAMBDA:
             there = [float(sde.time(value)) for value in (self.half_log_snr[0], self.half_log_snr[-1])]
             raise ValueError(
                 f"this solver is tuned from t = {there[0]:g} to t = {there[1]:g} or less, not {t_from:g} to {t_to:g}"
@@ -193,7 +193,7 @@ class Nodes(Grid):
         return sde.time(torch.tensor(self.half_log_snr, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
 
 
-class Memory(NamedTuple):
+class TunedHistory(NamedTuple):
     """What a step hands to the next.
 
     Attributes:
@@ -204,7 +204,7 @@ class Memory(NamedTuple):
     """
 
     white: Whitened
-    plan: Sequence[tuple[tuple[GaussianLevel, GaussianLevel, GaussianLevel], Row[Tensor], float]]
+    plan: Sequence[tuple[tuple[GaussianLevel, GaussianLevel, GaussianLevel], StepWeights[Tensor], float]]
     done: int
     history: list[Tensor]
 
@@ -229,9 +229,9 @@ class Tuned(StepSampler):
     stochastic: ClassVar[bool] = False
 
     half_log_snr: tuple[float, ...]
-    rows: tuple[Row, ...]
-    clean: Row
-    method: Method = NONE
+    rows: tuple[StepWeights, ...]
+    clean: StepWeights
+    method: AdamsMethod = NO_METHOD
     asked: tuple[float, ...] | None = None
     moments: Moments | None = None
 
@@ -259,26 +259,26 @@ class Tuned(StepSampler):
     def _memory(self) -> int:
         return max(self.method.memory, max(len(row.step) for row in self.rows) - 1)
 
-    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> TunedHistory:
         """The rows, with the last one for the grid's own end."""
         drawn = [level.half_log_snr for level in levels]
         if len(drawn) != len(self.half_log_snr) or any(
-            abs(a - b) > _NEAR for a, b in zip(drawn[:-1], self.half_log_snr[:-1], strict=True)
+            abs(a - b) > _SAME_LAMBDA for a, b in zip(drawn[:-1], self.half_log_snr[:-1], strict=True)
         ):
             raise ValueError("a tuned solver has its own nodes: give it no grid")
         white, last = Whitened(self.moments), math.atan(math.exp(-self.half_log_snr[-1]))
         own = [*self.rows[:-1], self.clean.toward(min(levels[-1].angle / last, 1.0), self.rows[-1])]
-        clock = clock_at(torch.tensor([math.tan(level.angle) for level in levels], dtype=torch.float64))
+        clock = asinh_clock(torch.tensor([math.tan(level.angle) for level in levels], dtype=torch.float64))
         rows = [self.method.row(i, clock, clock[i + 1], white.std, row) for i, row in enumerate(own)]
         spots = [white.at(level) for level in levels]
         around = zip([spots[0], *spots[:-2]], spots, spots[1:], strict=False)
-        return Memory(white, list(zip(around, rows, self.asked or self.half_log_snr, strict=False)), 0, [])
+        return TunedHistory(white, list(zip(around, rows, self.asked or self.half_log_snr, strict=False)), 0, [])
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Memory
-    ) -> tuple[Tensor, Memory]:
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: TunedHistory
+    ) -> tuple[Tensor, TunedHistory]:
         """One forward."""
         spots, row, asked = carry.plan[carry.done]
-        level = here if abs(asked - here.half_log_snr) < _NEAR else denoise.at_half_log_snr(asked)
-        y, history = advance(carry.white, y, ask(denoise, y, here, level), carry.history, spots, row)
+        level = here if abs(asked - here.half_log_snr) < _SAME_LAMBDA else denoise.at_half_log_snr(asked)
+        y, history = tuned_step(carry.white, y, evaluate_at(denoise, y, here, level), carry.history, spots, row)
         return y, carry._replace(done=carry.done + 1, history=history[: self._memory])

@@ -21,13 +21,14 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.gaussian import Whitened
 from sdediff.numerics import sum_features
-from sdediff.samplers.tuned import Method, advance, ask, clock_at
-from sdediff.tuning.parameters import Draft, Shape, Start
+from sdediff.samplers.tuned import AdamsMethod, asinh_clock, evaluate_at, tuned_step
+from sdediff.tuning.parameters import Initialisation, SolverParameters, SolverTensors
 from sdediff.tuning.trajectories import Pilot
 from sdediff.types import Level, Split
 
-STARTS = tuple(
-    Start(power, Method(memory, correct)) for power, memory, correct in product((2.0, 2.5), (2, 3, 4), (False, True))
+INITIALISATIONS = tuple(
+    Initialisation(power, AdamsMethod(memory, correct))
+    for power, memory, correct in product((2.0, 2.5), (2, 3, 4), (False, True))
 )
 """Methods tried as the first guess."""
 RATE = 3e-2
@@ -35,7 +36,7 @@ RATE = 3e-2
 CLIP = 10.0
 RMS = 0.75
 """Share of log RMS in the objective."""
-_LEAST = 1e-14
+_FLOOR = 1e-14
 _TRIED, _JUDGED, _CHECKS = 128, 512, 10
 _MEMORY = 2 << 30
 """Bytes of activations of one batch's solve, beyond which forwards are done again instead of kept."""
@@ -45,11 +46,11 @@ def objective(errors: Tensor, weights: Tensor | None = None) -> Tensor:
     """From mean squared errors ``(B,)``: log RMS and mean log error, mixed; ``weights`` are what samples count for."""
     weights = torch.ones_like(errors) if weights is None else weights
     share = weights / weights.sum()
-    rms, typical = (share * errors).sum().log(), (share * (errors + _LEAST).log()).sum()
+    rms, typical = (share * errors).sum().log(), (share * (errors + _FLOOR).log()).sum()
     return 0.5 * (RMS * rms + (1.0 - RMS) * typical)
 
 
-def errors(model: Denoiser, shape: Shape, pilot: Pilot, *, lean: bool = False) -> tuple[Tensor, Tensor]:
+def squared_errors(model: Denoiser, shape: SolverTensors, pilot: Pilot, *, lean: bool = False) -> tuple[Tensor, Tensor]:
     """Mean squared errors ``(B,)`` at ``t_to`` and at the data, with gradients."""
     found = rollout(model.rows(pilot.row), shape, pilot.start, lean=lean)
     size = math.prod(pilot.start.shape[1:])
@@ -59,7 +60,7 @@ def errors(model: Denoiser, shape: Shape, pilot: Pilot, *, lean: bool = False) -
     return end, clean
 
 
-def rollout(model: Denoiser, shape: Shape, x: Tensor, *, lean: bool = False) -> tuple[Tensor, Tensor]:
+def rollout(model: Denoiser, shape: SolverTensors, x: Tensor, *, lean: bool = False) -> tuple[Tensor, Tensor]:
     """The states at ``t_to`` and at the data, as :class:`~sdediff.samplers.tuned.Tuned` would find them."""
     sde, white = model.sde, Whitened(model.moments)
     frame = Frame(model, sde)
@@ -67,11 +68,11 @@ def rollout(model: Denoiser, shape: Shape, x: Tensor, *, lean: bool = False) -> 
     clean = sde.level(0.0)
     asked = [levels[0], *(sde.level_at(node) for node in shape.asked[1:])]
     spots = [white.at(level) for level in levels]
-    clock = clock_at((-shape.half_log_snr).exp())
+    clock = asinh_clock((-shape.half_log_snr).exp())
     y, history = to_y(x, levels[0]), list[Tensor]()
 
     def halves(state: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        x0, eps = ask(frame, state, levels[i], asked[i])
+        x0, eps = evaluate_at(frame, state, levels[i], asked[i])
         return x0, eps
 
     for i, own in enumerate(shape.rows):
@@ -79,29 +80,31 @@ def rollout(model: Denoiser, shape: Shape, x: Tensor, *, lean: bool = False) -> 
         around = spots[max(0, i - 1)], spots[i]
         if i == len(shape.rows) - 1:
             row = shape.method.row(i, clock, torch.zeros_like(clock[0]), white.std, shape.clean)
-            data, _ = advance(white, y, split, history, (*around, white.at(clean)), row)
+            data, _ = tuned_step(white, y, split, history, (*around, white.at(clean)), row)
         row = shape.method.row(i, clock, clock[i + 1], white.std, own)
-        y, history = advance(white, y, split, history, (*around, spots[i + 1]), row)
+        y, history = tuned_step(white, y, split, history, (*around, spots[i + 1]), row)
     return to_x(y, levels[-1]), to_x(data, clean)
 
 
-def best_start(model: Denoiser, steps: int, t_to: float, pilot: Pilot) -> Draft:
+def best_initialisation(model: Denoiser, steps: int, t_to: float, pilot: Pilot) -> SolverParameters:
     """The first guess that does best on some of the trajectories."""
     some = pilot.select(slice(_TRIED))
-    able = [start for start in STARTS if start.method.memory <= max(steps, STARTS[0].method.memory)]
-    return min((Draft.of(model, steps, t_to, start) for start in able), key=lambda draft: score(model, draft, some))
+    able = [start for start in INITIALISATIONS if start.method.memory <= max(steps, INITIALISATIONS[0].method.memory)]
+    return min(
+        (SolverParameters.of(model, steps, t_to, start) for start in able), key=lambda draft: score(model, draft, some)
+    )
 
 
 def learn(
     model: Denoiser,
-    draft: Draft,
+    draft: SolverParameters,
     pilot: Pilot,
     *,
     iterations: int,
     batch_size: int,
     seed: int,
     progress: Callable[[int, int], None],
-) -> Draft:
+) -> SolverParameters:
     """Adam on batches of the trajectories, with a cosine schedule.
 
     Raises:
@@ -113,11 +116,11 @@ def learn(
     generator = torch.Generator().manual_seed(seed)
     best, chance = (score(model, draft, pilot), draft), _chances(model, draft, pilot)
     with _frozen(model), torch.enable_grad():
-        lean = _kept(model, draft, pilot.select(slice(batch_size))) > _MEMORY
+        lean = _activation_bytes(model, draft, pilot.select(slice(batch_size))) > _MEMORY
         for i in range(iterations):
             index = torch.multinomial(chance, batch_size, replacement=True, generator=generator)
             weights = (1.0 / chance[index]).to(pilot.start.device)
-            found = errors(model, learned.shape(), pilot.select(index.to(pilot.start.device)), lean=lean)
+            found = squared_errors(model, learned.tensors(), pilot.select(index.to(pilot.start.device)), lean=lean)
             optimizer.zero_grad()
             torch.autograd.backward([objective(each, weights) for each in found])
             size = torch.nn.utils.clip_grad_norm_(learned.parameters(), CLIP)
@@ -131,26 +134,27 @@ def learn(
     return best[1]
 
 
-def _chances(model: Denoiser, draft: Draft, pilot: Pilot) -> Tensor:
+def _chances(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> Tensor:
     """How likely each trajectory is drawn, ``(n,)``: half evenly, half by the first guess's error.
 
     A few trajectories, between two modes, make most of the RMS. Drawn more often and weighted less, they are in every
     batch, and the gradient means the same with less noise.
     """
-    shape = draft.shape()
+    shape = draft.tensors()
     with torch.no_grad():
         parts = [
-            errors(model, shape, Pilot(*part))[0] for part in zip(*(torch.split(t, _TRIED) for t in pilot), strict=True)
+            squared_errors(model, shape, Pilot(*part))[0]
+            for part in zip(*(torch.split(t, _TRIED) for t in pilot), strict=True)
         ]
     size = torch.cat(parts).cpu().double().sqrt().nan_to_num(posinf=0.0)
     even = torch.full_like(size, 1.0 / len(size))
-    return 0.5 * even + 0.5 * (size + _LEAST) / (size + _LEAST).sum()
+    return 0.5 * even + 0.5 * (size + _FLOOR) / (size + _FLOOR).sum()
 
 
-def score(model: Denoiser, draft: Draft, pilot: Pilot) -> float:
+def score(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> float:
     """The objective on the first of the trajectories; infinite where the solver does not stay finite."""
     with torch.no_grad():
-        found = errors(model, draft.shape(), pilot.select(slice(_JUDGED)))
+        found = squared_errors(model, draft.tensors(), pilot.select(slice(_JUDGED)))
         value = float(sum(objective(each) for each in found))
     return value if math.isfinite(value) else math.inf
 
@@ -158,7 +162,7 @@ def score(model: Denoiser, draft: Draft, pilot: Pilot) -> float:
 _LEARNED = ("shares", "step", "back", "asked")
 
 
-def _kept(model: Denoiser, draft: Draft, pilot: Pilot) -> int:
+def _activation_bytes(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> int:
     """Bytes that the gradient of one solve keeps, from one forward.
 
     Raises:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.grids import Power
-from sdediff.samplers.tuned import Method, Row, Tuned, clock_at, tan_at
+from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned, asinh_clock, tan_of_asinh_clock
 from sdediff.sde import VPSDE
 
 MEMORY = 5
 """Velocities that a row weighs: as many as a corrector of four values does."""
 
 
-class Start(NamedTuple):
+class Initialisation(NamedTuple):
     """A method to start from.
 
     Attributes:
@@ -30,23 +30,23 @@ class Start(NamedTuple):
     """
 
     power: float
-    method: Method
+    method: AdamsMethod
 
 
-class Shape(NamedTuple):
+class SolverTensors(NamedTuple):
     """A solver with gradients; what :class:`~sdediff.samplers.tuned.Tuned` has as plain numbers."""
 
     half_log_snr: Tensor
-    rows: list[Row[Tensor]]
-    clean: Row[Tensor]
-    method: Method
+    rows: list[StepWeights[Tensor]]
+    clean: StepWeights[Tensor]
+    method: AdamsMethod
     asked: Tensor
 
-    def numbers(self, model: Denoiser) -> Tuned:
+    def sampler(self, model: Denoiser) -> Tuned:
         """The same as plain numbers."""
 
-        def plain(row: Row[Tensor]) -> Row:
-            return Row(*(tuple(weights.tolist()) for weights in row))
+        def plain(row: StepWeights[Tensor]) -> StepWeights:
+            return StepWeights(*(tuple(weights.tolist()) for weights in row))
 
         return Tuned(
             tuple(self.half_log_snr.tolist()),
@@ -59,7 +59,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class SolverParameters:
     """Numbers to be learned.
 
     Args:
@@ -72,20 +72,20 @@ class Draft:
     """
 
     ends: tuple[float, float]
-    start: Start
+    start: Initialisation
     shares: Tensor
     step: Tensor = field(repr=False)
     back: Tensor = field(repr=False)
     asked: Tensor = field(repr=False)
 
     @staticmethod
-    def of(model: Denoiser, steps: int, t_to: float, start: Start) -> Draft:
+    def of(model: Denoiser, steps: int, t_to: float, start: Initialisation) -> SolverParameters:
         """A method as it is, with nothing learned."""
         sde = model.sde
         first, last = (float(sde.half_log_snr(t)) for t in (sde.t_max, t_to))
-        clock = clock_at((-_nodes(first, last, steps, start.power)).exp())
+        clock = asinh_clock((-_nodes(first, last, steps, start.power)).exp())
         free = torch.zeros(steps + 1, MEMORY, dtype=torch.float64)
-        return Draft(
+        return SolverParameters(
             (first, last), start, (clock[:-1] - clock[1:]).log(), free, free.clone(), free.new_zeros(steps - 1)
         )
 
@@ -93,16 +93,16 @@ class Draft:
         """What is learned."""
         return [self.shares, self.step, self.back, self.asked]
 
-    def shape(self) -> Shape:
+    def tensors(self) -> SolverTensors:
         """The solver that the numbers mean."""
-        first, last = (clock_at(torch.tensor(-end, dtype=torch.float64).exp()) for end in self.ends)
+        first, last = (asinh_clock(torch.tensor(-end, dtype=torch.float64).exp()) for end in self.ends)
         passed = torch.softmax(self.shares, dim=0).cumsum(dim=0)
-        inner = -tan_at(first + (last - first) * passed[:-1]).log()
+        inner = -tan_of_asinh_clock(first + (last - first) * passed[:-1]).log()
         half_log_snr = torch.cat([inner.new_tensor([self.ends[0]]), inner, inner.new_tensor([self.ends[1]])])
         sizes = [min(i + 1, MEMORY) for i in range(len(self.shares))]
-        rows = [Row(self.step[i, :size], self.back[i, :size]) for i, size in enumerate((*sizes, sizes[-1]))]
+        rows = [StepWeights(self.step[i, :size], self.back[i, :size]) for i, size in enumerate((*sizes, sizes[-1]))]
         asked = half_log_snr[:-1] + torch.cat([self.asked.new_zeros(1), self.asked])
-        return Shape(half_log_snr, rows[:-1], rows[-1], self.start.method, asked)
+        return SolverTensors(half_log_snr, rows[:-1], rows[-1], self.start.method, asked)
 
 
 def _nodes(first: float, last: float, steps: int, power: float) -> Tensor:

@@ -21,23 +21,23 @@ from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.files import write
 from sdediff.gaussian import Moments
-from sdediff.samplers.tuned import Method, Row, Tuned
+from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
 
-FORMAT = 1
+TUNED_FORMAT = 1
 FILE = "tuned.json"
-_MOST = 4096  # steps
+_MOST_STEPS = 4096  # steps
 
-Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MOST + 1)]
-Weights = tuple[Numbers, Numbers]
-Steps = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
+Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MOST_STEPS + 1)]
+WeightPair = tuple[Numbers, Numbers]
+StepsKey = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
 
 
 class MethodSection(Section):
-    """The multistep method under the rows, :class:`~sdediff.samplers.tuned.Method`."""
+    """The multistep method under the rows, :class:`~sdediff.samplers.tuned.AdamsMethod`."""
 
-    memory: Annotated[int, Field(ge=0, le=_MOST)]
+    memory: Annotated[int, Field(ge=0, le=_MOST_STEPS)]
     correct: bool
 
 
@@ -45,8 +45,8 @@ class Solver(Section):
     """A tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, and its errors on held-out trajectories."""
 
     half_log_snr: Numbers
-    rows: Annotated[tuple[Weights, ...], Field(min_length=1, max_length=_MOST)]
-    clean: Weights
+    rows: Annotated[tuple[WeightPair, ...], Field(min_length=1, max_length=_MOST_STEPS)]
+    clean: WeightPair
     method: MethodSection
     asked: Numbers
     held_out: dict[str, dict[str, Finite | None]] = Field(default_factory=dict)
@@ -58,9 +58,9 @@ class Solver(Section):
 
     def sampler(self, moments: Moments | None = None) -> Tuned:
         """Return the sampler."""
-        rows = tuple(Row(*weights) for weights in self.rows)
-        method = Method(self.method.memory, self.method.correct)
-        return Tuned(self.half_log_snr, rows, Row(*self.clean), method, self.asked, moments)
+        rows = tuple(StepWeights(*weights) for weights in self.rows)
+        method = AdamsMethod(self.method.memory, self.method.correct)
+        return Tuned(self.half_log_snr, rows, StepWeights(*self.clean), method, self.asked, moments)
 
 
 class Document(Section):
@@ -68,7 +68,7 @@ class Document(Section):
 
     format: int
     model: str
-    solvers: dict[Steps, Solver]
+    solvers: dict[StepsKey, Solver]
 
     @model_validator(mode="after")
     def _counted(self) -> Self:
@@ -107,7 +107,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
     """
     path, own = Path(run) / FILE, fingerprint(model)
     try:
-        kept = {key: solver.model_dump() for key, solver in _read(path, own).items()}
+        kept = {key: solver.model_dump() for key, solver in _read_solvers(path, own).items()}
     except (FileNotFoundError, ValueError):
         kept = {}
     for each in tunings:
@@ -120,7 +120,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
             "held_out": {"before": _errors(each.before), "after": _errors(each.after)},
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}
-    write(path, (json.dumps({"format": FORMAT, "model": own, "solvers": solvers}) + "\n").encode())
+    write(path, (json.dumps({"format": TUNED_FORMAT, "model": own, "solvers": solvers}) + "\n").encode())
     return path
 
 
@@ -137,7 +137,7 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
         ValueError: if the file is damaged, is another model's, or has no solver of so many steps.
     """
     path = Path(run) / FILE
-    solvers = _read(path, fingerprint(model))
+    solvers = _read_solvers(path, fingerprint(model))
     there = sorted(int(key) for key in solvers)
     if steps is None and there:
         steps = there[-1]
@@ -151,7 +151,7 @@ def _errors(found: Errors) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
 
 
-def _read(path: Path, own: str) -> dict[str, Solver]:
+def _read_solvers(path: Path, own: str) -> dict[str, Solver]:
     """The solvers of the file, by their number of steps."""
     if not path.is_file():
         raise FileNotFoundError(f"no solver was tuned in {path.parent} ({path.name} is missing)")
@@ -160,8 +160,8 @@ def _read(path: Path, own: str) -> dict[str, Solver]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     kind, model = content.get("format"), content.get("model")
-    if isinstance(kind, int) and kind != FORMAT:
-        raise ValueError(f"{path} has format {kind}, not {FORMAT}: tune again")
+    if isinstance(kind, int) and kind != TUNED_FORMAT:
+        raise ValueError(f"{path} has format {kind}, not {TUNED_FORMAT}: tune again")
     if isinstance(model, str) and model != own:
         raise ValueError(f"{path} was tuned for another model, or before more training: tune again")
     try:

@@ -58,7 +58,7 @@ class Errors(NamedTuple):
 
 
 def starts(model: Denoiser, count: int, seed: int) -> Tensor:
-    """Start states at ``t_max``: even ones from the model's moments, odd ones from the standard normal.
+    """Initialisation states at ``t_max``: even ones from the model's moments, odd ones from the standard normal.
 
     The first kind is what sampling draws, the second what an encoding is compared with; where the model knows no
     moments all are standard. They depend on ``(seed, index)`` alone and are in float64, where the device has it.

@@ -15,7 +15,7 @@ from sdediff.foreign import evaluating
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.tuned import Tuned
 from sdediff.sampling import solve
-from sdediff.tuning.optimize import best_start, learn
+from sdediff.tuning.optimize import best_initialisation, learn
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
 from sdediff.types import brief
 
@@ -150,7 +150,7 @@ def _tune(
     progress: Progress,
 ) -> Tuning:
     begin = time.perf_counter()
-    draft = best_start(model, steps, trajectories.t_to, trajectories.learned)
+    draft = best_initialisation(model, steps, trajectories.t_to, trajectories.learned)
     learned = learn(
         model,
         draft,
@@ -160,7 +160,7 @@ def _tune(
         seed=seed,
         progress=progress,
     )
-    solver = learned.shape().numbers(model)
+    solver = learned.tensors().sampler(model)
     seconds = time.perf_counter() - begin
     before, after = (judge(model, each, trajectories.held_out, steps) for each in ("ode", solver))
     return Tuning(solver, before, after, seconds)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame, velocity
 from sdediff.samplers import StepSampler
-from sdediff.samplers.base import Draw, bridge_std, recombine
-from sdediff.samplers.multistep import Memory, Multistep, Update
+from sdediff.samplers.base import StepNoise, bridge_std, recombine
+from sdediff.samplers.multistep import Multistep, MultistepHistory, MultistepUpdate
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.types import Level
 
@@ -22,7 +22,7 @@ class HeunWithoutCorrector(StepSampler):
     stochastic: ClassVar[bool] = False
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
         return y + (there.angle - here.angle) * velocity(denoise(y, here), here), carry
 
@@ -31,11 +31,11 @@ class HeunWithoutCorrector(StepSampler):
 class EqualStepWeights(Multistep):
     """Adams-Bashforth with the textbook weights of equal steps on a grid whose steps are not."""
 
-    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> Memory:
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> MultistepHistory:
         table = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
         widths = [there.angle - here.angle for here, there in pairwise(levels)]
-        plan = [Update(1.0, [h * w for w in table[min(i, self.memory - 1)]]) for i, h in enumerate(widths)]
-        return Memory(plan, 0, [])
+        plan = [MultistepUpdate(1.0, [h * w for w in table[min(i, self.memory - 1)]]) for i, h in enumerate(widths)]
+        return MultistepHistory(plan, 0, [])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AncestralWithTooMuchNoise(StepSampler):
     stochastic: ClassVar[bool] = True
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
         std = bridge_std(here, there)
         return recombine(denoise(y, here), there, 1.05**0.5 * std, noise, mean_std=std), carry
@@ -57,7 +57,7 @@ class CorrectorWithoutProviso(PredictorCorrector):
     """Langevin moves that are sized by each sample's norms on every grid."""
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
     ) -> tuple[Tensor, Any]:
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)
         z, eps = noise(1), denoise(y, there).eps

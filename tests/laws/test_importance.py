@@ -8,9 +8,9 @@ import torch
 
 from catalogue import MIXTURE
 from sdediff import VPSDE
-from sdediff.samplers.tuned import Method
-from sdediff.tuning.optimize import RMS, _chances, errors, objective
-from sdediff.tuning.parameters import Draft, Start
+from sdediff.samplers.tuned import AdamsMethod
+from sdediff.tuning.optimize import RMS, _chances, objective, squared_errors
+from sdediff.tuning.parameters import Initialisation, SolverParameters
 from sdediff.tuning.trajectories import follow, starts
 
 
@@ -37,10 +37,10 @@ def test_trajectories_are_drawn_half_evenly_and_half_by_their_error() -> None:
     """By its root mean square, so that squares weighted by the inverse chance have less variance than drawn evenly."""
     model = MIXTURE.model(VPSDE())
     pilot = follow(model, starts(model, 100, seed=0), 1e-3, lambda done, total: None)
-    draft = Draft.of(model, 5, 1e-3, Start(2.5, Method(3)))
+    draft = SolverParameters.of(model, 5, 1e-3, Initialisation(2.5, AdamsMethod(3)))
     chance = _chances(model, draft, pilot)
     with torch.no_grad():
-        squares = errors(model, draft.shape(), pilot)[0]
+        squares = squared_errors(model, draft.tensors(), pilot)[0]
     expected = 0.5 / 100 + 0.5 * squares.sqrt() / squares.sqrt().sum()
     torch.testing.assert_close(chance, expected, rtol=1e-6, atol=0.0)
     mean = squares.mean()

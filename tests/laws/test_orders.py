@@ -278,7 +278,7 @@ def test_adaptive_engine(method: str) -> None:
     assert low < adaptive_order(sampler, "vp", tolerances) < 1 + TOLERANCE
 
 
-@pytest.mark.parametrize("method", torchsde.METHODS)
+@pytest.mark.parametrize("method", torchsde.SDE_METHODS)
 def test_stochastic_engine(method: str) -> None:
     sampler = ReverseSDE(method)
     assert abs(stochastic_order(sampler, "vp") - sampler.order) < TOLERANCE

@@ -19,9 +19,9 @@ from catalogue import MIXTURE, PROCESSES
 from sdediff import SAMPLERS, NoiseSource
 from sdediff.dynamics import Frame, to_y, velocity
 from sdediff.samplers import StepSampler
-from sdediff.samplers.base import Draw
-from sdediff.samplers.tuned import Method, Tuned
-from sdediff.tuning.parameters import Draft, Start
+from sdediff.samplers.base import StepNoise
+from sdediff.samplers.tuned import AdamsMethod, Tuned
+from sdediff.tuning.parameters import Initialisation, SolverParameters
 from sdediff.types import Level
 
 MODEL = MIXTURE.model(PROCESSES["vp"])
@@ -29,7 +29,7 @@ STEPS = 7
 
 
 def tuned() -> Tuned:
-    return Draft.of(MODEL, STEPS, 1e-3, Start(2.5, Method(4, True))).shape().numbers(MODEL)
+    return SolverParameters.of(MODEL, STEPS, 1e-3, Initialisation(2.5, AdamsMethod(4, True))).tensors().sampler(MODEL)
 
 
 BY_STEPS = {name: sampler for name, sampler in SAMPLERS.items() if isinstance(sampler, StepSampler)}
@@ -76,7 +76,13 @@ class Forgetful(StepSampler):
         return iter([there.angle - here.angle for here, there in pairwise(levels)])
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Draw, carry: Iterator[float]
+        self,
+        denoise: Frame,
+        y: Tensor,
+        here: Level[float],
+        there: Level[float],
+        noise: StepNoise,
+        carry: Iterator[float],
     ) -> tuple[Tensor, Iterator[float]]:
         return y + next(carry, 0.0) * velocity(denoise(y, here), here), carry
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from catalogue import MIXTURE
 from sdediff import VPSDE, tuning
-from sdediff.samplers.tuned import Method
+from sdediff.samplers.tuned import AdamsMethod
 from sdediff.tuning import optimize as module
-from sdediff.tuning.parameters import Draft, Start
+from sdediff.tuning.parameters import Initialisation, SolverParameters
 from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
 
 MODEL = MIXTURE.model(VPSDE())
@@ -24,13 +24,13 @@ def paths() -> Pilot:
     return follow(MODEL, starts(MODEL, 48, seed=0), 1e-3, lambda done, total: None)
 
 
-def learned(paths: Pilot, draft: Draft, iterations: int = 1) -> Draft:
+def learned(paths: Pilot, draft: SolverParameters, iterations: int = 1) -> SolverParameters:
     quiet = partial(module.learn, batch_size=32, seed=0, progress=lambda done, total: None)
     return quiet(MODEL, draft, paths, iterations=iterations)
 
 
-def draft(steps: int = 4) -> Draft:
-    return Draft.of(MODEL, steps, 1e-3, Start(2.5, Method(2)))
+def draft(steps: int = 4) -> SolverParameters:
+    return SolverParameters.of(MODEL, steps, 1e-3, Initialisation(2.5, AdamsMethod(2)))
 
 
 def test_trajectories_drawn_often_count_for_less(paths: Pilot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_trajectories_drawn_often_count_for_less(paths: Pilot, monkeypatch: pyte
     monkeypatch.setattr(module, "RATE", 0.0)  # the draft stays what it is
     learned(paths, draft(), iterations=12)
     with torch.no_grad():
-        truth = module.errors(MODEL, draft().shape(), paths)[0].sqrt()
+        truth = module.squared_errors(MODEL, draft().tensors(), paths)[0].sqrt()
     ends = seen[::2]  # at t_to; the others are at the data
     assert len(ends) == 12
     weighted = torch.stack([w * e.sqrt() for e, w in ends]).flatten() / len(truth)
@@ -66,8 +66,11 @@ def test_the_best_that_was_seen_is_kept(paths: Pilot, monkeypatch: pytest.Monkey
 
 
 def test_the_first_guess_is_the_best_of_those_tried(paths: Pilot) -> None:
-    found = module.score(MODEL, module.best_start(MODEL, 4, 1e-3, paths), paths)
-    tried = [module.score(MODEL, Draft.of(MODEL, 4, 1e-3, start), paths) for start in module.STARTS]
+    found = module.solver_objective(MODEL, module.best_start(MODEL, 4, 1e-3, paths), paths)
+    tried = [
+        module.solver_objective(MODEL, SolverParameters.of(MODEL, 4, 1e-3, start), paths)
+        for start in module.INITIALISATIONS
+    ]
     assert found == pytest.approx(min(tried), rel=1e-9)
     assert max(tried) > min(tried) + 0.1
 
@@ -80,7 +83,7 @@ def test_who_judges_was_not_learned_from() -> None:
 
 
 def test_the_gain_is_the_geometric_mean_of_both() -> None:
-    solver = draft(2).shape().numbers(MODEL)
+    solver = draft(2).tensors().sampler(MODEL)
     for before, after, gain in (
         (Errors(4.0, 3.0), Errors(1.0, 3.0), 0.5),
         (Errors(4.0, 3.0), Errors(4.0, 0.75), 0.5),

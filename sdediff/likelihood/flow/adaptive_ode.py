@@ -27,7 +27,7 @@ from sdediff.likelihood.flow.divergence import value_and_diagonal, value_and_pro
 from sdediff.likelihood.flow.hutchinson import ProbeLaw, ProbeProducts, standard_error
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
-from sdediff.samplers.base import Crossing
+from sdediff.samplers.base import AdaptiveSampler
 from sdediff.types import Level, Split
 
 LOOSER = 10.0
@@ -91,7 +91,7 @@ class AugmentedFrame(Frame):
         return Split.linear(y, slope, (level.cos, -level.sin), (level.sin, level.cos))
 
 
-def within(method: Crossing, rtol: float, atol: float) -> Crossing:
+def within(method: AdaptiveSampler, rtol: float, atol: float) -> AdaptiveSampler:
     """Return a solver with other tolerances."""
     return replace(method, rtol=rtol, atol=atol)  # type: ignore[type-var]
 
@@ -116,7 +116,7 @@ class AugmentedODE:
             of the log-density.
     """
 
-    method: Crossing
+    method: AdaptiveSampler
 
     def looser(self) -> AugmentedODE:
         """Return the solver that it is compared with."""
@@ -147,7 +147,7 @@ class AugmentedODE:
         state = riding.start()
         shrink = math.sqrt(y[0].numel() / state.shape[1])  # the mean square is taken over y's own entries
         method = within(self.method, shrink * self.method.rtol, shrink * self.method.atol)
-        arrived, integral, products = riding.parts(method.cross(riding, state, start, end, source, None))
+        arrived, integral, products = riding.parts(method.integrate(riding, state, start, end, source, None))
         arrived = arrived.reshape(y.shape).to(y.dtype)
         if probes is None:
             return AugmentedSolution(arrived, integral, torch.zeros_like(integral), riding.nfe)

@@ -35,7 +35,7 @@ from sdediff.likelihood.flow.divergence import Field, products_through
 from sdediff.likelihood.flow.trace import NodeDivergence, Trace, Weights
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, flatten, wide
-from sdediff.samplers.clocks import Array
+from sdediff.samplers.clocks import FloatArray
 from sdediff.types import Level
 
 EXACT_UP_TO = 32
@@ -227,7 +227,7 @@ class HutchinsonTrace(Trace):
         )
 
 
-def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> Array:
+def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> FloatArray:
     """How large the off-diagonal of J times the quadrature's weight is at every node, in any unit.
 
     Of J itself it is a rule, measured on exact problems and a trained network: it ends with the noise, where every law
@@ -235,12 +235,12 @@ def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> A
     """
     angles = np.array([level.angle for level in levels])
     sizes = np.array([float(weight.factors[0].square().mean().sqrt()) for weight in weights])
-    deviations: Array = sizes * (0.3 + angles) * np.sqrt(np.pi / 2.0 - angles) ** 3
+    deviations: FloatArray = sizes * (0.3 + angles) * np.sqrt(np.pi / 2.0 - angles) ** 3
     deviations += 1e-3 * deviations.max()
     return deviations
 
 
-def _apportion(shares: Array, total: int, least: int) -> list[int]:
+def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
     """Whole numbers of at least ``least``, about ``total`` in all, in proportion to ``shares`` as far as that goes."""
     free = np.ones(len(shares), dtype=bool)
     while True:  # those that deserve less get the least, and the rest is shared anew

@@ -32,7 +32,7 @@ from sdediff.likelihood.flow.divergence import Field
 from sdediff.likelihood.flow.trace import End, NodeDivergence, Quadrature, Trace
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
-from sdediff.samplers.base import Progress, StepSampler, walk
+from sdediff.samplers.base import Progress, StepSampler, take_steps
 from sdediff.types import Level, Split
 
 _CHANCE = 1.25  # of the terms of a defect, in units of their number: measured on exact problems
@@ -192,7 +192,7 @@ class Path:
 
 def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
     """Whether a method's solve is one path, of which a network that is asked once at every node sees everything."""
-    return isinstance(method, StepSampler) and not method.stochastic and method.splits == 1
+    return isinstance(method, StepSampler) and not method.stochastic and method.evaluations == 1
 
 
 def follow(
@@ -205,7 +205,7 @@ def follow(
 ) -> Path:
     """Solve from the state ``x`` at the first level of a trace placed on its nodes to the last, and look at each."""
     white, levels, witness = trace.white, list(trace.levels), DivergenceRecorder(model, trace)
-    y, _, _ = walk(sampler, witness, x, levels, source, False, progress)
+    y, _, _ = take_steps(sampler, witness, x, levels, source, False, progress)
     witness(y, levels[-1])
     states, slopes, noise = [], [], []
     with torch.no_grad():  # they tell of errors, which have no gradients
