@@ -1,6 +1,6 @@
-r"""The reverse family in the variance-preserving frame ``y = x / scale = cos(theta) x0 + sin(theta) eps``.
+r"""Reverse processes in the variance-preserving frame ``y = x / scale = cos(theta) x0 + sin(theta) eps``.
 
-Every process is the same one here, on two clocks that know no schedule:
+Every process is the same in this frame, on two clocks that do not depend on the schedule:
 
     half log-SNR lambda:  dy = [sin^2 y - (1 + eta^2) sin eps] d lambda + eta sqrt(2) sin dW,     growing lambda
     angle theta:          dy / d theta = v = cos eps - sin x0                                     (eta = 0)
@@ -25,7 +25,7 @@ from sdediff.types import Level, Scalar, Split
 
 
 class Frame:
-    """A denoiser seen from the variance-preserving frame; counts the forwards it spends."""
+    """Denoiser of states in the variance-preserving frame; counts the NFE."""
 
     def __init__(self, denoise: Denoiser, sde: SDE) -> None:
         self.denoise, self.sde, self.nfe = denoise, sde, 0
@@ -37,51 +37,51 @@ class Frame:
 
     @property
     def prediction(self) -> Prediction:
-        """What the denoiser's network predicts."""
+        """Prediction of the denoiser's network."""
         return self.denoise.prediction
 
     def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         """Split the state ``y`` of the frame at ``level``.
 
         Args:
-            y: ``(b, *shape)``.
-            level: the level of the state.
-            rows: the items of the batch whose states these are; all of them, in order, by default.
+            y: state ``(b, *shape)``.
+            level: level of the state.
+            rows: indices in the batch of the items of these states; all of them, in order, by default.
         """
         self.nfe += self.denoise.nfe(level)
         split: Split = (self.denoise if rows is None else self.denoise.rows(rows))(to_x(y, level), level)
         return split
 
     def at_angle(self, angle: float) -> Level[float]:
-        """The process's level at an angle strictly between 0 and pi/2."""
+        """Return the level of the process at an angle strictly between 0 and pi/2."""
         return self.at_half_log_snr(-math.log(math.tan(angle)))
 
     def at_half_log_snr(self, half_log_snr: float) -> Level[float]:
-        """The process's level at a half log-SNR."""
+        """Return the level of the process at a half log-SNR."""
         return Level(*(float(field) for field in self.sde.level_at(half_log_snr)))
 
 
 def to_x(y: Tensor, level: Level) -> Tensor:
-    """Out of the frame; no work for variance-preserving processes."""
+    """Return the state of the process; free for variance-preserving processes."""
     return scaled(y, level.scale)
 
 
 def to_y(x: Tensor, level: Level) -> Tensor:
-    """Into the frame."""
+    """Return the state of the frame."""
     return scaled(x, 1.0 / level.scale)
 
 
 def velocity(split: Split, level: Level) -> Tensor:
-    """``dy / d theta`` of the probability-flow ODE."""
+    """Return ``dy / d theta`` of the probability-flow ODE."""
     return split.mix(-level.sin, level.cos)
 
 
 def drift(y: Tensor, split: Split, level: Level, eta: float) -> Tensor:
-    """``dy / d lambda`` of the reverse process."""
+    """Return ``dy / d lambda`` of the reverse process."""
     sin = expand(level.sin, y)
     return sin * (sin * y - (1.0 + eta**2) * split.eps)
 
 
 def diffusion(level: Level, eta: float) -> Scalar:
-    """The coefficient of ``dW(lambda)`` in the reverse process."""
+    """Return the coefficient of ``dW(lambda)`` in the reverse process."""
     return eta * math.sqrt(2.0) * level.sin

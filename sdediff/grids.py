@@ -1,25 +1,25 @@
-r"""Time grids: where a solver of N steps puts its N + 1 nodes.
+r"""Time grids: the N + 1 nodes of a solver of N steps.
 
 A grid is a callable ``(sde, steps, t_from, t_to) -> times``, float64 ``(N + 1,)`` from ``t_from`` down to ``t_to``.
 ``t_to = 0`` is the data themselves. Grids on the log-SNR cannot reach it; they run to ``t_min`` in N - 1 steps and the
 last step denoises, the "zero appended" of Karras et al. (2022).
 
-Which to take, from long to short steps near the data:
+Recommended use, from long to short steps near the data:
 
     time        ancestral sampling of a process that is no chain
     angle       few steps of DPM-Solver++ where rare samples pass close between modes: the smallest RMS, not median
     quadratic   the default on broad data at 10 forwards or fewer
     reference   the default: one rule for every process, between quadratic and cubic
-    cubic       the default's rival on few, separate modes; UniPC
+    cubic       as good as the default on few, separate modes; UniPC
     asinh       linear in sigma near the data, log-SNR in the noise: short steps at both ends
     karras      EDM's Heun, as published; exponential solvers on data with image-like correlations
     logsnr      UniPC and exponential solvers in 8 steps or fewer; stochastic solvers in many
-    chain       ancestral sampling, and networks that know the instants of their chain alone
+    chain       ancestral sampling, and networks that were trained at the instants of a chain alone
 
-``exponential`` is ``logsnr`` under the name that diffusers and k-diffusion have for it (uniform log sigma).
+``exponential`` is ``logsnr`` by its name in diffusers and k-diffusion (uniform log sigma).
 
 A multistep method starts by a step of order 1, another of order 2, and so on. From pure noise, where little changes,
-the grids above are good starts; from inside the interval :func:`graded` puts some of the nodes into the first step.
+the grids above suit that start; from inside the interval :func:`graded` puts some of the nodes into the first step.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from sdediff.numerics import to_nearest
 from sdediff.sde import SDE, VPSDE
 
 _REGULAR = 3.0
-"""What a step may be, in units of 1 / N of the path's angle, if its error is to be like that of the others."""
+"""Largest step, in units of 1 / N of the path's angle, whose error is like that of the others."""
 
 
 class Grid(ABC):
-    """A rule for placing nodes; a frozen dataclass.
+    """Rule for the nodes of a solve; a frozen dataclass.
 
     Attributes:
-        bound: whether nodes between its own make no sense.
+        bound: whether no nodes may be added between its own.
     """
 
     bound: ClassVar[bool] = False
 
     def default_steps(self, sde: SDE, proposed: int) -> int:
-        """The number of steps where the user gives none and the sampler proposes one."""
+        """Return the number of steps where the user gives none and the sampler proposes one."""
         return proposed
 
     @abstractmethod
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-        """Float64 ``(steps + 1,)``; the ends may be off by rounding."""
+        """Compute nodes, float64 ``(steps + 1,)``; the first and the last may be off by rounding."""
 
     def __call__(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-        """Nodes from ``t_from`` to ``t_to``, both exact.
+        """Return nodes from ``t_from`` to ``t_to``, both exact.
 
         Raises:
             ValueError: for fewer than one step or equal ends, or if two nodes coincide.
@@ -74,21 +74,21 @@ class Grid(ABC):
         return times
 
 
-def graded(grid: Grid, sde: SDE, steps: int, t_from: float, t_to: float, rise: int) -> Tensor:
-    """Return nodes of a grid, float64 ``(steps + 1,)``, with a start for a method whose order rises from 1 to ``rise``.
+def graded(grid: Grid, sde: SDE, steps: int, t_from: float, t_to: float, order: int) -> Tensor:
+    """Return nodes of a grid, float64 ``(steps + 1,)``, with short first steps for start-up from order 1 to ``order``.
 
-    The error of the first step is its width squared. It is made as small as what the errors of the others add up to by
+    The error of the first step is its width squared. It is made as small as the sum of the errors of the others by
     dividing the first step of the grid of ``steps - m`` steps into m + 1, each at most twice as long as the one before:
     where steps grow faster, the values behind them are too close together to extrapolate from.
     """
     for extra in range(max(steps - 1, 1)):
         times = grid(sde, steps - extra, t_from, t_to)
         start, second, end = (level.angle for level in sde.levels(times[[0, 1, -1]]))
-        width, first = abs((second - start) / (end - start)), (_REGULAR / (steps - extra)) ** (0.5 * rise)
-        if rise <= 2 or grid.bound or width <= first * (2.0 ** (extra + 1) - 1.0):
+        width, first = abs((second - start) / (end - start)), (_REGULAR / (steps - extra)) ** (0.5 * order)
+        if order <= 2 or grid.bound or width <= first * (2.0 ** (extra + 1) - 1.0):
             break
-    parts = _growth(width / first, extra + 1) ** torch.arange(extra + 1, dtype=torch.float64)
-    share = parts.cumsum(0)[:-1] / parts.sum()
+    widths = _growth(width / first, extra + 1) ** torch.arange(extra + 1, dtype=torch.float64)
+    share = widths.cumsum(0)[:-1] / widths.sum()
     return torch.cat([times[:1], times[0] + share * (times[1] - times[0]), times[1:]])
 
 
@@ -103,30 +103,30 @@ def _spaced(steps: int) -> Tensor:
 
 
 class Clock(Grid):
-    """A grid uniform in some clock, which may be infinite at the ends of the process."""
+    """Grid uniform in a clock, which may be infinite at the ends of the process."""
 
     @abstractmethod
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
-        """The clock at a time."""
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
+        """Return the clock at a time."""
 
     @abstractmethod
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
-        """The time at a value of the clock."""
+        """Return the time at a value of the clock."""
 
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-        def clock(t: float) -> float:
-            return float(self.read(sde, torch.tensor(t, dtype=torch.float64)))
+        def at(t: float) -> float:
+            return float(self.clock(sde, torch.tensor(t, dtype=torch.float64)))
 
-        start, end = clock(t_from), clock(t_to)
+        start, end = at(t_from), at(t_to)
         first, last = (min(max(t, sde.t_min), sde.t_max) for t in (t_from, t_to))
-        start_in, end_in = clock(first), clock(last)
+        start_in, end_in = at(first), at(last)
         step = (end - start) / steps
-        # An end outside [t_min, t_max] costs a step of its own, unless the nodes next to it lie inside anyway.
+        # An end outside [t_min, t_max] takes a step of its own, unless the nodes next to it are inside anyway.
         leave = int(first != t_from and not (start + step - start_in) * (end_in - start_in) >= 0.0)
         arrive = int(last != t_to and not (end - step - end_in) * (start_in - end_in) >= 0.0)
         start, end = (start_in if leave else start), (end_in if arrive else end)
         inner = steps - leave - arrive
-        if inner < 1:  # one or two steps, both spent on the ends
+        if inner < 1:  # one or two steps, both to the ends
             return torch.linspace(t_from, t_to, steps + 1, dtype=torch.float64)
         times = self.invert(sde, start + (end - start) * _spaced(inner)).clamp(sde.t_min, sde.t_max)
         return torch.cat([times.new_tensor([t_from] * leave), times, times.new_tensor([t_to] * arrive)])
@@ -134,11 +134,11 @@ class Clock(Grid):
 
 @dataclass(frozen=True)
 class Power(Clock):
-    """Uniform in ``t^(1/power)``: 1 is uniform, 2 is the "quadratic" of Song, Meng & Ermon (2021)."""
+    """Grid uniform in ``t^(1/power)``: 1 is uniform, 2 is the "quadratic" of Song, Meng & Ermon (2021)."""
 
     power: float = 1.0
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
         return t ** (1.0 / self.power)
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
@@ -148,12 +148,12 @@ class Power(Clock):
 
 @dataclass(frozen=True)
 class Chain(Grid):
-    """Uniform in t, moved to the nearest instants of a discrete chain where the process is one."""
+    """Grid uniform in t, moved to the nearest instants of a discrete chain where the process is one."""
 
     bound: ClassVar[bool] = True
 
     def default_steps(self, sde: SDE, proposed: int) -> int:
-        """At most the chain's own length."""
+        """Return ``proposed``, at most the length of the chain."""
         return proposed if sde.instants is None else min(proposed, len(sde.instants) - 1)
 
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
@@ -166,9 +166,9 @@ class Chain(Grid):
 
 @dataclass(frozen=True)
 class LogSNR(Clock):
-    """Uniform in log-SNR, or log sigma (Lu et al. 2022)."""
+    """Grid uniform in log-SNR, or log sigma (Lu et al. 2022)."""
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
         return sde.half_log_snr(t)
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
@@ -177,12 +177,12 @@ class LogSNR(Clock):
 
 @dataclass(frozen=True)
 class Karras(Clock):
-    """Uniform in ``(sigma / alpha)^(1/rho)`` (Karras et al. 2022, eq. 5)."""
+    """Grid uniform in ``(sigma / alpha)^(1/rho)`` (Karras et al. 2022, eq. 5)."""
 
     rho: float = 7.0
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
-        # sigma = 0 is a finite value here, but the paper appends it as a step of its own
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
+        # sigma = 0 is a finite value here, but the paper appends it as an extra step
         return torch.where(t == 0.0, math.nan, torch.exp(-sde.half_log_snr(t) / self.rho))
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
@@ -191,9 +191,9 @@ class Karras(Clock):
 
 @dataclass(frozen=True)
 class Angle(Clock):
-    """Uniform in ``atan(sigma / alpha)``, the length of the path (Sabour et al. 2024, for Gaussian data)."""
+    """Grid uniform in ``atan(sigma / alpha)``, the length of the path (Sabour et al. 2024, for Gaussian data)."""
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.atan(torch.exp(-sde.half_log_snr(t)))
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
@@ -202,11 +202,11 @@ class Angle(Clock):
 
 @dataclass(frozen=True)
 class Asinh(Clock):
-    """Uniform in ``asinh(sigma / (bend alpha))``: linear in sigma near the data, logarithmic in the noise."""
+    """Grid uniform in ``asinh(sigma / (bend alpha))``: linear in sigma near the data, logarithmic in the noise."""
 
     bend: float = 0.03
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.asinh(torch.exp(-sde.half_log_snr(t)) / self.bend)
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class Asinh(Clock):
 
 @dataclass(frozen=True)
 class Reference(Clock):
-    """Uniform in ``tau^(1/power)``, ``tau`` the time at which the standard ``VPSDE()`` has the same log-SNR.
+    """Grid uniform in ``tau^(1/power)``, ``tau`` the time at which the standard ``VPSDE()`` has the same log-SNR.
 
     For any process the nodes depend on the noise levels alone. Between the quadratic and the cubic grid of the linear
     process: the cubic one is better on few, separate modes, the quadratic one on broad data at 10 forwards or fewer.
@@ -223,7 +223,7 @@ class Reference(Clock):
 
     power: float = 2.75
 
-    def read(self, sde: SDE, t: Tensor) -> Tensor:
+    def clock(self, sde: SDE, t: Tensor) -> Tensor:
         return VPSDE().time(sde.half_log_snr(t)) ** (1.0 / self.power)
 
     def invert(self, sde: SDE, clock: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ import torch
 
 from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
+from sdediff.evaluation.distances import Errors
 from sdediff.gaussian import Moments
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.training.state import load_state, save_state
-from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
 
 VALUES: list[Any] = [

@@ -103,7 +103,7 @@ def test_a_refused_step_leaves_no_trace() -> None:
         assert torch.equal(after.y, before.y) == refused
         assert torch.equal(after.table, before.table) == refused
         assert np.array_equal(after.nodes, before.nodes) == refused
-        assert np.array_equal(after.count, before.count) == refused
+        assert np.array_equal(after.known, before.known) == refused
         assert bool((after.length < before.length).all()) == refused
 
 
@@ -150,7 +150,7 @@ def test_there_and_back() -> None:
 
 
 def test_planned_steps_are_seldom_refused_and_high_orders_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan aims at a good part of what is tolerance, by the same estimate as that which then judges the step."""
+    """A plan aims at a good part of the tolerance, by the same estimate as that which then judges the step."""
     refused, orders, whole = [], [], Adaptive._advance
 
     def watched(self: Adaptive, frame: Frame, flight: AdamsState, *rest: Any) -> AdamsState:

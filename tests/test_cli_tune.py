@@ -15,7 +15,8 @@ import sdediff
 from sdediff import tuning
 from sdediff.cli import main
 from sdediff.config import Config, build
-from sdediff.tuning.trajectories import Errors, starts
+from sdediff.evaluation.distances import Errors
+from sdediff.tuning.trajectories import starts
 
 QUICK = ("--trajectories", 32, "--held-out", 16, "--iterations", 40, "--batch-size", 16)
 

@@ -208,9 +208,9 @@ def test_concentrated_data_are_met(count: int, dim: int, monkeypatch: pytest.Mon
         assert ours[0] < 1.3 * min(median for median, _ in others)
         assert ours[1] <= min(share for _, share in others) + 0.01
     monkeypatch.setattr(relative, "memory_of_steps", lambda angles, memory, correct: [memory] * (len(angles) - 1))
-    relative._plan.cache_clear()
+    relative._relative_updates.cache_clear()
     assert misses(model, x, truth, "ode", 20)[0] > 5.0 * misses(model, x, truth, "dpm++2m", 20)[0]
-    relative._plan.cache_clear()
+    relative._relative_updates.cache_clear()
 
 
 def test_the_last_steps_to_the_data_use_few_values_where_few_will_do() -> None:

@@ -14,12 +14,13 @@ from torch import Tensor
 from catalogue import GAUSSIAN, MIXTURE
 from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
+from sdediff.evaluation.distances import Errors
 from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.interpolation import weights
 from sdediff.samplers.tuned import AdamsMethod, Tuned, lagrange_averages
 from sdediff.tuning.optimize import learn, objective, rollout, squared_errors
 from sdediff.tuning.parameters import Initialisation, SolverParameters
-from sdediff.tuning.trajectories import Errors, follow, starts
+from sdediff.tuning.trajectories import solve_pilot, starts
 from sdediff.wrappers import Wrapper
 
 
@@ -53,7 +54,7 @@ def test_starts_are_half_as_sampling_draws_and_half_standard() -> None:
 @pytest.mark.parametrize(("process", "last"), [(VPSDE(), 1e-5), (VESDE(), 3e-4)], ids=["vp", "ve"])
 def test_trajectories_end_where_the_exact_flow_ends(process: SDE, last: float) -> None:
     model = MIXTURE.model(process)
-    paths = follow(model, starts(model, 24, seed=0), 1e-3, lambda done, total: None)
+    paths = solve_pilot(model, starts(model, 24, seed=0), 1e-3, lambda done, total: None)
     exact = solve(model, paths.start, "dopri5", rtol=1e-10, t_to=1e-3).x
     clean = solve(model, paths.start, "dopri5", rtol=1e-10, t_to=0.0).x
     assert Errors.of(paths.end, exact).rms < 1e-5
@@ -94,7 +95,7 @@ def test_what_is_learned_is_what_is_sampled(lean: bool, sde: SDE) -> None:
 
 def test_gradients_are_those_of_differences() -> None:
     model = MIXTURE.model(VPSDE())
-    paths = follow(model, starts(model, 8, seed=0), 1e-3, lambda done, total: None)
+    paths = solve_pilot(model, starts(model, 8, seed=0), 1e-3, lambda done, total: None)
     draft = disturbed(model)
     names = ("shares", "step", "back", "asked")
 
@@ -126,7 +127,7 @@ def test_a_tuned_solver_beats_the_default_on_fresh_starts() -> None:
     paths = tuning.pilot(model, trajectories=128, held_out=64, seed=0)
     found = tuning.tune(model, 5, trajectories=paths, iterations=80, batch_size=64)
     assert found.solver.steps == 5
-    fresh = follow(model, starts(model, 256, seed=9), 1e-3, lambda done, total: None)
+    fresh = solve_pilot(model, starts(model, 256, seed=9), 1e-3, lambda done, total: None)
     for t_to, exact in ((1e-3, fresh.end), (0.0, fresh.clean)):
         ours, default = (
             Errors.of(solve(model, fresh.start, solver, t_to=t_to, steps=5).x, exact)
@@ -188,7 +189,7 @@ def test_wrong_input_is_told_in_one_line() -> None:
         tuning.tune(unknown, 2)
     closed = Closed(model)
     draft = SolverParameters.of(model, 2, 1e-3, Initialisation(2.5, AdamsMethod(2)))
-    paths = follow(model, starts(model, 4, seed=0), 1e-3, lambda done, total: None)
+    paths = solve_pilot(model, starts(model, 4, seed=0), 1e-3, lambda done, total: None)
     with pytest.raises(ValueError, match="no gradient"):
         learn(closed, draft, paths, iterations=1, batch_size=4, seed=0, progress=lambda done, total: None)
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.numerics import flatten
+from sdediff.numerics import flatten, sum_features, wide
 
 
-def errors(x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Root mean square distance over all entries, and the median over the samples of that over theirs."""
-    squared = flatten(x - truth).square().mean(dim=1)
-    return float(squared.mean().sqrt()), float(squared.sqrt().median())
+class Errors(NamedTuple):
+    """RMS error over samples and dimensions, and the median over samples of the RMS error of each."""
+
+    rms: float
+    median: float
+
+    @staticmethod
+    def of(x: Tensor, truth: Tensor) -> Errors:
+        """Compute the errors of states ``(n, *shape)``."""
+        squared = wide(sum_features((x - truth).square())) / math.prod(x.shape[1:])
+        return Errors(float(squared.mean().sqrt()), float(squared.sqrt().median()))
 
 
 def energy_distance(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
-from sdediff.evaluation.distances import energy_distance, errors
+from sdediff.evaluation.distances import Errors, energy_distance
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
@@ -175,7 +175,7 @@ def compare(
     with torch.no_grad(), evaluating(model):
         truth, nfe = batches.run(partial(_tight, tolerance), _GUESS)
         early, _ = batches.run(partial(_early, 10.0 * tolerance), _GUESS)
-        result = Comparison((), Reference(tolerance, nfe, *errors(early, truth)), shape[0])
+        result = Comparison((), Reference(tolerance, nfe, *Errors.of(early, truth)), shape[0])
         for job in jobs:
             result = result._replace(rows=(*result.rows, _row(job, batches, truth, seed)))
             if report is not None:
@@ -289,5 +289,5 @@ def _row(job: _Job, batches: _Batches, truth: Tensor, seed: int) -> Row:
     row = row._replace(nfe=nfe, distance=distance, distance_error=uncertainty)
     if not pathwise:
         return row
-    rms, median = errors(x, truth)
+    rms, median = Errors.of(x, truth)
     return row._replace(rms=rms, median=median)

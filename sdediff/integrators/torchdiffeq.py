@@ -1,4 +1,4 @@
-"""torchdiffeq, kept inside the interval it is given.
+"""Integration of ODEs by torchdiffeq, restricted to the interval given.
 
 Time runs forward from 0 whatever the direction of the problem, ``step_t`` makes the last step end on the end, and the
 clock handed to the field is clamped: unbounded, dopri5 probes a level beyond the data and fails there.
@@ -15,9 +15,9 @@ from torch import Tensor
 from sdediff.numerics import choose, flatten
 
 ADAPTIVE_METHODS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
-"""Method and order."""
+"""Adaptive methods and their orders."""
 FIXED_METHODS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-"""Method and order."""
+"""Fixed-step methods and their orders."""
 _METHODS = ADAPTIVE_METHODS | FIXED_METHODS
 
 Tolerance = float | Sequence[float]
@@ -26,9 +26,10 @@ VectorField = Callable[[float, Components], Components]
 
 
 def _worst_sample(components: Sequence[Tensor]) -> Tensor:
-    """RMS over the features of each sample, the largest over samples and components.
+    """Return the RMS over the features of each sample, the largest over samples and components.
 
-    One RMS over the whole batch would let a hard sample hide among easy ones, and a log-density among pixels.
+    In one RMS over the whole batch the error of a hard sample would be averaged with those of easy ones, and the error
+    of a log-density with those of pixels.
     """
     return torch.stack([flatten(part).square().mean(dim=1).sqrt().max() for part in components]).max()
 
@@ -47,14 +48,14 @@ def integrate(
     """Integrate ``d state / d clock = field(clock, state)`` from ``start`` to ``end``, in either direction.
 
     Args:
-        field: gets the clock as a float within the interval and returns the derivative of each component.
+        field: function of the clock, a float within the interval, and the state; returns each component's derivative.
         state: components ``(B, ...)``; each comes back in its own dtype.
         start: clock at the given state.
         end: clock at the returned state.
         method: one of ``ADAPTIVE_METHODS`` or ``FIXED_METHODS``.
         rtol: relative tolerance (adaptive methods), one for all or one a component.
         atol: absolute tolerance, likewise.
-        nodes: clocks from ``start`` to ``end`` at which fixed-step methods step; just the two ends by default.
+        nodes: clocks of the steps of fixed-step methods, from ``start`` to ``end``; only these two by default.
 
     Raises:
         ValueError: for an unknown method.
@@ -89,6 +90,6 @@ def integrate(
             method=method,
             options=options,
         )
-    except AssertionError as error:  # its way to say that the step shrank to nothing or the state overflowed
+    except AssertionError as error:  # raised when the step underflows or the state overflows
         raise FloatingPointError(f"{method} gave up ({error}); try looser tolerances") from None
     return tuple(part[-1].to(dtype) for part, dtype in zip(parts, dtypes, strict=True))

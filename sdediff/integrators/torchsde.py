@@ -1,6 +1,6 @@
-"""One step of torchsde, on noise that is given.
+"""Steps of torchsde with given noise.
 
-torchsde wants increasing time, ``(B, D)`` states and its own Brownian motion. A step is therefore taken on a clock
+torchsde needs increasing time, ``(B, D)`` states and its own Brownian motion. A step is therefore taken on a clock
 that runs from 0 to 1, and the Brownian motion is two standard normals: the increment and the space-time Levy area.
 """
 
@@ -16,18 +16,18 @@ from torch import Tensor
 from sdediff.numerics import flatten
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its dependencies use a deprecated way to find their version
+    warnings.simplefilter("ignore")  # its dependencies read their version in a deprecated way
     import torchsde
 
 SDE_METHODS = {"euler": 1, "milstein": 1, "srk": 2, "heun": 2, "midpoint": 2}
-"""Method and weak order for noise that does not depend on the state."""
+"""Methods and their weak orders for noise that does not depend on the state."""
 DRIFT_EVALUATIONS = {"euler": 1, "milstein": 1, "srk": 4, "heun": 2, "midpoint": 2}
-"""Method and evaluations of the drift in a step."""
-_STRATONOVICH = {"heun", "midpoint"}  # of their two calculi; with such noise both mean the same equation
+"""Methods and their numbers of drift evaluations in a step."""
+_STRATONOVICH = {"heun", "midpoint"}  # with such noise Ito's and Stratonovich's equations are the same
 
 
 class _Step(torch.nn.Module):
-    """``dy = f(tau, y) d tau + g(tau) dW`` with diagonal noise, as torchsde wants to see it."""
+    """``dy = f(tau, y) d tau + g(tau) dW`` with diagonal noise, in torchsde's interface."""
 
     noise_type = "diagonal"
 
@@ -40,15 +40,15 @@ class _Step(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.sde_type, self._drift, self._diffusion, self._shape = sde_type, drift, diffusion, shape
-        self._known: list[tuple[float, Tensor, Tensor]] = []
+        self._cache: list[tuple[float, Tensor, Tensor]] = []
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        # torchsde asks again and again for the same stage (its contract check, and srk's loops); a forward is dear
-        for clock, state, value in self._known:
+        # torchsde evaluates the same stage several times (its contract check, and srk's loops); forwards are expensive
+        for clock, state, value in self._cache:
             if state is y and clock == float(tau):
                 return value
         value = flatten(self._drift(float(tau), y.reshape(self._shape)))
-        self._known.append((float(tau), y, value))
+        self._cache.append((float(tau), y, value))
         return value
 
     def g(self, tau: Tensor, y: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class _Step(torch.nn.Module):
 
 
 class _UnitBrownian(torchsde.BaseBrownian):  # type: ignore[misc]
-    """A Brownian motion on [0, 1] read once, from end to end."""
+    """Brownian motion on [0, 1], evaluated once over the whole interval."""
 
     levy_area_approximation = "space-time"
 
@@ -97,7 +97,7 @@ def step(
     *,
     method: str,
 ) -> Tensor:
-    """One step of ``dy = drift(tau, y) d tau + diffusion(tau) dW`` from ``tau = 0`` to ``1``.
+    """Take one step of ``dy = drift(tau, y) d tau + diffusion(tau) dW`` from ``tau = 0`` to ``1``.
 
     Args:
         drift: derivative ``(B, *shape)`` at a clock in [0, 1].

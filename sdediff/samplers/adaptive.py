@@ -1,10 +1,10 @@
 r"""Adaptive solver of the probability-flow ODE: Adams methods of variable order with per-sample steps.
 
 A step predicts by Adams-Bashforth of order k, evaluates the network once at its end, and corrects by Adams-Moulton of
-order k + 1; the difference of the two is the error estimate (Milne's device), and the velocity at the predicted state is
-kept: one forward a step (PEC mode). All on ``dy / d theta = v``, with the velocity a polynomial in the clock of
-:func:`~sdediff.samplers.clocks.clock_of`. The next step has the length and the order at which the estimate would be
-a small part of the tolerance if the divided difference stayed the same.
+order k + 1; the difference of the two is the error estimate (Milne's device), and the velocity at the predicted state
+is kept: one forward a step (PEC mode). All on ``dy / d theta = v``, with the velocity a polynomial in the clock of
+:func:`~sdediff.samplers.clocks.clock_of`. The next step has the length and the order at which the estimate would be a
+small part of the tolerance if the divided difference stayed the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AdamsState(NamedTuple):
         y: states of the frame, ``(b, D)``.
         table: divided differences of the velocity over the last nodes, order 0 first, ``(b, K + 1, D)``.
         nodes: clocks of the last nodes, newest first, ``(b, K + 1)``.
-        count: number of nodes so far, ``(b,)``.
+        known: number of nodes so far, ``(b,)``.
         order: order of the next step, ``(b,)``.
         length: length of the next step in the clock, ``(b,)``.
     """
@@ -57,7 +57,7 @@ class AdamsState(NamedTuple):
     y: Tensor
     table: Tensor
     nodes: FloatArray
-    count: IntArray
+    known: IntArray
     order: IntArray
     length: FloatArray
 
@@ -111,7 +111,7 @@ class Adaptive(PerSampleSampler):
         return torch.cat([states for _, states in finished])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
 
     def _initial_state(self, y: Tensor, value: Tensor, start: Level[float], target: float) -> AdamsState:
-        """Return the state at the start; the first step, Euler's, is accurate if the velocity's slope is of its own size."""
+        """Return the state at the start, with a first step for a velocity whose slope is of its own size."""
         count, here, size = len(y), clock_of_level(start), rms(y)
         tolerance = self.tolerance(size)
         turn = np.sqrt(2.0 * tolerance / np.maximum(size, tolerance)) * np.sign(target - here)
@@ -139,7 +139,7 @@ class Adaptive(PerSampleSampler):
         y = state.y + _weighted_sum(inside * (orders <= state.order[:, None]), table)
         size = rms(table) / self.tolerance(rms(state.y))[:, None]
         fits = np.abs(ahead[row, state.order]) * size[row, state.order] <= _REJECT
-        moved = state._replace(y=y, table=table, nodes=nodes, count=state.count + 1)
+        moved = state._replace(y=y, table=table, nodes=nodes, known=state.known + 1)
         return self._plan(moved if fits.all() else _accept(fits, moved, state), fits, size, target)
 
     def _plan(self, state: AdamsState, fits: BoolArray, size: FloatArray, target: float) -> AdamsState:
@@ -147,11 +147,11 @@ class Adaptive(PerSampleSampler):
         room = target - state.nodes[:, 0]
         room = np.where(room == 0.0, 1.0, room)  # finished samples are removed before the next step
         for q in range(1, self.highest + 1):  # a difference not yet available counts like the one below
-            size[:, q] = np.where(q < state.count + ~fits, size[:, q], size[:, q - 1])
+            size[:, q] = np.where(q < state.known + ~fits, size[:, q], size[:, q - 1])
         length, order, row = np.zeros(len(room)), state.order, np.arange(len(room))
         for change in (0, -1, 1):
             tried = state.order + change
-            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= state.count) & (fits | (change <= 0))
+            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= state.known) & (fits | (change <= 0))
             tried = np.where(allowed, tried, 1)
             reached = longest_steps(
                 state.nodes[:, 0], room, state.nodes, tried, size[row, tried], _TARGET, state.length
@@ -171,14 +171,14 @@ def _accept(fits: BoolArray, moved: AdamsState, state: AdamsState) -> AdamsState
         y=torch.where(mask[:, None], moved.y, state.y),
         table=torch.where(mask[:, None, None], moved.table, state.table),
         nodes=np.where(fits[:, None], moved.nodes, state.nodes),
-        count=state.count + fits,
+        known=state.known + fits,
     )
 
 
 def _differences(value: Tensor, state: AdamsState, there: FloatArray) -> Tensor:
     """Return the table of divided differences with a new value in front."""
     width = state.nodes.shape[1]
-    available = np.arange(width) < state.count[:, None]
+    available = np.arange(width) < state.known[:, None]
     inverse = torch.from_numpy(np.where(available, 1.0 / (there[:, None] - state.nodes), 0.0)).to(value)
     rows = [value]
     for q in range(width - 1):

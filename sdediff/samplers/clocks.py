@@ -35,7 +35,7 @@ CLOCKS: dict[str, Callable[[FloatArray], FloatArray]] = {
 """Functions of the angle, by name, in which an integrand is interpolated by polynomials."""
 
 NEAR, FAR = 0.15, 3.0
-"""sigma / alpha at which :func:`clock_of` turns from linear to logarithmic, and back (measured on three kinds of data)."""
+"""sigma / alpha at which ``clock_of`` turns from linear to logarithmic, and back (measured on three kinds of data)."""
 
 
 def clock_of(tan: FloatArray) -> FloatArray:

@@ -61,7 +61,7 @@ def middle(averages: FloatArray) -> FloatArray:
 
 
 def half(averages: FloatArray) -> FloatArray:
-    """Halve the quadratic term of the polynomial through three values (the third-order stochastic update of k-diffusion's code)."""
+    """Halve the quadratic term through three values (the third-order stochastic update of k-diffusion's code)."""
     return averages * np.array([1.0, 1.0, 0.5]) if len(averages) == 3 else averages
 
 
@@ -126,7 +126,7 @@ def _quadrature(here: Level[float], there: Level[float]) -> tuple[FloatArray, Fl
     return angle, half * WEIGHTS * np.sin(angle) * np.cos(angle)
 
 
-# ---- conditional mean of a random function ---------------------------------------------------------------------------------------
+# ---- conditional mean of a random function -------------------------------------------------------------------
 
 _CONSTANT, _ERROR, _MAGNIFIED = 10.0, 1e-4, 1e-2
 """Variances: of the constant, of the network's error, and of the error that a prediction adds per gain^2 - 1."""
@@ -201,7 +201,7 @@ def covariance(a: FloatArray, b: FloatArray, error_a: FloatArray, error_b: Float
 
 
 def cardinals(nodes: FloatArray, at: FloatArray, gain: Callable[[FloatArray], FloatArray] = np.ones_like) -> FloatArray:
-    """Return the cardinal functions of the interpolant, ``(len(nodes), len(at))``: the j-th is 1 at ``nodes[j]``, 0 at the others.
+    """Return the interpolant's cardinal functions, ``(len(nodes), len(at))``, 1 at ``nodes[j]`` and 0 at the others.
 
     Args:
         nodes: angles of the values, all different.

@@ -3,8 +3,8 @@ r"""Multistep solvers of the probability-flow ODE and of the reverse SDE: one fa
 A method is defined by its integrand (:mod:`sdediff.samplers.exponential`), the clock in which that is a polynomial, the
 number of values in its memory, and whether a corrector redoes the last step once its end has been evaluated, which
 costs no forward (Zhao et al. 2023). Adams methods on the angle integrate the velocity; DPM-Solver (Lu et al. 2022a) and
-DEIS (Zhang & Chen 2023) epsilon, DPM-Solver++ (Lu et al. 2022b) and UniPC the sample, all three on the log-SNR. With ``eta > 0`` the same forms solve
-the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2, whatever the memory.
+DEIS (Zhang & Chen 2023) epsilon, DPM-Solver++ (Lu et al. 2022b) and UniPC the sample, all three on the log-SNR. With
+``eta > 0`` the same forms solve the reverse SDE (SDE-DPM-Solver++); noise then limits the weak order to 2.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 r"""Predictor-corrector (Song et al. 2021, algorithm 1 and appendix G): ancestral steps, each followed by Langevin.
 
-A Langevin move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, taken for each sample
-by its own norms. Two changes make it safe. Near a mode the score vanishes and ``e`` would diverge, so it is limited to
-its value for pure noise, ``2 snr^2 sin^2``. And a move whose size depends on its own state and noise does not preserve
-the density, so where the step in lambda is below 1, ``e`` is multiplied by it and the share of the sample's own norms
-in ``e`` is too: the bias that remains is of second order in a step, and the method is of order 1.
+A Langevin move at noise level sin is ``y + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, for each
+sample by its own norms. Two changes make it safe. Near a mode the score vanishes and ``e`` would diverge, so it is
+limited to its value for pure noise, ``2 snr^2 sin^2``. And a move whose size depends on its own state and noise does
+not preserve the density, so where the step in lambda is below 1, ``e`` is multiplied by it and the share of the
+sample's own norms in ``e`` is too: the bias that remains is of second order in a step, and the method is of order 1.
 """
 
 from __future__ import annotations

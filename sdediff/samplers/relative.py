@@ -9,9 +9,9 @@ reverse family is
 
 the probability-flow ODE for ``eta = 0``, the reverse SDE for ``eta = 1`` (see :mod:`sdediff.samplers.exponential`). For
 Gaussian data the slope is zero and one step of any length exact, where the integrand of every other form changes; for
-other data it is their deviation from the Gaussian that is integrated. The last step to the data adds no noise: it follows the
-probability flow, so that the law of Gaussian data is kept with noise, too. Without moments the slope is
-the plain velocity, and the last step of a method with noise returns the denoised state, narrower than the data. The
+other data it is their deviation from the Gaussian that is integrated. The last step to the data adds no noise: it
+follows the probability flow, so that the law of Gaussian data is kept with noise, too. Without moments the slope is the
+plain velocity, and the last step of a method with noise returns the denoised state, narrower than the data. The
 weights of the last slopes come from :mod:`sdediff.samplers.interpolation`. Networks whose errors are magnified in the
 velocity (those that predict epsilon, the score or the sample) are solved with the plain velocity, too.
 """
@@ -54,7 +54,7 @@ class RelativeUpdate(NamedTuple):
 
 
 class Coordinates(ABC):
-    """Coordinates of a solve; ``variances`` ``(D,)`` are those of the data, ``None`` where the model does not know them."""
+    """Coordinates of a solve; ``variances`` ``(D,)`` are those of the data, ``None`` where they are unknown."""
 
     variances: FloatArray | None
 
@@ -143,8 +143,7 @@ class Relative(StepSampler):
     Args:
         memory: number of slopes in a step, 2 to 6; the order, with or without a corrector.
         correct_from: number of steps from which one of the slopes corrects the step before, instead of extending the
-            memory (Zhao et al. 2023); more accurate where steps are short, extrapolates too far where they are long. ``None`` for
-            never.
+            memory (Zhao et al. 2023); more accurate where steps are short, less where they are long. ``None``: never.
         eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
 
     Raises:
@@ -244,8 +243,8 @@ def _relative_updates(
 def memory_of_steps(angles: Sequence[float], memory: int, correct: bool) -> list[int]:
     """Return the number of slopes that each step uses: ``memory``, but fewer in the last steps of a solve to the data.
 
-    On concentrated data the velocity turns sharply where it is decided which of them a state goes to, and earlier slopes
-    do harm. The last step, which is the shortest, uses one alone; those of the last ``_LAST_SHARE`` use
+    On concentrated data the velocity turns sharply where it is decided which of them a state goes to, and earlier
+    slopes do harm. The last step, which is the shortest, uses one alone; those of the last ``_LAST_SHARE`` use
     two where there is a corrector, which extrapolates further than a predictor; each as many more as it needs for its
     error, by the distances of its nodes, to be below ``_ERROR_SHARE`` times that of the longest step.
     """

@@ -6,8 +6,8 @@ The state at node n + 1 follows from the k states before it and from the velocit
 
 with v interpolated through its values at n, ..., n-k+2. The same relation, solved for the oldest state, gives it from
 the k states after it: no equation to iterate, one forward a node, exact whatever the coefficients or the network
-(bidirectional explicit multistep methods, Wang et al. 2024, who keep two states and have order 2). So a solve that is to be
-undone returns k states, not one.
+(bidirectional explicit multistep methods, Wang et al. 2024, who keep two states and have order 2). So a solve that is
+to be undone returns k states, not one.
 
 The a_j are those of ``(z - 1) prod_m (z - r e^{i phi_m})(z - r e^{-i phi_m})``. The roots other than 1 are motions that
 the ODE does not have. Forwards they die out as ``r^n``; backwards they amplify rounding, by ``r^-N`` at most, which is
@@ -78,9 +78,9 @@ class Reversible(StepSampler):
     """Reversible multistep method: one forward a step, and one a step to undo it exactly.
 
     Args:
-        angles: angles of the roots other than 1, in conjugate pairs, each strictly between 0 and pi; m of them make a method of
-            order 2m with 2m + 1 states.
-        growth: largest factor by which undoing a solve amplifies rounding, at least 1. More damps the extra motions more.
+        angles: angles of the roots other than 1, in conjugate pairs, each strictly between 0 and pi; m of them make a
+            method of order 2m with 2m + 1 states.
+        growth: factor by which undoing a solve may amplify rounding, at least 1; more damps the extra motions more.
         clock: name in ``CLOCKS``, in which the velocity is a polynomial.
 
     Raises:

@@ -8,8 +8,8 @@ through its values at the start and at the latest stages, integrated as in the m
     stages (c,)        DPM-Solver-2 and DPM-Solver++(2S) at c = 1/2; Heun's method at c = 1           order 2
     stages (c, 2/3)    DPM-Solver-3 and DPM-Solver++(3S) at c = 1/3                                   order 3
 
-(Lu et al. 2022a, algorithms 1 and 2; Lu et al. 2022b, algorithm 1.) With epsilon as the integrand, the trapezoidal rule at ``c = 1``
-is Heun's method in sigma / alpha, the deterministic sampler of Karras et al. (2022, algorithm 1).
+(Lu et al. 2022a, algorithms 1 and 2; Lu et al. 2022b, algorithm 1.) With epsilon as the integrand, the trapezoidal rule
+at ``c = 1`` is Heun's method in sigma / alpha, the deterministic sampler of Karras et al. (2022, algorithm 1).
 """
 
 from __future__ import annotations

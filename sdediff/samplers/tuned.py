@@ -1,15 +1,14 @@
-r"""A multistep solver whose nodes and weights are numbers, learned for one model and one number of steps.
+r"""Multistep solver with nodes and weights learned for one model and one number of steps.
 
-The state ``u`` is measured against the data's own Gaussian, its velocity ``v = du / d phi`` is what that leaves over
-(:class:`~sdediff.gaussian.Whitened`). A step adds remembered velocities to u,
+The state ``u`` is whitened by the data's own Gaussian, and ``v = du / d phi`` is its velocity
+(:class:`~sdediff.gaussian.Whitened`). A step adds past velocities to u,
 
     u' = u + sum_j [(phi' - phi) step_j + (phi - phi_before) back_j] v_j,
 
-one row ``(step, back)`` a step. ``step`` are the weights of a predictor; ``back`` is what a corrector changes of the
-step before now that its end has been evaluated, which costs no forward (Zhao et al. 2023). Both are those of a
-multistep method, exact in every coordinate's own angle, plus numbers that all coordinates share. The model may be
-asked about a state at another level than the state's own, ``x / alpha`` unchanged: a state that errs on one side is
-better told a little more or less noise.
+with weights ``(step, back)`` of each step. ``step`` are those of a predictor; ``back`` those by which a corrector
+changes the step before once its end has been evaluated, which costs no forward (Zhao et al. 2023). Both are those of a
+multistep method, exact in every coordinate's own angle, plus numbers common to all coordinates. The model may be
+evaluated at another level than that of the state, with ``x / alpha`` unchanged: that compensates a biased state.
 """
 
 from __future__ import annotations
@@ -30,97 +29,100 @@ from sdediff.gaussian import GaussianLevel, Moments, Whitened
 from sdediff.grids import Grid
 from sdediff.numerics import expand
 from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.clocks import BEND
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
 
 _SAME_LAMBDA = 1e-6
-"""Half log-SNRs this near are the same: a time and back costs that much at most."""
+"""Half log-SNRs that differ by less are equal: the error of a time and back is at most that."""
 
-_BEND = 0.3
 _QUADRATURE = tuple(torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(20))
+"""Gauss-Legendre nodes and weights, as many as the weights of stored solvers were learned with."""
 
 W = TypeVar("W", bound=Sequence[Scalar] | Tensor, default=tuple[float, ...])
 
 
 class StepWeights(NamedTuple, Generic[W]):
-    """Weights of the remembered velocities in one step, newest first; both of one length, at most that of history."""
+    """Weights of the past velocities in one step, newest first; both of one length, at most that of the history."""
 
     step: W
     back: W
 
-    def toward(self, share: float, other: StepWeights) -> StepWeights:
-        """The row ``share`` of the way to another."""
+    def interpolate(self, other: StepWeights, share: float) -> StepWeights:
+        """Interpolate linearly between these weights (share 0) and others (share 1)."""
         return StepWeights(
             *(tuple(a + share * (b - a) for a, b in zip(u, v, strict=True)) for u, v in zip(self, other, strict=True))
         )
 
 
-def evaluate_at(denoise: Frame, y: Tensor, here: Level, asked: Level) -> Split:
-    """Split the state ``y`` of one level as if it were of another; one forward."""
-    return denoise(y if asked is here else y * expand(asked.cos / here.cos, y), asked)
+def evaluate_at(denoise: Frame, y: Tensor, here: Level, other: Level) -> Split:
+    """Split the state ``y`` of the level ``here`` as one of another level; one forward."""
+    return denoise(y if other is here else y * expand(other.cos / here.cos, y), other)
 
 
 def asinh_clock(tan: Tensor) -> Tensor:
-    """The clock in which velocities are polynomials: linear near the data, logarithmic in the noise."""
-    return torch.asinh(tan / _BEND)
+    """Return the clock "asinh": linear near the data, logarithmic in the noise."""
+    return torch.asinh(tan / BEND)
 
 
 def tan_of_asinh_clock(clock: Tensor) -> Tensor:
-    """Inverse of :func:`asinh_clock`."""
-    return _BEND * torch.sinh(clock)
+    """Return ``sigma / alpha`` at a value of :func:`asinh_clock`."""
+    return BEND * torch.sinh(clock)
 
 
-def lagrange_averages(start: Tensor, end: Tensor, known: Tensor, std: Tensor) -> Tensor:
-    """Averages over phi, in a step, of the polynomials in the clock that are 1 at one known value and 0 at the others.
+def lagrange_averages(start: Tensor, end: Tensor, nodes: Tensor, std: Tensor) -> Tensor:
+    """Average the Lagrange polynomials in the clock over phi in a step.
 
     Args:
-        start: the clock at the start of the step.
-        end: at its end.
-        known: at the values ``(k,)``.
-        std: of the coordinates ``(D,)``.
+        start: clock at the start of the step.
+        end: clock at the end of the step.
+        nodes: clock at the values ``(k,)``.
+        std: standard deviations of the coordinates ``(D,)``.
 
     Returns:
         ``(k, D)``, summing to 1: Adams-Bashforth or Adams-Moulton weights over the step.
     """
-    nodes, weights = _QUADRATURE
-    clock = 0.5 * (start + end) + 0.5 * (end - start) * nodes
+    points, weights = _QUADRATURE
+    clock = 0.5 * (start + end) + 0.5 * (end - start) * points
     share = (weights * torch.cosh(clock))[:, None] / (std**2 + tan_of_asinh_clock(clock)[:, None] ** 2)
-    powers = torch.arange(len(known), dtype=torch.float64)[:, None]
+    powers = torch.arange(len(nodes), dtype=torch.float64)[:, None]
     moments = ((clock - start) / (end - start)) ** powers @ (share / share.sum(dim=0))
-    found: Tensor = torch.linalg.solve(((known - start) / (end - start)) ** powers, moments)
+    found: Tensor = torch.linalg.solve(((nodes - start) / (end - start)) ** powers, moments)
     return found
 
 
 class AdamsMethod(NamedTuple):
-    """The multistep method under the rows.
+    """Adams method to which learned weights are added.
 
     Attributes:
-        memory: values that its predictor uses; 0 for no method, rows alone.
-        correct: whether a corrector is on top.
+        memory: number of values in its predictor; 0 for no method, the learned weights alone.
+        correct: whether there is a corrector.
     """
 
     memory: int = 0
     correct: bool = False
 
-    def row(self, i: int, clock: Tensor, there: Tensor, std: Tensor, own: StepWeights[Any]) -> StepWeights[Tensor]:
-        """All weights of step i, ``(k, D)`` each: the method's and the row's own.
+    def weights(
+        self, i: int, clock: Tensor, there: Tensor, std: Tensor, learned: StepWeights[Any]
+    ) -> StepWeights[Tensor]:
+        """Return all weights of step i, ``(k, D)`` each: those of the method plus the learned ones.
 
         Args:
-            i: the step, from node i.
-            clock: at the nodes up to i at least.
-            there: at the end of the step.
-            std: of the coordinates ``(D,)``.
-            own: numbers on top.
+            i: index of the step, from node i.
+            clock: clock at the nodes, up to i at least.
+            there: clock at the end of the step.
+            std: standard deviations of the coordinates ``(D,)``.
+            learned: learned weights.
         """
-        parts = [torch.as_tensor(part, dtype=torch.float64)[:, None] for part in own]
-        size = max(len(parts[0]), min(i + 1, self.memory + 1))
-        step, back = (_pad(part, size).expand(size, len(std)) for part in parts)
+        columns = [torch.as_tensor(weights, dtype=torch.float64)[:, None] for weights in learned]
+        size = max(len(columns[0]), min(i + 1, self.memory + 1))
+        step, back = (_pad(column, size).expand(size, len(std)) for column in columns)
         if self.memory == 0:
             return StepWeights(step, back)
         step = step + _pad(self._predict(i, clock, there, std), size)
         if self.correct and i > 0:
-            known = clock[max(0, i - self.memory) : i + 1].flip(0)
-            corrected = lagrange_averages(clock[i - 1], clock[i], known, std)
+            nodes = clock[max(0, i - self.memory) : i + 1].flip(0)
+            corrected = lagrange_averages(clock[i - 1], clock[i], nodes, std)
             predicted = self._predict(i - 1, clock, clock[i], std)
             change = _pad(corrected, size) - _pad(torch.cat([torch.zeros_like(predicted[:1]), predicted]), size)
             back = back + change
@@ -142,48 +144,48 @@ def tuned_step(
     y: Tensor,
     split: Split,
     history: Sequence[Tensor],
-    spots: tuple[GaussianLevel, GaussianLevel, GaussianLevel],
-    row: StepWeights[Any],
+    levels: tuple[GaussianLevel, GaussianLevel, GaussianLevel],
+    weights: StepWeights[Any],
 ) -> tuple[Tensor, list[Tensor]]:
-    """One step.
+    """Take one step.
 
     Args:
-        white: the frame.
-        y: the state ``(B, *shape)`` here.
-        split: the same, taken apart.
-        history: velocities of the steps before, newest first.
-        spots: the levels before (the same as here in the first step), here and there.
-        row: the weights, newest first, each a number or ``(D,)``.
+        white: whitened coordinates.
+        y: state ``(B, *shape)`` at the start of the step.
+        split: halves of that state.
+        history: past velocities, newest first.
+        levels: levels at the start of the step before (of this one in the first step), at its start and at its end.
+        weights: weights, newest first, each a number or ``(D,)``.
 
     Returns:
-        The state there, and the history with this velocity in front.
+        The state at the end, and the history with this velocity in front.
     """
-    before, here, there = spots
+    before, here, there = levels
     values = [white.velocity(split, here), *history]
     u = white.into(y, here)
-    for step, back, value in zip(*row, values, strict=False):
+    for step, back, value in zip(*weights, values, strict=False):
         u = u + ((there.phi - here.phi) * step + (here.phi - before.phi) * back).to(u) * value
     return white.out(u, there, y), values
 
 
 @dataclass(frozen=True)
 class Nodes(Grid):
-    """Nodes that are part of a solver: the levels themselves, of which only the last may be nearer the data.
+    """Nodes at the levels of a tuned solver, of which only the last may be replaced.
 
     Args:
-        half_log_snr: of the nodes, rising; the last may be replaced by any cleaner level.
+        half_log_snr: half log-SNRs of the nodes, increasing; the last may be replaced by any cleaner level.
     """
 
     half_log_snr: tuple[float, ...]
 
     def default_steps(self, sde: SDE, proposed: int) -> int:
-        """The only number there is."""
+        """Return the number of steps of the solver."""
         return len(self.half_log_snr) - 1
 
     def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-        own = len(self.half_log_snr) - 1
-        if steps != own:
-            raise ValueError(f"this solver is tuned for {own} steps, not {steps}")
+        tuned = len(self.half_log_snr) - 1
+        if steps != tuned:
+            raise ValueError(f"this solver is tuned for {tuned} steps, not {steps}")
         start, end = (float(sde.half_log_snr(t)) for t in (t_from, t_to))
         if abs(start - self.half_log_snr[0]) > _SAME_LAMBDA or end < self.half_log_snr[-1] - _SAME_LAMBDA:
             there = [float(sde.time(value)) for value in (self.half_log_snr[0], self.half_log_snr[-1])]
@@ -194,17 +196,17 @@ class Nodes(Grid):
 
 
 class TunedHistory(NamedTuple):
-    """What a step hands to the next.
+    """Past velocities and the weights of a solve.
 
     Attributes:
-        white: the frame.
-        plan: of every step of the grid its spots, its row, and where the model is asked.
-        done: how many of the steps are.
-        history: the velocities seen, newest first.
+        white: whitened coordinates.
+        steps: levels, weights and half log-SNR of the evaluation, of every step of the grid.
+        done: number of steps done.
+        history: past velocities, newest first.
     """
 
     white: Whitened
-    plan: Sequence[tuple[tuple[GaussianLevel, GaussianLevel, GaussianLevel], StepWeights[Tensor], float]]
+    steps: Sequence[tuple[tuple[GaussianLevel, GaussianLevel, GaussianLevel], StepWeights[Tensor], float]]
     done: int
     history: list[Tensor]
 
@@ -214,15 +216,15 @@ class Tuned(StepSampler):
     """Multistep method with its own nodes and weights: one forward a step.
 
     Args:
-        half_log_snr: of its nodes, ``N + 1``, rising. The first is the start; the last is an end it was tuned for.
-        rows: of its steps, ``N``, on top of ``method``; the last one is for the last node.
-        clean: the last row for the data themselves (sigma = 0). Ends between these two mix their rows by the angle.
-        method: the multistep method under the rows.
-        asked: half log-SNRs at which the model is asked, ``N``; by default the nodes.
-        moments: of the data, which it was tuned with; ``None`` for the plain velocity.
+        half_log_snr: half log-SNRs of the nodes, ``N + 1``, increasing; the first is the start, the last one end.
+        rows: learned weights of the steps, ``N``, added to those of ``method``; the last are for the last node.
+        clean: learned weights of a last step to the data (sigma = 0); for ends between, both are mixed by the angle.
+        method: multistep method to which they are added.
+        asked: half log-SNRs at which the model is evaluated, ``N``; by default the nodes.
+        moments: moments of the data with which the solver was tuned; ``None`` for the plain velocity.
 
     Raises:
-        ValueError: if the nodes do not rise, or the rows are not as many as the steps or longer than the history.
+        ValueError: if the nodes do not increase, or the weights are not as many as the steps or more than the history.
     """
 
     order: ClassVar[int] = 1
@@ -260,25 +262,25 @@ class Tuned(StepSampler):
         return max(self.method.memory, max(len(row.step) for row in self.rows) - 1)
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> TunedHistory:
-        """The rows, with the last one for the grid's own end."""
-        drawn = [level.half_log_snr for level in levels]
-        if len(drawn) != len(self.half_log_snr) or any(
-            abs(a - b) > _SAME_LAMBDA for a, b in zip(drawn[:-1], self.half_log_snr[:-1], strict=True)
+        """Compute the weights of every step, the last ones for the end of the grid."""
+        nodes = [level.half_log_snr for level in levels]
+        if len(nodes) != len(self.half_log_snr) or any(
+            abs(a - b) > _SAME_LAMBDA for a, b in zip(nodes[:-1], self.half_log_snr[:-1], strict=True)
         ):
             raise ValueError("a tuned solver has its own nodes: give it no grid")
         white, last = Whitened(self.moments), math.atan(math.exp(-self.half_log_snr[-1]))
-        own = [*self.rows[:-1], self.clean.toward(min(levels[-1].angle / last, 1.0), self.rows[-1])]
+        learned = [*self.rows[:-1], self.clean.interpolate(self.rows[-1], min(levels[-1].angle / last, 1.0))]
         clock = asinh_clock(torch.tensor([math.tan(level.angle) for level in levels], dtype=torch.float64))
-        rows = [self.method.row(i, clock, clock[i + 1], white.std, row) for i, row in enumerate(own)]
-        spots = [white.at(level) for level in levels]
-        around = zip([spots[0], *spots[:-2]], spots, spots[1:], strict=False)
-        return TunedHistory(white, list(zip(around, rows, self.asked or self.half_log_snr, strict=False)), 0, [])
+        weights = [self.method.weights(i, clock, clock[i + 1], white.std, row) for i, row in enumerate(learned)]
+        at = [white.at(level) for level in levels]
+        around = zip([at[0], *at[:-2]], at, at[1:], strict=False)
+        return TunedHistory(white, list(zip(around, weights, self.asked or self.half_log_snr, strict=False)), 0, [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: TunedHistory
     ) -> tuple[Tensor, TunedHistory]:
-        """One forward."""
-        spots, row, asked = carry.plan[carry.done]
+        """Take a step; one forward."""
+        levels, weights, asked = carry.steps[carry.done]
         level = here if abs(asked - here.half_log_snr) < _SAME_LAMBDA else denoise.at_half_log_snr(asked)
-        y, history = tuned_step(carry.white, y, evaluate_at(denoise, y, here, level), carry.history, spots, row)
+        y, history = tuned_step(carry.white, y, evaluate_at(denoise, y, here, level), carry.history, levels, weights)
         return y, carry._replace(done=carry.done + 1, history=history[: self._memory])

@@ -1,7 +1,7 @@
-"""Solvers tuned for one model: found by :func:`tune`, kept in its run by :func:`save`, found there by :func:`load`."""
+"""Solvers tuned for one model by :func:`tune`, written to its run by :func:`save`, read from it by :func:`load`."""
 
+from sdediff.evaluation.distances import Errors
 from sdediff.tuning.store import FILE, load, save
-from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Trajectories, Tuning, pilot, tune
 
 __all__ = ["FILE", "Errors", "Trajectories", "Tuning", "load", "pilot", "save", "tune"]

@@ -1,8 +1,8 @@
-r"""Learning a draft's numbers from pilot trajectories, by gradients through the model.
+r"""Learning of a solver's parameters from pilot trajectories, by gradients through the model.
 
-The objective mixes the log of the RMS error and the mean of the samples' log errors: the first looks at the few bad
-trajectories, the second at the many good ones. Learning by gradients through the whole
-solve is that of the bespoke solvers (Shaul et al. 2024) and S4S (Frankel et al. 2025), on nodes and weights together.
+The objective mixes the log of the RMS error and the mean of the samples' log errors: the first depends on the few bad
+trajectories, the second on the many good ones. Gradients go through the whole solve as in bespoke solvers (Shaul et al.
+2024) and S4S (Frankel et al. 2025), to nodes and weights together.
 """
 
 from __future__ import annotations
@@ -30,74 +30,77 @@ INITIALISATIONS = tuple(
     Initialisation(power, AdamsMethod(memory, correct))
     for power, memory, correct in product((2.0, 2.5), (2, 3, 4), (False, True))
 )
-"""Methods tried as the first guess."""
+"""Methods tried as the initialisation."""
 RATE = 3e-2
-"""Of Adam, up to 10 steps; more steps have smaller errors, and want smaller changes."""
+"""Learning rate of Adam, up to 10 steps; more steps have smaller errors and need smaller changes."""
 CLIP = 10.0
+"""Largest norm of the gradient."""
 RMS = 0.75
 """Share of log RMS in the objective."""
-_FLOOR = 1e-14
-_TRIED, _JUDGED, _CHECKS = 128, 512, 10
+_LEAST_ERROR = 1e-14
+_INITIAL, _VALIDATION, _CHECKS = 128, 512, 10
+"""Trajectories that choose the initialisation, those that choose the best iterate, and the number of iterates."""
 _MEMORY = 2 << 30
-"""Bytes of activations of one batch's solve, beyond which forwards are done again instead of kept."""
+"""Bytes of activations of one batch's solve above which forwards are recomputed (gradient checkpointing)."""
 
 
 def objective(errors: Tensor, weights: Tensor | None = None) -> Tensor:
-    """From mean squared errors ``(B,)``: log RMS and mean log error, mixed; ``weights`` are what samples count for."""
+    """Mix log RMS and mean log error of mean squared errors ``(B,)``, with weights of the samples."""
     weights = torch.ones_like(errors) if weights is None else weights
     share = weights / weights.sum()
-    rms, typical = (share * errors).sum().log(), (share * (errors + _FLOOR).log()).sum()
+    rms, typical = (share * errors).sum().log(), (share * (errors + _LEAST_ERROR).log()).sum()
     return 0.5 * (RMS * rms + (1.0 - RMS) * typical)
 
 
-def squared_errors(model: Denoiser, shape: SolverTensors, pilot: Pilot, *, lean: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean squared errors ``(B,)`` at ``t_to`` and at the data, with gradients."""
-    found = rollout(model.rows(pilot.row), shape, pilot.start, lean=lean)
+def squared_errors(
+    model: Denoiser, solver: SolverTensors, pilot: Pilot, *, lean: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return mean squared errors ``(B,)`` at ``t_to`` and at the data, with gradients."""
+    states = rollout(model.rows(pilot.row), solver, pilot.start, lean=lean)
     size = math.prod(pilot.start.shape[1:])
     end, clean = (
-        sum_features((x - exact).square()) / size for x, exact in zip(found, (pilot.end, pilot.clean), strict=True)
+        sum_features((x - exact).square()) / size for x, exact in zip(states, (pilot.end, pilot.clean), strict=True)
     )
     return end, clean
 
 
-def rollout(model: Denoiser, shape: SolverTensors, x: Tensor, *, lean: bool = False) -> tuple[Tensor, Tensor]:
-    """The states at ``t_to`` and at the data, as :class:`~sdediff.samplers.tuned.Tuned` would find them."""
+def rollout(model: Denoiser, solver: SolverTensors, x: Tensor, *, lean: bool = False) -> tuple[Tensor, Tensor]:
+    """Solve to ``t_to`` and to the data, as :class:`~sdediff.samplers.tuned.Tuned` does, with gradients."""
     sde, white = model.sde, Whitened(model.moments)
     frame = Frame(model, sde)
-    levels: list[Level] = [sde.level_at(node) for node in shape.half_log_snr]
+    levels: list[Level] = [sde.level_at(node) for node in solver.half_log_snr]
     clean = sde.level(0.0)
-    asked = [levels[0], *(sde.level_at(node) for node in shape.asked[1:])]
-    spots = [white.at(level) for level in levels]
-    clock = asinh_clock((-shape.half_log_snr).exp())
+    asked = [levels[0], *(sde.level_at(node) for node in solver.asked[1:])]
+    at = [white.at(level) for level in levels]
+    clock = asinh_clock((-solver.half_log_snr).exp())
     y, history = to_y(x, levels[0]), list[Tensor]()
 
     def halves(state: Tensor, i: int) -> tuple[Tensor, Tensor]:
         x0, eps = evaluate_at(frame, state, levels[i], asked[i])
         return x0, eps
 
-    for i, own in enumerate(shape.rows):
+    for i, learned in enumerate(solver.rows):
         split = Split(*(checkpoint(halves, y, i, use_reentrant=False) if lean else halves(y, i)))
-        around = spots[max(0, i - 1)], spots[i]
-        if i == len(shape.rows) - 1:
-            row = shape.method.row(i, clock, torch.zeros_like(clock[0]), white.std, shape.clean)
-            data, _ = tuned_step(white, y, split, history, (*around, white.at(clean)), row)
-        row = shape.method.row(i, clock, clock[i + 1], white.std, own)
-        y, history = tuned_step(white, y, split, history, (*around, spots[i + 1]), row)
+        around = at[max(0, i - 1)], at[i]
+        if i == len(solver.rows) - 1:
+            weights = solver.method.weights(i, clock, torch.zeros_like(clock[0]), white.std, solver.clean)
+            data, _ = tuned_step(white, y, split, history, (*around, white.at(clean)), weights)
+        weights = solver.method.weights(i, clock, clock[i + 1], white.std, learned)
+        y, history = tuned_step(white, y, split, history, (*around, at[i + 1]), weights)
     return to_x(y, levels[-1]), to_x(data, clean)
 
 
 def best_initialisation(model: Denoiser, steps: int, t_to: float, pilot: Pilot) -> SolverParameters:
-    """The first guess that does best on some of the trajectories."""
-    some = pilot.select(slice(_TRIED))
-    able = [start for start in INITIALISATIONS if start.method.memory <= max(steps, INITIALISATIONS[0].method.memory)]
-    return min(
-        (SolverParameters.of(model, steps, t_to, start) for start in able), key=lambda draft: score(model, draft, some)
-    )
+    """Return the initialisation with the smallest objective on some of the trajectories."""
+    some = pilot.select(slice(_INITIAL))
+    memory = max(steps, INITIALISATIONS[0].method.memory)
+    starts = (SolverParameters.of(model, steps, t_to, s) for s in INITIALISATIONS if s.method.memory <= memory)
+    return min(starts, key=lambda start: solver_objective(model, start, some))
 
 
 def learn(
     model: Denoiser,
-    draft: SolverParameters,
+    initial: SolverParameters,
     pilot: Pilot,
     *,
     iterations: int,
@@ -105,18 +108,20 @@ def learn(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> SolverParameters:
-    """Adam on batches of the trajectories, with a cosine schedule.
+    """Minimise the objective by Adam on batches of the trajectories, with a cosine schedule.
 
     Raises:
-        ValueError: if no gradient comes through the model.
+        ValueError: if no gradient flows through the model.
     """
-    learned = replace(draft, **{name: getattr(draft, name).clone().requires_grad_() for name in _LEARNED})
-    optimizer = torch.optim.Adam(learned.parameters(), lr=RATE / max(1.0, len(draft.shares) / 10.0), betas=(0.9, 0.99))
+    learned = replace(initial, **{name: getattr(initial, name).clone().requires_grad_() for name in _LEARNED})
+    optimizer = torch.optim.Adam(
+        learned.parameters(), lr=RATE / max(1.0, len(initial.shares) / 10.0), betas=(0.9, 0.99)
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     generator = torch.Generator().manual_seed(seed)
-    best, chance = (score(model, draft, pilot), draft), _chances(model, draft, pilot)
+    best, chance = (solver_objective(model, initial, pilot), initial), _chances(model, initial, pilot)
     with _frozen(model), torch.enable_grad():
-        lean = _activation_bytes(model, draft, pilot.select(slice(batch_size))) > _MEMORY
+        lean = _activation_bytes(model, initial, pilot.select(slice(batch_size))) > _MEMORY
         for i in range(iterations):
             index = torch.multinomial(chance, batch_size, replacement=True, generator=generator)
             weights = (1.0 / chance[index]).to(pilot.start.device)
@@ -124,37 +129,34 @@ def learn(
             optimizer.zero_grad()
             torch.autograd.backward([objective(each, weights) for each in found])
             size = torch.nn.utils.clip_grad_norm_(learned.parameters(), CLIP)
-            if bool(torch.isfinite(size)):  # a batch that left the model's domain teaches nothing
+            if bool(torch.isfinite(size)):  # a batch that left the model's domain is skipped
                 optimizer.step()
             schedule.step()
             if (i + 1) % max(1, iterations // _CHECKS) == 0 or i + 1 == iterations:
-                now = replace(draft, **{name: getattr(learned, name).detach().clone() for name in _LEARNED})
-                best = min(best, (score(model, now, pilot), now), key=lambda pair: pair[0])
+                now = replace(initial, **{name: getattr(learned, name).detach().clone() for name in _LEARNED})
+                best = min(best, (solver_objective(model, now, pilot), now), key=lambda pair: pair[0])
             progress(i + 1, iterations)
     return best[1]
 
 
-def _chances(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> Tensor:
-    """How likely each trajectory is drawn, ``(n,)``: half evenly, half by the first guess's error.
+def _chances(model: Denoiser, initial: SolverParameters, pilot: Pilot) -> Tensor:
+    """Return the probability of each trajectory to be drawn, ``(n,)``: half even, half by the initial error.
 
     A few trajectories, between two modes, make most of the RMS. Drawn more often and weighted less, they are in every
-    batch, and the gradient means the same with less noise.
+    batch, and the gradient has the same mean with less noise (importance sampling).
     """
-    shape = draft.tensors()
+    solver, batches = initial.tensors(), zip(*(torch.split(t, _INITIAL) for t in pilot), strict=True)
     with torch.no_grad():
-        parts = [
-            squared_errors(model, shape, Pilot(*part))[0]
-            for part in zip(*(torch.split(t, _TRIED) for t in pilot), strict=True)
-        ]
-    size = torch.cat(parts).cpu().double().sqrt().nan_to_num(posinf=0.0)
+        errors = [squared_errors(model, solver, Pilot(*batch))[0] for batch in batches]
+    size = torch.cat(errors).cpu().double().sqrt().nan_to_num(posinf=0.0)
     even = torch.full_like(size, 1.0 / len(size))
-    return 0.5 * even + 0.5 * (size + _FLOOR) / (size + _FLOOR).sum()
+    return 0.5 * even + 0.5 * (size + _LEAST_ERROR) / (size + _LEAST_ERROR).sum()
 
 
-def score(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> float:
-    """The objective on the first of the trajectories; infinite where the solver does not stay finite."""
+def solver_objective(model: Denoiser, parameters: SolverParameters, pilot: Pilot) -> float:
+    """Evaluate the objective on the first of the trajectories; infinite where the solver does not stay finite."""
     with torch.no_grad():
-        found = squared_errors(model, draft.tensors(), pilot.select(slice(_JUDGED)))
+        found = squared_errors(model, parameters.tensors(), pilot.select(slice(_VALIDATION)))
         value = float(sum(objective(each) for each in found))
     return value if math.isfinite(value) else math.inf
 
@@ -162,11 +164,11 @@ def score(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> float:
 _LEARNED = ("shares", "step", "back", "asked")
 
 
-def _activation_bytes(model: Denoiser, draft: SolverParameters, pilot: Pilot) -> int:
-    """Bytes that the gradient of one solve keeps, from one forward.
+def _activation_bytes(model: Denoiser, initial: SolverParameters, pilot: Pilot) -> int:
+    """Estimate the bytes of activations that the gradient of one solve keeps, from one forward.
 
     Raises:
-        ValueError: if no gradient comes through the model.
+        ValueError: if no gradient flows through the model.
     """
     kept = 0
 
@@ -183,7 +185,7 @@ def _activation_bytes(model: Denoiser, draft: SolverParameters, pilot: Pilot) ->
         raise ValueError(
             "no gradient comes through the model: a solver is tuned by gradients with respect to the state"
         )
-    return kept * len(draft.shares)
+    return kept * len(initial.shares)
 
 
 @contextmanager

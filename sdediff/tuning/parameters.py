@@ -1,7 +1,7 @@
-r"""The free numbers of a tuned solver, and the multistep method they start from.
+r"""Parameters of a tuned solver and their initialisation by a multistep method.
 
-Nodes are shares of the clock, a softmax, so that they keep their order. Rows are numbers on top of a multistep method,
-whose own weights follow where the nodes go. All in float64, with gradients.
+Nodes are cumulated shares of the clock, a softmax, so that they keep their order. Learned weights are added to those of
+a multistep method, which are functions of the nodes. All in float64, with gradients.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned, asinh_clock,
 from sdediff.sde import VPSDE
 
 MEMORY = 5
-"""Velocities that a row weighs: as many as a corrector of four values does."""
+"""Number of velocities with learned weights in a step: as many as for a corrector of four values."""
 
 
 class Initialisation(NamedTuple):
-    """A method to start from.
+    """Initial nodes and multistep method.
 
     Attributes:
-        power: nodes uniform in ``t^(1/power)`` of the standard process.
-        method: on them.
+        power: power of the grid, uniform in ``t^(1/power)`` of the standard process.
+        method: multistep method on these nodes.
     """
 
     power: float
@@ -34,7 +34,7 @@ class Initialisation(NamedTuple):
 
 
 class SolverTensors(NamedTuple):
-    """A solver with gradients; what :class:`~sdediff.samplers.tuned.Tuned` has as plain numbers."""
+    """Fields of :class:`~sdediff.samplers.tuned.Tuned` as tensors with gradients."""
 
     half_log_snr: Tensor
     rows: list[StepWeights[Tensor]]
@@ -43,7 +43,7 @@ class SolverTensors(NamedTuple):
     asked: Tensor
 
     def sampler(self, model: Denoiser) -> Tuned:
-        """The same as plain numbers."""
+        """Return the sampler with plain numbers."""
 
         def plain(row: StepWeights[Tensor]) -> StepWeights:
             return StepWeights(*(tuple(weights.tolist()) for weights in row))
@@ -60,18 +60,18 @@ class SolverTensors(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SolverParameters:
-    """Numbers to be learned.
+    """Learned parameters of a solver.
 
     Args:
-        ends: half log-SNR of the first and of the last node.
-        start: the method at zero.
+        bounds: half log-SNR of the first and of the last node.
+        start: initial nodes and method, to which the learned weights are added.
         shares: logits of the steps in the clock, ``(N,)``.
-        step: free part of the predictor's weights, ``(N + 1, MEMORY)``; the last row is for the data.
-        back: free part of the corrector's change, the same shape.
-        asked: half log-SNR by which the model is asked off the inner nodes, ``(N - 1,)``.
+        step: learned weights of the predictor, ``(N + 1, MEMORY)``; the last row is for the data.
+        back: learned weights of the corrector's change, of the same shape.
+        asked: differences of half log-SNR between evaluation and inner node, ``(N - 1,)``.
     """
 
-    ends: tuple[float, float]
+    bounds: tuple[float, float]
     start: Initialisation
     shares: Tensor
     step: Tensor = field(repr=False)
@@ -80,7 +80,7 @@ class SolverParameters:
 
     @staticmethod
     def of(model: Denoiser, steps: int, t_to: float, start: Initialisation) -> SolverParameters:
-        """A method as it is, with nothing learned."""
+        """Initialise the parameters: a method with nothing learned."""
         sde = model.sde
         first, last = (float(sde.half_log_snr(t)) for t in (sde.t_max, t_to))
         clock = asinh_clock((-_nodes(first, last, steps, start.power)).exp())
@@ -90,15 +90,15 @@ class SolverParameters:
         )
 
     def parameters(self) -> list[Tensor]:
-        """What is learned."""
+        """Return the learned tensors."""
         return [self.shares, self.step, self.back, self.asked]
 
     def tensors(self) -> SolverTensors:
-        """The solver that the numbers mean."""
-        first, last = (asinh_clock(torch.tensor(-end, dtype=torch.float64).exp()) for end in self.ends)
-        passed = torch.softmax(self.shares, dim=0).cumsum(dim=0)
-        inner = -tan_of_asinh_clock(first + (last - first) * passed[:-1]).log()
-        half_log_snr = torch.cat([inner.new_tensor([self.ends[0]]), inner, inner.new_tensor([self.ends[1]])])
+        """Return nodes and weights of the solver."""
+        first, last = (asinh_clock(torch.tensor(-end, dtype=torch.float64).exp()) for end in self.bounds)
+        fraction = torch.softmax(self.shares, dim=0).cumsum(dim=0)
+        inner = -tan_of_asinh_clock(first + (last - first) * fraction[:-1]).log()
+        half_log_snr = torch.cat([inner.new_tensor([self.bounds[0]]), inner, inner.new_tensor([self.bounds[1]])])
         sizes = [min(i + 1, MEMORY) for i in range(len(self.shares))]
         rows = [StepWeights(self.step[i, :size], self.back[i, :size]) for i, size in enumerate((*sizes, sizes[-1]))]
         asked = half_log_snr[:-1] + torch.cat([self.asked.new_zeros(1), self.asked])
@@ -106,8 +106,8 @@ class SolverParameters:
 
 
 def _nodes(first: float, last: float, steps: int, power: float) -> Tensor:
-    """Half log-SNR of nodes uniform in ``tau^(1/power)``, tau the time of the standard process."""
+    """Return half log-SNRs of nodes uniform in ``tau^(1/power)``, tau the time of the standard process."""
     reference = VPSDE()
-    ends = reference.time(torch.tensor([first, last], dtype=torch.float64)).tolist()
-    times = Power(power)(reference, steps, *ends)
+    bounds = reference.time(torch.tensor([first, last], dtype=torch.float64)).tolist()
+    times = Power(power)(reference, steps, *bounds)
     return reference._log_alpha(times) - reference._log_sigma(times)

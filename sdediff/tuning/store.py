@@ -1,7 +1,7 @@
-"""``tuned.json``: solvers tuned for the model beside it, by their number of steps.
+"""Storage of tuned solvers: ``tuned.json`` in the run of the model, solvers by their number of steps.
 
-The file names its format and the fingerprint of the model; with another model, or after more training, it does not fit
-and is refused. It is validated before anything of it is used, and written beside its place and moved into it.
+The file names its format and the fingerprint of the model; with another model, or after more training, it is refused.
+It is validated before use, and replaced by renaming a temporary file.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from pydantic import Field, model_validator
 from sdediff.checkpoint import describe
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
+from sdediff.evaluation.distances import Errors
 from sdediff.files import write
 from sdediff.gaussian import Moments
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
-from sdediff.tuning.trajectories import Errors
 from sdediff.tuning.tuner import Tuning
 
 TUNED_FORMAT = 1
 FILE = "tuned.json"
-_MOST_STEPS = 4096  # steps
+_MAX_STEPS = 4096  # steps
 
-Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MOST_STEPS + 1)]
+Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MAX_STEPS + 1)]
 WeightPair = tuple[Numbers, Numbers]
 StepsKey = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
 
 
 class MethodSection(Section):
-    """The multistep method under the rows, :class:`~sdediff.samplers.tuned.AdamsMethod`."""
+    """Multistep method of a tuned solver, :class:`~sdediff.samplers.tuned.AdamsMethod`."""
 
-    memory: Annotated[int, Field(ge=0, le=_MOST_STEPS)]
+    memory: Annotated[int, Field(ge=0, le=_MAX_STEPS)]
     correct: bool
 
 
-class Solver(Section):
-    """A tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, and its errors on held-out trajectories."""
+class SolverSection(Section):
+    """Tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, and its errors on held-out trajectories."""
 
     half_log_snr: Numbers
-    rows: Annotated[tuple[WeightPair, ...], Field(min_length=1, max_length=_MOST_STEPS)]
+    rows: Annotated[tuple[WeightPair, ...], Field(min_length=1, max_length=_MAX_STEPS)]
     clean: WeightPair
     method: MethodSection
     asked: Numbers
@@ -63,12 +63,12 @@ class Solver(Section):
         return Tuned(self.half_log_snr, rows, StepWeights(*self.clean), method, self.asked, moments)
 
 
-class Document(Section):
-    """What the file says."""
+class TunedDocument(Section):
+    """Content of the file."""
 
     format: int
     model: str
-    solvers: dict[StepsKey, Solver]
+    solvers: dict[StepsKey, SolverSection]
 
     @model_validator(mode="after")
     def _counted(self) -> Self:
@@ -79,7 +79,7 @@ class Document(Section):
 
 
 def fingerprint(model: ScoreModel) -> str:
-    """SHA-256 of everything a trajectory depends on: process, prediction, weights and moments.
+    """Return the SHA-256 of everything a trajectory depends on: process, prediction, weights and moments.
 
     Raises:
         ValueError: if a part of the model is not one of the library's own.
@@ -96,18 +96,18 @@ def fingerprint(model: ScoreModel) -> str:
 
 
 def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
-    """Add solvers to the run's file, replacing those of the same numbers of steps; the file's path.
+    """Add solvers to the run's file, replacing those of the same numbers of steps, and return its path.
 
-    Solvers that the file holds for another model go.
+    Solvers for another model are dropped.
 
     Args:
-        run: the folder of the run.
-        model: the one that they were tuned for.
-        tunings: what :func:`~sdediff.tuning.tuner` returned.
+        run: folder of the run.
+        model: model for which they were tuned.
+        tunings: results of :func:`~sdediff.tuning.tuner.tune`.
     """
-    path, own = Path(run) / FILE, fingerprint(model)
+    path, digest = Path(run) / FILE, fingerprint(model)
     try:
-        kept = {key: solver.model_dump() for key, solver in _read_solvers(path, own).items()}
+        kept = {key: solver.model_dump() for key, solver in _read_solvers(path, digest).items()}
     except (FileNotFoundError, ValueError):
         kept = {}
     for each in tunings:
@@ -117,24 +117,24 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
             "clean": each.solver.clean,
             "method": each.solver.method._asdict(),
             "asked": each.solver.asked,
-            "held_out": {"before": _errors(each.before), "after": _errors(each.after)},
+            "held_out": {"before": _errors_as_json(each.before), "after": _errors_as_json(each.after)},
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}
-    write(path, (json.dumps({"format": TUNED_FORMAT, "model": own, "solvers": solvers}) + "\n").encode())
+    write(path, (json.dumps({"format": TUNED_FORMAT, "model": digest, "solvers": solvers}) + "\n").encode())
     return path
 
 
 def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
-    """The solver tuned for a model and a number of steps, to be given as ``solver=``.
+    """Load the solver tuned for a model and a number of steps, to be given as ``solver=``.
 
     Args:
-        run: the folder of the run.
-        model: the run's model, as loaded.
-        steps: the number of steps; by default the most that there is a solver for.
+        run: folder of the run.
+        model: model of the run, as loaded.
+        steps: number of steps; by default the largest for which there is a solver.
 
     Raises:
         FileNotFoundError: if nothing was tuned in the run.
-        ValueError: if the file is damaged, is another model's, or has no solver of so many steps.
+        ValueError: if the file is damaged, is another model's, or has no solver of this number of steps.
     """
     path = Path(run) / FILE
     solvers = _read_solvers(path, fingerprint(model))
@@ -146,13 +146,13 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
     return solvers[str(steps)].sampler(model.moments)
 
 
-def _errors(found: Errors) -> dict[str, float | None]:
-    """Errors as JSON knows them: what is no number is null."""
+def _errors_as_json(found: Errors) -> dict[str, float | None]:
+    """Return errors as JSON values, NaN and infinity as null."""
     return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
 
 
-def _read_solvers(path: Path, own: str) -> dict[str, Solver]:
-    """The solvers of the file, by their number of steps."""
+def _read_solvers(path: Path, digest: str) -> dict[str, SolverSection]:
+    """Read the solvers of the file, by their number of steps."""
     if not path.is_file():
         raise FileNotFoundError(f"no solver was tuned in {path.parent} ({path.name} is missing)")
     try:
@@ -162,9 +162,9 @@ def _read_solvers(path: Path, own: str) -> dict[str, Solver]:
     kind, model = content.get("format"), content.get("model")
     if isinstance(kind, int) and kind != TUNED_FORMAT:
         raise ValueError(f"{path} has format {kind}, not {TUNED_FORMAT}: tune again")
-    if isinstance(model, str) and model != own:
+    if isinstance(model, str) and model != digest:
         raise ValueError(f"{path} was tuned for another model, or before more training: tune again")
     try:
-        return validated(Document, content).solvers
+        return validated(TunedDocument, content).solvers
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None

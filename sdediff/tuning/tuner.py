@@ -1,37 +1,34 @@
-"""``tune``: a solver learned for one model and one number of steps."""
+"""Tuning of a solver for one model and one number of steps, and its errors before and after."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.evaluation.distances import Errors
 from sdediff.foreign import evaluating
-from sdediff.samplers.base import Sampler
+from sdediff.samplers.base import Progress, Sampler
 from sdediff.samplers.tuned import Tuned
 from sdediff.sampling import solve
 from sdediff.tuning.optimize import best_initialisation, learn
-from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
+from sdediff.tuning.trajectories import BATCH, Pilot, solve_pilot, starts
 from sdediff.types import brief
-
-Progress = Callable[[int, int], None]
-_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning found.
+    """Result of tuning.
 
     Attributes:
-        solver: the tuned sampler.
+        solver: tuned sampler.
         before: errors of the default ``"ode"`` at the data, on the held-out trajectories.
-        after: those of the tuned sampler.
-        seconds: that it took, without the pilot.
+        after: errors of the tuned sampler there.
+        seconds: duration of the tuning, without the pilot.
     """
 
     solver: Tuned
@@ -49,12 +46,12 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Pilot trajectories of one model, to learn from and held out; shared by several numbers of steps.
+    """Pilot trajectories of one model, for training and held out; common to several numbers of steps.
 
     Attributes:
-        learned: the ones to learn from.
-        held_out: the ones to judge by.
-        t_to: the end beside the data themselves.
+        learned: training trajectories.
+        held_out: held-out trajectories, for evaluation.
+        t_to: time of the end other than the data themselves.
     """
 
     learned: Pilot
@@ -77,13 +74,13 @@ def pilot(
     Half of the starts come from the Gaussian with the data's moments, as in sampling, half from the standard normal.
 
     Args:
-        model: a denoiser with its process and ``data``.
-        trajectories: to learn from.
-        held_out: to judge by; others.
-        t_to: an end to serve beside the data themselves; by default 1e-3, or ``t_min`` if that is more.
-        seed: of the starts.
-        condition: what the network is told: one row a trajectory, those held out last, or one for all.
-        progress: called as ``progress(done, total)``.
+        model: denoiser with its process and ``data``.
+        trajectories: number of training trajectories.
+        held_out: number of other trajectories, for evaluation.
+        t_to: end of solves other than the data themselves; by default 1e-3, or ``t_min`` if that is more.
+        seed: seed of the starts.
+        condition: condition of the network: one row a trajectory, those held out last, or one for all.
+        progress: callback ``progress(done, total)``.
 
     Raises:
         ValueError: for counts below 1, or a model that does not say what its data are.
@@ -93,7 +90,7 @@ def pilot(
     model, t_to = model.given(condition), max(1e-3, model.sde.t_min) if t_to is None else t_to
     model.check_batch(trajectories + held_out)
     with evaluating(model):
-        solved = follow(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
+        solved = solve_pilot(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
     return Trajectories(solved.select(slice(trajectories)), solved.select(slice(trajectories, None)), t_to)
 
 
@@ -113,16 +110,16 @@ def tune(
     """Learn nodes and weights of a multistep solver for one model and one number of steps.
 
     Args:
-        model: a denoiser with its process and ``data``, through which gradients flow to the state.
-        steps: forwards of the network that a solve may cost.
-        trajectories: how many to learn from, or those of :func:`pilot`.
-        held_out: how many to judge by.
-        iterations: of the optimiser; each costs about three solves of a batch.
-        batch_size: trajectories an iteration.
-        t_to: see :func:`pilot`; solves with the result may end anywhere from there to 0.
-        seed: of starts and batches.
-        condition: as for :func:`pilot`, and the one that was given there.
-        progress: called as ``progress(done, total)`` over the iterations.
+        model: denoiser with its process and ``data``, through which gradients flow to the state.
+        steps: NFE of a solve.
+        trajectories: number of training trajectories, or the result of :func:`pilot`.
+        held_out: number of held-out trajectories.
+        iterations: number of steps of the optimiser; each costs about three solves of a batch.
+        batch_size: number of trajectories an iteration.
+        t_to: end as for :func:`pilot`; solves with the result may end anywhere from there to 0.
+        seed: seed of starts and batches.
+        condition: condition as for :func:`pilot`, the same as given there.
+        progress: callback ``progress(done, total)`` over the iterations.
 
     Returns:
         The sampler, to be given as ``solver=``, and its errors on held-out trajectories beside those of ``"ode"``.
@@ -150,10 +147,10 @@ def _tune(
     progress: Progress,
 ) -> Tuning:
     begin = time.perf_counter()
-    draft = best_initialisation(model, steps, trajectories.t_to, trajectories.learned)
+    initial = best_initialisation(model, steps, trajectories.t_to, trajectories.learned)
     learned = learn(
         model,
-        draft,
+        initial,
         trajectories.learned,
         iterations=iterations,
         batch_size=min(batch_size, len(trajectories.learned.start)),
@@ -162,17 +159,17 @@ def _tune(
     )
     solver = learned.tensors().sampler(model)
     seconds = time.perf_counter() - begin
-    before, after = (judge(model, each, trajectories.held_out, steps) for each in ("ode", solver))
+    before, after = (held_out_errors(model, each, trajectories.held_out, steps) for each in ("ode", solver))
     return Tuning(solver, before, after, seconds)
 
 
-def judge(model: Denoiser, solver: str | Sampler, held_out: Pilot, steps: int) -> Errors:
-    """Errors of a solver at the data, ``t = 0``."""
+def held_out_errors(model: Denoiser, solver: str | Sampler, held_out: Pilot, steps: int) -> Errors:
+    """Compute the errors of a solver at the data, ``t = 0``."""
     with torch.no_grad():
-        pairs = zip(torch.split(held_out.start, _BATCH), torch.split(held_out.row, _BATCH), strict=True)
-        parts = [solve(model.rows(rows), x, solver, t_to=0.0, steps=steps).x for x, rows in pairs]
-    return Errors.of(torch.cat(parts), held_out.clean)
+        pairs = zip(torch.split(held_out.start, BATCH), torch.split(held_out.row, BATCH), strict=True)
+        states = [solve(model.rows(rows), x, solver, t_to=0.0, steps=steps).x for x, rows in pairs]
+    return Errors.of(torch.cat(states), held_out.clean)
 
 
 def _silent(done: int, total: int) -> None:
-    """Say nothing."""
+    """Ignore progress."""

@@ -11,7 +11,7 @@ from sdediff import VPSDE
 from sdediff.samplers.tuned import AdamsMethod
 from sdediff.tuning.optimize import RMS, _chances, objective, squared_errors
 from sdediff.tuning.parameters import Initialisation, SolverParameters
-from sdediff.tuning.trajectories import follow, starts
+from sdediff.tuning.trajectories import solve_pilot, starts
 
 
 def test_a_weight_is_so_many_samples() -> None:
@@ -36,7 +36,7 @@ def test_the_objective_is_a_mean_of_two_logarithms() -> None:
 def test_trajectories_are_drawn_half_evenly_and_half_by_their_error() -> None:
     """By its root mean square, so that squares weighted by the inverse chance have less variance than drawn evenly."""
     model = MIXTURE.model(VPSDE())
-    pilot = follow(model, starts(model, 100, seed=0), 1e-3, lambda done, total: None)
+    pilot = solve_pilot(model, starts(model, 100, seed=0), 1e-3, lambda done, total: None)
     draft = SolverParameters.of(model, 5, 1e-3, Initialisation(2.5, AdamsMethod(3)))
     chance = _chances(model, draft, pilot)
     with torch.no_grad():

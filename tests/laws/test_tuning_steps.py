@@ -11,17 +11,18 @@ from torch import Tensor
 
 from catalogue import MIXTURE
 from sdediff import VPSDE, tuning
+from sdediff.evaluation.distances import Errors
 from sdediff.samplers.tuned import AdamsMethod
 from sdediff.tuning import optimize as module
 from sdediff.tuning.parameters import Initialisation, SolverParameters
-from sdediff.tuning.trajectories import Errors, Pilot, follow, starts
+from sdediff.tuning.trajectories import Pilot, solve_pilot, starts
 
 MODEL = MIXTURE.model(VPSDE())
 
 
 @pytest.fixture(scope="module")
 def paths() -> Pilot:
-    return follow(MODEL, starts(MODEL, 48, seed=0), 1e-3, lambda done, total: None)
+    return solve_pilot(MODEL, starts(MODEL, 48, seed=0), 1e-3, lambda done, total: None)
 
 
 def learned(paths: Pilot, draft: SolverParameters, iterations: int = 1) -> SolverParameters:
@@ -66,7 +67,7 @@ def test_the_best_that_was_seen_is_kept(paths: Pilot, monkeypatch: pytest.Monkey
 
 
 def test_the_first_guess_is_the_best_of_those_tried(paths: Pilot) -> None:
-    found = module.solver_objective(MODEL, module.best_start(MODEL, 4, 1e-3, paths), paths)
+    found = module.solver_objective(MODEL, module.best_initialisation(MODEL, 4, 1e-3, paths), paths)
     tried = [
         module.solver_objective(MODEL, SolverParameters.of(MODEL, 4, 1e-3, start), paths)
         for start in module.INITIALISATIONS
