@@ -28,5 +28,5 @@ def test_on_short_steps_it_is_the_polynomial(step: float, monkeypatch: pytest.Mo
     np.testing.assert_allclose(cardinals(known, at), exact, rtol=0.0, atol=max(1e-9, 10.0 * step))
     np.testing.assert_allclose(cardinals(known, at).sum(axis=0), 1.0, rtol=0.0, atol=max(1e-9, step))
     if step < 1e-6:
-        monkeypatch.setattr(interpolation, "_WORST", np.inf)
+        monkeypatch.setattr(interpolation, "_LARGEST_CONDITION", np.inf)
         assert np.abs(cardinals(known, at) - exact).max() > 0.1
