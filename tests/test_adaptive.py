@@ -103,7 +103,7 @@ def test_a_refused_step_leaves_no_trace() -> None:
         assert torch.equal(after.y, before.y) == refused
         assert torch.equal(after.table, before.table) == refused
         assert np.array_equal(after.nodes, before.nodes) == refused
-        assert np.array_equal(after.known, before.known) == refused
+        assert np.array_equal(after.filled, before.filled) == refused
         assert bool((after.length < before.length).all()) == refused
 
 

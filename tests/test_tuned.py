@@ -99,13 +99,13 @@ def test_ends_mix_their_rows_by_the_angle() -> None:
 def test_the_model_is_asked_where_it_is_told() -> None:
     model = MIXTURE.model(VESDE())
     x, tuned = starts(model), untuned(MIXTURE.model(VESDE()), 5)
-    own = replace(tuned, asked=tuned.half_log_snr[:-1])
-    expected = solve(model, x, replace(tuned, asked=None), t_to=0.0).x
+    own = replace(tuned, evaluated=tuned.half_log_snr[:-1])
+    expected = solve(model, x, replace(tuned, evaluated=None), t_to=0.0).x
     assert torch.equal(solve(model, x, own, t_to=0.0).x, expected)
     told: list[float] = []
     model.register_forward_pre_hook(lambda _, inputs: told.append(float(inputs[1].half_log_snr)))
     shifted = tuple(node + 0.1 * (i > 0) for i, node in enumerate(tuned.half_log_snr[:-1]))
-    other = solve(model, x, replace(tuned, asked=shifted), t_to=0.0).x
+    other = solve(model, x, replace(tuned, evaluated=shifted), t_to=0.0).x
     assert told == pytest.approx(shifted, abs=1e-9)
     assert float((other - expected).abs().max()) > 1e-3
 
@@ -141,8 +141,8 @@ def test_wrong_numbers_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             Tuned(nodes, rows, clean)
-    with pytest.raises(ValueError, match="asked 1 times"):
-        Tuned((0.0, 1.0), (one,), one, asked=(0.0, 1.0))
+    with pytest.raises(ValueError, match="evaluated 1 times"):
+        Tuned((0.0, 1.0), (one,), one, evaluated=(0.0, 1.0))
 
 
 def test_it_is_a_sampler_like_the_others() -> None:

@@ -28,7 +28,7 @@ def disturbed(model: ScoreModel, steps: int = 4, t_to: float = 1e-3) -> SolverPa
     """A draft whose every number is off."""
     draft = SolverParameters.of(model, steps, t_to, Initialisation(2.5, AdamsMethod(3, correct=True)))
     rng = torch.Generator().manual_seed(0)
-    names = ("shares", "step", "back", "asked")
+    names = ("shares", "step", "back", "offsets")
     noise = {n: 0.05 * torch.randn(getattr(draft, n).shape, generator=rng, dtype=torch.float64) for n in names}
     return replace(draft, **{name: getattr(draft, name) + noise[name] for name in names})
 
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_differences() -> None:
     model = MIXTURE.model(VPSDE())
     paths = solve_pilot(model, starts(model, 8, seed=0), 1e-3, lambda done, total: None)
     draft = disturbed(model)
-    names = ("shares", "step", "back", "asked")
+    names = ("shares", "step", "back", "offsets")
 
     def loss(*numbers: Tensor, lean: bool = False) -> Tensor:
         shape = replace(draft, **dict(zip(names, numbers, strict=True))).tensors()

@@ -25,13 +25,13 @@ from sdediff.samplers.interpolation import divided_difference_weights
 from sdediff.samplers.per_sample import (
     BoolArray,
     PerSampleSampler,
+    advance_all,
     avoid_short_last_step,
     check_step_lengths,
     clock_of_level,
     levels_at,
     longest_steps,
     rms,
-    select,
 )
 from sdediff.types import Level
 
@@ -48,7 +48,7 @@ class AdamsState(NamedTuple):
         y: states of the frame, ``(b, D)``.
         table: divided differences of the velocity over the last nodes, order 0 first, ``(b, K + 1, D)``.
         nodes: clocks of the last nodes, newest first, ``(b, K + 1)``.
-        known: number of nodes so far, ``(b,)``.
+        filled: number of nodes so far, ``(b,)``.
         order: order of the next step, ``(b,)``.
         length: length of the next step in the clock, ``(b,)``.
     """
@@ -57,7 +57,7 @@ class AdamsState(NamedTuple):
     y: Tensor
     table: Tensor
     nodes: FloatArray
-    known: IntArray
+    filled: IntArray
     order: IntArray
     length: FloatArray
 
@@ -98,17 +98,14 @@ class Adaptive(PerSampleSampler):
         progress: Progress | None,
     ) -> Tensor:
         """Take the states ``y`` of the frame from one level to another."""
-        target, finished = clock_of_level(stop), list[tuple[IntArray, Tensor]]()
-        state = self._initial_state(flatten(y), flatten(velocity(frame(y, start), start)), start, target)
-        while len(state.rows) > 0:
+        target = clock_of_level(stop)
+
+        def advance(state: AdamsState) -> AdamsState:
             self.report(frame, progress)
-            state = self._advance(frame, state, y.shape[1:], stop, target)
-            arrived = state.nodes[:, 0] == target
-            if arrived.any():
-                finished.append((state.rows[arrived], state.y[torch.from_numpy(arrived).to(y.device)]))
-                state = select(state, ~arrived)
-        back = np.argsort(np.concatenate([rows for rows, _ in finished]))
-        return torch.cat([states for _, states in finished])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
+            return self._advance(frame, state, y.shape[1:], stop, target)
+
+        state = self._initial_state(flatten(y), flatten(velocity(frame(y, start), start)), start, target)
+        return advance_all(state, advance, lambda state: state.nodes[:, 0] == target).reshape(y.shape)
 
     def _initial_state(self, y: Tensor, value: Tensor, start: Level[float], target: float) -> AdamsState:
         """Return the state at the start, with a first step for a velocity whose slope is of its own size."""
@@ -139,7 +136,7 @@ class Adaptive(PerSampleSampler):
         y = state.y + _weighted_sum(inside * (orders <= state.order[:, None]), table)
         size = rms(table) / self.tolerance(rms(state.y))[:, None]
         fits = np.abs(ahead[row, state.order]) * size[row, state.order] <= _REJECT
-        moved = state._replace(y=y, table=table, nodes=nodes, known=state.known + 1)
+        moved = state._replace(y=y, table=table, nodes=nodes, filled=state.filled + 1)
         return self._plan(moved if fits.all() else _accept(fits, moved, state), fits, size, target)
 
     def _plan(self, state: AdamsState, fits: BoolArray, size: FloatArray, target: float) -> AdamsState:
@@ -147,15 +144,14 @@ class Adaptive(PerSampleSampler):
         room = target - state.nodes[:, 0]
         room = np.where(room == 0.0, 1.0, room)  # finished samples are removed before the next step
         for q in range(1, self.highest + 1):  # a difference not yet available counts like the one below
-            size[:, q] = np.where(q < state.known + ~fits, size[:, q], size[:, q - 1])
+            size[:, q] = np.where(q < state.filled + ~fits, size[:, q], size[:, q - 1])
         length, order, row = np.zeros(len(room)), state.order, np.arange(len(room))
         for change in (0, -1, 1):
             tried = state.order + change
-            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= state.known) & (fits | (change <= 0))
+            allowed = (tried >= 1) & (tried <= self.highest) & (tried <= state.filled) & (fits | (change <= 0))
             tried = np.where(allowed, tried, 1)
-            reached = longest_steps(
-                state.nodes[:, 0], room, state.nodes, tried, size[row, tried], _TARGET, state.length
-            )
+            errors, nodes = size[row, tried], state.nodes
+            reached = longest_steps(nodes[:, 0], room, nodes, tried, errors, _TARGET, state.length)
             better = allowed & (reached > length)
             length, order = np.where(better, reached, length), np.where(better, tried, order)
         low, high = np.where(fits, 0.2, 0.1), np.where(fits, 2.5, 0.7)
@@ -171,14 +167,14 @@ def _accept(fits: BoolArray, moved: AdamsState, state: AdamsState) -> AdamsState
         y=torch.where(mask[:, None], moved.y, state.y),
         table=torch.where(mask[:, None, None], moved.table, state.table),
         nodes=np.where(fits[:, None], moved.nodes, state.nodes),
-        known=state.known + fits,
+        filled=state.filled + fits,
     )
 
 
 def _differences(value: Tensor, state: AdamsState, there: FloatArray) -> Tensor:
     """Return the table of divided differences with a new value in front."""
     width = state.nodes.shape[1]
-    available = np.arange(width) < state.known[:, None]
+    available = np.arange(width) < state.filled[:, None]
     inverse = torch.from_numpy(np.where(available, 1.0 / (there[:, None] - state.nodes), 0.0)).to(value)
     rows = [value]
     for q in range(width - 1):

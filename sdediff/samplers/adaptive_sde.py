@@ -28,7 +28,14 @@ from sdediff.samplers.base import Progress
 from sdediff.samplers.clocks import FloatArray, IntArray, clock_of, cosine, tan_of
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.interpolation import divided_difference_weights
-from sdediff.samplers.per_sample import PerSampleSampler, check_step_lengths, clock_of_level, levels_at, rms, select
+from sdediff.samplers.per_sample import (
+    PerSampleSampler,
+    advance_all,
+    check_step_lengths,
+    clock_of_level,
+    levels_at,
+    rms,
+)
 from sdediff.types import Level
 
 _PLANNED = 0.5
@@ -117,19 +124,13 @@ class AdaptiveSDE(PerSampleSampler):
         # the first step is accurate if the velocity's slope is of its own size
         turn = np.sqrt(2.0 * self.tolerance(rms(flatten(y))))
         length = here - clock_of(np.tan(np.clip(start.angle - turn, 1e-9, None)))
-        state, finished = (
-            EulerState(np.arange(len(y)), flatten(y), flatten(value), here, length),
-            list[tuple[IntArray, Tensor]](),
-        )
-        while len(state.rows) > 0:
+
+        def advance(state: EulerState) -> EulerState:
             self.report(frame, progress)
-            state = self._advance(frame, state, paths, y.shape[1:], stop, target)
-            arrived = state.here == target
-            if arrived.any():
-                done, state = select(state, arrived), select(state, ~arrived)
-                finished.append((done.rows, done.y))
-        back = np.argsort(np.concatenate([rows for rows, _ in finished]))
-        return torch.cat([states for _, states in finished])[torch.from_numpy(back).to(y.device)].reshape(y.shape)
+            return self._advance(frame, state, paths, y.shape[1:], stop, target)
+
+        state = EulerState(np.arange(len(y)), flatten(y), flatten(value), here, length)
+        return advance_all(state, advance, lambda state: state.here == target).reshape(y.shape)
 
     def _advance(
         self,
@@ -185,8 +186,8 @@ class AdaptiveSDE(PerSampleSampler):
 def _path(noise: NoiseSource, k: int, start: float, end: float) -> BrownianPath:
     """Return the Brownian motion of the batch's k-th sample between the solve's ends."""
     shape, samples = (1, *noise.shape[1:]), [noise.samples[k]]
-    own = NoiseSource(noise.seed, shape, samples=samples, dtype=noise.dtype, device=noise.device)
-    return BrownianPath(own, start, end, _TREE_DEPTH)
+    source = NoiseSource(noise.seed, shape, samples=samples, dtype=noise.dtype, device=noise.device)
+    return BrownianPath(source, start, end, _TREE_DEPTH)
 
 
 def _to_coarse_node(start: FloatArray, goal: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose
-from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
 from sdediff.types import Level, Split
 
 VARIANCES: dict[str, float | None] = {"posterior": 0.0, "marginal": 1.0, "learned": None}
@@ -40,7 +40,7 @@ class Ancestral(StepSampler):
         choose(VARIANCES, self.variance, "variance")
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; one forward.
 

@@ -25,7 +25,7 @@ from sdediff.numerics import all_finite
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution, Split
 
-StepNoise = Callable[[int], Tensor]
+Noise = Callable[[int], Tensor]
 """Standard normals of the current step; the argument numbers the draws of a step."""
 Progress = Callable[[int, int], None]
 """Callback ``progress(done, total)`` after every step (``total`` is 0 where it is unknown)."""
@@ -139,7 +139,7 @@ class StepSampler(Sampler):
 
     @abstractmethod
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take the state ``y`` of the frame from the level ``here`` to the level ``there``."""
 
@@ -285,18 +285,16 @@ def bridge_std(here: Level[float], there: Level[float]) -> float:
     return math.sqrt(-math.expm1(2.0 * (here.half_log_snr - there.half_log_snr))) * there.sin
 
 
-def recombine(
-    split: Split, there: Level[float], std: float, draw: StepNoise, *, mean_std: float | None = None
-) -> Tensor:
+def recombine(split: Split, there: Level[float], std: float, z: Noise, *, mean_std: float | None = None) -> Tensor:
     """Return ``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``.
 
     Args:
         split: halves of the state.
         there: level at which they are recombined.
         std: standard deviation of the fresh noise.
-        draw: fresh noise, drawn only if needed.
+        z: fresh noise, drawn only if needed.
         mean_std: standard deviation in the mean, where it is not ``std``.
     """
     fresh = std if mean_std is None else mean_std
     mean = split.mix(there.cos, math.sqrt(max((there.sin - fresh) * (there.sin + fresh), 0.0)))
-    return mean if std == 0.0 else mean.add(draw(0), alpha=std)
+    return mean if std == 0.0 else mean.add(z(0), alpha=std)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import combine
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.singlestep import Singlestep
 from sdediff.types import Level
 
@@ -76,7 +76,7 @@ class Churn(StepSampler):
         return min(self.churn / (len(levels) - 1), _MOST_GAMMA)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: float
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: float
     ) -> tuple[Tensor, float]:
         """Take a step, with as many forwards as the deterministic method."""
         raised = self.raised(denoise, here, carry)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
 from sdediff.types import Level
 
 
@@ -43,7 +43,7 @@ class DDIM(StepSampler):
         return self.eta > 0.0
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; one forward."""
         std = self.eta * bridge_std(here, there) if self.eta > 0.0 else 0.0

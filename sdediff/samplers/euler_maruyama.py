@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame, diffusion, drift
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
@@ -36,7 +36,7 @@ class EulerMaruyama(StepSampler):
         return self.eta > 0.0
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; one forward."""
         width = there.half_log_snr - here.half_log_snr

@@ -18,7 +18,7 @@ from sdediff.dynamics import Frame, diffusion, drift, velocity
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.samplers.base import AdaptiveSampler, Progress, StepNoise, StepSampler, check_tolerances
+from sdediff.samplers.base import AdaptiveSampler, Noise, Progress, StepSampler, check_tolerances
 from sdediff.samplers.ddim import check_eta
 from sdediff.types import Level
 
@@ -103,7 +103,7 @@ class FixedODE(StepSampler):
         return self.order  # up to order 4 there are as many stages as the order
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step, with as many forwards as the method has stages."""
         return torchdiffeq.integrate(_field(denoise), (y,), here.angle, there.angle, method=self.method)[0], carry
@@ -141,7 +141,7 @@ class ReverseSDE(StepSampler):
         return torchsde.DRIFT_EVALUATIONS[self.method]
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step, with as many forwards as the method has stages."""
         width = there.half_log_snr - here.half_log_snr

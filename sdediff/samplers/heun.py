@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame, velocity
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.types import Level
 
 
@@ -22,7 +22,7 @@ class Heun(StepSampler):
     ends_clean: ClassVar[bool] = False
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; two forwards."""
         width = there.angle - here.angle

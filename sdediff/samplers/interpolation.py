@@ -184,20 +184,15 @@ def _fine_clock(angle: FloatArray) -> FloatArray:
     return np.arcsinh(angle / 0.05)
 
 
-def _squared_exponential(a: FloatArray, b: FloatArray, length: float) -> FloatArray:
+def _gaussian(a: FloatArray, b: FloatArray, length: float) -> FloatArray:
     value: FloatArray = np.exp(-0.5 * ((a[:, None] - b) / length) ** 2)
     return value
 
 
 def covariance(a: FloatArray, b: FloatArray, error_a: FloatArray, error_b: FloatArray) -> FloatArray:
     """Evaluate the kernel between two sets of angles with their errors, ``(len(a), len(b))``."""
-    smooth = (
-        _CONSTANT
-        + np.outer(a, b)
-        + _squared_exponential(a, b, 0.7)
-        + 0.3 * _squared_exponential(_fine_clock(a), _fine_clock(b), 3.0)
-    )
-    return smooth + np.outer(error_a, error_b) * _squared_exponential(log_level(a), log_level(b), 2.0)
+    smooth = _CONSTANT + np.outer(a, b) + _gaussian(a, b, 0.7) + 0.3 * _gaussian(_fine_clock(a), _fine_clock(b), 3.0)
+    return smooth + np.outer(error_a, error_b) * _gaussian(log_level(a), log_level(b), 2.0)
 
 
 def cardinals(nodes: FloatArray, at: FloatArray, gain: Callable[[FloatArray], FloatArray] = np.ones_like) -> FloatArray:

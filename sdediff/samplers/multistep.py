@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.clocks import CLOCKS, FloatArray
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.exponential import INTEGRANDS
@@ -42,7 +42,7 @@ class MultistepUpdate(NamedTuple):
     weights: Sequence[float]
     std: float = 0.0
 
-    def __call__(self, y: Tensor, values: Sequence[Term], noise: StepNoise) -> Tensor:
+    def __call__(self, y: Tensor, values: Sequence[Term], noise: Noise) -> Tensor:
         """Apply the update to the state ``y``."""
         terms = [(self.keep, y)]
         terms += [(weight * term.factor, term.tensor) for weight, term in zip(self.weights, values, strict=True)]
@@ -109,13 +109,7 @@ class Multistep(StepSampler):
         return MultistepHistory(_multistep_updates(self, tuple(levels)), 0, [])
 
     def step(
-        self,
-        denoise: Frame,
-        y: Tensor,
-        here: Level[float],
-        there: Level[float],
-        noise: StepNoise,
-        carry: MultistepHistory,
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: MultistepHistory
     ) -> tuple[Tensor, MultistepHistory]:
         """Take a step; one forward."""
         update = carry.updates[carry.done]

@@ -7,6 +7,7 @@ more than with common steps, and the result for a sample does not depend on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from sdediff.sde import SDE
 from sdediff.types import Level
 
 BoolArray = NDArray[np.bool_]
-StateT = TypeVar("StateT", bound=tuple[Any, ...])
+StateT = TypeVar("StateT", bound=Any)
+"""Named tuple with a row for each unfinished sample; ``rows`` are their indices in the batch, ``y`` their states."""
 _SHORTEST = 1e-10
 """Shortest step in the clock."""
 
@@ -53,12 +55,22 @@ class PerSampleSampler(AdaptiveSampler):
 
 def select(state: StateT, mask: BoolArray) -> StateT:
     """Select samples from a named tuple of tensors and arrays with one row a sample."""
-    return type(state)(
-        *(
-            field[torch.from_numpy(mask).to(field.device)] if isinstance(field, Tensor) else field[mask]
-            for field in state
-        )
-    )
+    rows = (a[torch.from_numpy(mask).to(a.device)] if isinstance(a, Tensor) else a[mask] for a in state)
+    selected: StateT = type(state)(*rows)
+    return selected
+
+
+def advance_all(state: StateT, advance: Callable[[StateT], StateT], at_end: Callable[[StateT], BoolArray]) -> Tensor:
+    """Advance all samples until each is at the end, and return their states ``y`` in the order of the batch."""
+    rows, states = list[IntArray](), list[Tensor]()
+    while len(state.rows) > 0:
+        state = advance(state)
+        mask = at_end(state)
+        if mask.any():
+            finished, state = select(state, mask), select(state, ~mask)
+            rows.append(finished.rows)
+            states.append(finished.y)
+    return torch.cat(states)[torch.from_numpy(np.argsort(np.concatenate(rows))).to(states[0].device)]
 
 
 def clock_of_level(level: Level[float]) -> float:

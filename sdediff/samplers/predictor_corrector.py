@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import expand, sum_features
-from sdediff.samplers.base import StepNoise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
 from sdediff.types import Level
 
 
@@ -49,7 +49,7 @@ class PredictorCorrector(StepSampler):
         return 1 + self.corrections
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; one forward, and one a correction."""
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)

@@ -33,7 +33,7 @@ from sdediff.dynamics import Frame
 from sdediff.gaussian import Moments, Whitened
 from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.clocks import FloatArray
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.interpolation import cos_phi, kernel_weights
@@ -71,7 +71,7 @@ class Coordinates(ABC):
         """Return ``du / d phi``, the slope."""
 
     @abstractmethod
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: StepNoise) -> Tensor:
+    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
         """Apply the update of a step."""
 
 
@@ -89,7 +89,7 @@ class PlainCoordinates(Coordinates):
     def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
         return split.mix(-level.sin, level.cos)
 
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: StepNoise) -> Tensor:
+    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
         terms = [(float(update.keep[0]), u), *zip(update.weights[:, 0].tolist(), slopes, strict=True)]
         return combine([*terms, (float(update.std[0]), noise(0))] if update.std.any() else terms)
 
@@ -110,7 +110,7 @@ class WhitenedCoordinates(Coordinates):
     def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
         return self.white.slope(split, u, self.white.at(level))
 
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: StepNoise) -> Tensor:
+    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
         keep, weights, std = (torch.from_numpy(array).to(u) for array in update)
         total = u * keep
         for row, slope in zip(weights, slopes, strict=True):
@@ -187,13 +187,7 @@ class Relative(StepSampler):
         return RelativeHistory(updates, 0, coordinates, coordinates.from_frame(y, levels[0]), [])
 
     def step(
-        self,
-        denoise: Frame,
-        y: Tensor,
-        here: Level[float],
-        there: Level[float],
-        noise: StepNoise,
-        carry: RelativeHistory,
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: RelativeHistory
     ) -> tuple[Tensor, RelativeHistory]:
         """Take a step; one forward."""
         update, coordinates = carry.updates[carry.done], carry.coordinates

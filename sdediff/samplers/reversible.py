@@ -31,7 +31,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import Progress, Sampler, StepNoise, StepSampler, checked_solution, take_steps
+from sdediff.samplers.base import Noise, Progress, Sampler, StepSampler, checked_solution, take_steps
 from sdediff.samplers.clocks import CLOCKS
 from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.interpolation import weights
@@ -119,13 +119,7 @@ class Reversible(StepSampler):
         return ReversibleHistory(self.relations(levels), 0, [], [])
 
     def step(
-        self,
-        denoise: Frame,
-        y: Tensor,
-        here: Level[float],
-        there: Level[float],
-        noise: StepNoise,
-        carry: ReversibleHistory,
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: ReversibleHistory
     ) -> tuple[Tensor, ReversibleHistory]:
         """Take a step; one forward."""
         relation, states = carry.relations[carry.done], [y, *carry.before]

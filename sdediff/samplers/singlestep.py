@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose, combine
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.clocks import CLOCKS
 from sdediff.samplers.exponential import INTEGRANDS
 from sdediff.samplers.interpolation import RULES, weights
@@ -74,7 +74,7 @@ class Singlestep(StepSampler):
         return 1 + len(self.stages)
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         """Take a step; one forward, and one a stage."""
         integrand = INTEGRANDS[self.integrand]()

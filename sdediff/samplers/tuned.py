@@ -28,7 +28,7 @@ from sdediff.dynamics import Frame
 from sdediff.gaussian import GaussianLevel, Moments, Whitened
 from sdediff.grids import Grid
 from sdediff.numerics import expand
-from sdediff.samplers.base import StepNoise, StepSampler
+from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.clocks import BEND
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
@@ -220,7 +220,7 @@ class Tuned(StepSampler):
         rows: learned weights of the steps, ``N``, added to those of ``method``; the last are for the last node.
         clean: learned weights of a last step to the data (sigma = 0); for ends between, both are mixed by the angle.
         method: multistep method to which they are added.
-        asked: half log-SNRs at which the model is evaluated, ``N``; by default the nodes.
+        evaluated: half log-SNRs at which the model is evaluated, ``N``; by default the nodes.
         moments: moments of the data with which the solver was tuned; ``None`` for the plain velocity.
 
     Raises:
@@ -234,7 +234,7 @@ class Tuned(StepSampler):
     rows: tuple[StepWeights, ...]
     clean: StepWeights
     method: AdamsMethod = NO_METHOD
-    asked: tuple[float, ...] | None = None
+    evaluated: tuple[float, ...] | None = None
     moments: Moments | None = None
 
     def __post_init__(self) -> None:
@@ -246,8 +246,8 @@ class Tuned(StepSampler):
                 raise ValueError(f"row {i} has {len(row.step)} and {len(row.back)} weights, not 1 to {i + 1} of each")
         if len(self.clean.step) != len(self.rows[-1].step):
             raise ValueError("both last rows must have as many weights")
-        if self.asked is not None and len(self.asked) != count:
-            raise ValueError(f"the model is asked {count} times, not {len(self.asked)}")
+        if self.evaluated is not None and len(self.evaluated) != count:
+            raise ValueError(f"the model is evaluated {count} times, not {len(self.evaluated)}")
 
     @property
     def grid(self) -> Nodes:
@@ -274,13 +274,13 @@ class Tuned(StepSampler):
         weights = [self.method.weights(i, clock, clock[i + 1], white.std, row) for i, row in enumerate(learned)]
         at = [white.at(level) for level in levels]
         around = zip([at[0], *at[:-2]], at, at[1:], strict=False)
-        return TunedHistory(white, list(zip(around, weights, self.asked or self.half_log_snr, strict=False)), 0, [])
+        return TunedHistory(white, list(zip(around, weights, self.evaluated or self.half_log_snr, strict=False)), 0, [])
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: TunedHistory
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: TunedHistory
     ) -> tuple[Tensor, TunedHistory]:
         """Take a step; one forward."""
-        levels, weights, asked = carry.steps[carry.done]
-        level = here if abs(asked - here.half_log_snr) < _SAME_LAMBDA else denoise.at_half_log_snr(asked)
+        levels, weights, evaluated = carry.steps[carry.done]
+        level = here if abs(evaluated - here.half_log_snr) < _SAME_LAMBDA else denoise.at_half_log_snr(evaluated)
         y, history = tuned_step(carry.white, y, evaluate_at(denoise, y, here, level), carry.history, levels, weights)
         return y, carry._replace(done=carry.done + 1, history=history[: self._memory])

@@ -70,13 +70,13 @@ def rollout(model: Denoiser, solver: SolverTensors, x: Tensor, *, lean: bool = F
     frame = Frame(model, sde)
     levels: list[Level] = [sde.level_at(node) for node in solver.half_log_snr]
     clean = sde.level(0.0)
-    asked = [levels[0], *(sde.level_at(node) for node in solver.asked[1:])]
+    evaluated = [levels[0], *(sde.level_at(node) for node in solver.evaluated[1:])]
     at = [white.at(level) for level in levels]
     clock = asinh_clock((-solver.half_log_snr).exp())
     y, history = to_y(x, levels[0]), list[Tensor]()
 
     def halves(state: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        x0, eps = evaluate_at(frame, state, levels[i], asked[i])
+        x0, eps = evaluate_at(frame, state, levels[i], evaluated[i])
         return x0, eps
 
     for i, learned in enumerate(solver.rows):
@@ -161,7 +161,7 @@ def solver_objective(model: Denoiser, parameters: SolverParameters, pilot: Pilot
     return value if math.isfinite(value) else math.inf
 
 
-_LEARNED = ("shares", "step", "back", "asked")
+_LEARNED = ("shares", "step", "back", "offsets")
 
 
 def _activation_bytes(model: Denoiser, initial: SolverParameters, pilot: Pilot) -> int:

@@ -40,7 +40,7 @@ class SolverTensors(NamedTuple):
     rows: list[StepWeights[Tensor]]
     clean: StepWeights[Tensor]
     method: AdamsMethod
-    asked: Tensor
+    evaluated: Tensor
 
     def sampler(self, model: Denoiser) -> Tuned:
         """Return the sampler with plain numbers."""
@@ -53,7 +53,7 @@ class SolverTensors(NamedTuple):
             tuple(plain(row) for row in self.rows),
             plain(self.clean),
             self.method,
-            tuple(self.asked.tolist()),
+            tuple(self.evaluated.tolist()),
             model.moments,
         )
 
@@ -68,7 +68,7 @@ class SolverParameters:
         shares: logits of the steps in the clock, ``(N,)``.
         step: learned weights of the predictor, ``(N + 1, MEMORY)``; the last row is for the data.
         back: learned weights of the corrector's change, of the same shape.
-        asked: differences of half log-SNR between evaluation and inner node, ``(N - 1,)``.
+        offsets: differences of half log-SNR between evaluation and inner node, ``(N - 1,)``.
     """
 
     bounds: tuple[float, float]
@@ -76,7 +76,7 @@ class SolverParameters:
     shares: Tensor
     step: Tensor = field(repr=False)
     back: Tensor = field(repr=False)
-    asked: Tensor = field(repr=False)
+    offsets: Tensor = field(repr=False)
 
     @staticmethod
     def of(model: Denoiser, steps: int, t_to: float, start: Initialisation) -> SolverParameters:
@@ -91,7 +91,7 @@ class SolverParameters:
 
     def parameters(self) -> list[Tensor]:
         """Return the learned tensors."""
-        return [self.shares, self.step, self.back, self.asked]
+        return [self.shares, self.step, self.back, self.offsets]
 
     def tensors(self) -> SolverTensors:
         """Return nodes and weights of the solver."""
@@ -101,8 +101,8 @@ class SolverParameters:
         half_log_snr = torch.cat([inner.new_tensor([self.bounds[0]]), inner, inner.new_tensor([self.bounds[1]])])
         sizes = [min(i + 1, MEMORY) for i in range(len(self.shares))]
         rows = [StepWeights(self.step[i, :size], self.back[i, :size]) for i, size in enumerate((*sizes, sizes[-1]))]
-        asked = half_log_snr[:-1] + torch.cat([self.asked.new_zeros(1), self.asked])
-        return SolverTensors(half_log_snr, rows[:-1], rows[-1], self.start.method, asked)
+        evaluated = half_log_snr[:-1] + torch.cat([self.offsets.new_zeros(1), self.offsets])
+        return SolverTensors(half_log_snr, rows[:-1], rows[-1], self.start.method, evaluated)
 
 
 def _nodes(first: float, last: float, steps: int, power: float) -> Tensor:

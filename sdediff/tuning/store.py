@@ -116,7 +116,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
             "rows": each.solver.rows,
             "clean": each.solver.clean,
             "method": each.solver.method._asdict(),
-            "asked": each.solver.asked,
+            "asked": each.solver.evaluated,
             "held_out": {"before": _errors_as_json(each.before), "after": _errors_as_json(each.after)},
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}

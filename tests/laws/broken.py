@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame, velocity
 from sdediff.samplers import StepSampler
-from sdediff.samplers.base import StepNoise, bridge_std, recombine
+from sdediff.samplers.base import Noise, bridge_std, recombine
 from sdediff.samplers.multistep import Multistep, MultistepHistory, MultistepUpdate
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.types import Level
@@ -22,7 +22,7 @@ class HeunWithoutCorrector(StepSampler):
     stochastic: ClassVar[bool] = False
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         return y + (there.angle - here.angle) * velocity(denoise(y, here), here), carry
 
@@ -46,7 +46,7 @@ class AncestralWithTooMuchNoise(StepSampler):
     stochastic: ClassVar[bool] = True
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         std = bridge_std(here, there)
         return recombine(denoise(y, here), there, 1.05**0.5 * std, noise, mean_std=std), carry
@@ -57,7 +57,7 @@ class CorrectorWithoutProviso(PredictorCorrector):
     """Langevin moves that are sized by each sample's norms on every grid."""
 
     def step(
-        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: StepNoise, carry: Any
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any
     ) -> tuple[Tensor, Any]:
         y = recombine(denoise(y, here), there, bridge_std(here, there), noise)
         z, eps = noise(1), denoise(y, there).eps

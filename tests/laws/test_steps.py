@@ -19,7 +19,7 @@ from catalogue import MIXTURE, PROCESSES
 from sdediff import SAMPLERS, NoiseSource
 from sdediff.dynamics import Frame, to_y, velocity
 from sdediff.samplers import StepSampler
-from sdediff.samplers.base import StepNoise
+from sdediff.samplers.base import Noise
 from sdediff.samplers.tuned import AdamsMethod, Tuned
 from sdediff.tuning.parameters import Initialisation, SolverParameters
 from sdediff.types import Level
@@ -76,13 +76,7 @@ class Forgetful(StepSampler):
         return iter([there.angle - here.angle for here, there in pairwise(levels)])
 
     def step(
-        self,
-        denoise: Frame,
-        y: Tensor,
-        here: Level[float],
-        there: Level[float],
-        noise: StepNoise,
-        carry: Iterator[float],
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Iterator[float]
     ) -> tuple[Tensor, Iterator[float]]:
         return y + next(carry, 0.0) * velocity(denoise(y, here), here), carry
 
