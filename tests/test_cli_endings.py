@@ -218,7 +218,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_resumed(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     args = ["train", "--data", "moons", "--batch-size", 8, "--steps", 4, *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "step", at(3, interrupt, loop._Run.step))
+        patch.setattr(loop._Trainer, "step", at(3, interrupt, loop._Trainer.step))
         assert call(*args).exit_code == 130
     assert not Path("runs/moons/state.safetensors").exists()
     assert "--resume goes on with it" in call(*args).stderr

@@ -23,7 +23,7 @@ from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.evaluation.methods import METHODS
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
-from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
+from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
 
 ROUNDING = 1e-3
 """Float32 sums over a solve differ in their last bits with the batch's shape; that is some hundred times below this."""
@@ -276,7 +276,7 @@ def test_every_kind_of_item_has_its_picture(points: Path, digits: Path, tmp_path
         with_points(found, torch.randn(count, dim, generator=rng), tmp_path / "p.png")
         assert shown(tmp_path / "p.png").min() < 128
     with_images(found, torch.zeros(500, 8, 8), tmp_path / "i.png", low=0.0, high=0.0)
-    alone(found, tmp_path / "a.png")
+    histogram_only(found, tmp_path / "a.png")
     assert shown(tmp_path / "a.png").size < shown(tmp_path / "i.png").size
     pictures = done("--run", points, "-n", 9, "--steps", 3, "--picture", tmp_path / "only.png")
     assert Path(pictures["picture"]) == tmp_path / "only.png"

@@ -15,7 +15,7 @@ from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.training.loop import CONFIG
-from sdediff.training.record import read
+from sdediff.training.record import read_record
 from sdediff.types import DataInfo
 
 
@@ -73,7 +73,7 @@ def run_config(folder: Path) -> Config | None:
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of everything a run wrote down, by name; empty if it wrote nothing."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    for entry in read(folder):
+    for entry in read_record(folder):
         step = int(entry.pop("step"))
         for name, value in entry.items():
             steps, values = series.setdefault(name, ([], []))

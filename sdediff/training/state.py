@@ -1,4 +1,4 @@
-"""The state of a run between two steps: one safetensors file, so that it is whole or the one before."""
+"""The state of a run between two steps, in one safetensors file, which is replaced in one step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def save_state(
 
 
 def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put everything back in place.
+    """Restore weights, moving average and optimiser in place.
 
     Returns:
-        The number of steps that were done.
+        The number of steps done.
 
     Raises:
         FileNotFoundError: if the folder holds no state.
@@ -62,7 +62,7 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
 
 
 def _check_entries(entries: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what is no state of the optimiser: the same entries for every parameter, of its shape or one number."""
+    """Refuse entries that differ between parameters, or are neither of a parameter's shape nor one number."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {frozenset(entry) for entry in entries.values()}
     if entries and (set(entries) != set(range(len(parameters))) or len(names) > 1):
