@@ -153,7 +153,7 @@ def picture(x: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | 
         reference: data to draw beneath points.
     """
     if is_image(info.shape):
-        low, high = _shades(x, info)
+        low, high = shades(x, info)
         image_grid(x, path, low=low, high=high)
     else:
         scatter(flatten(x), path, reference=None if reference is None else flatten(reference))
@@ -162,7 +162,7 @@ def picture(x: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | 
 def sequences(frames: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | None = None) -> None:
     """Draw sequences of samples ``(frames, B, *info.shape)``, by the same rule as :func:`picture`."""
     if is_image(info.shape):
-        low, high = _shades(frames, info)
+        low, high = shades(frames, info)
         filmstrip(frames, path, low=low, high=high)
     else:
         paths(frames.flatten(2), path, reference=None if reference is None else flatten(reference))
@@ -173,11 +173,11 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
-def _shades(x: Tensor, info: DataInfo) -> tuple[float, float]:
+def shades(x: Tensor, info: DataInfo) -> tuple[float, float]:
     """Return the values shown black and white: the extremes of the levels, or of the values of continuous data."""
-    if info.levels is not None:
-        return info.low, info.high
-    return float(x.min()), float(x.max())
+    if info.levels is None:
+        return float(x.min()), float(x.max())
+    return (info.low, info.high) if x.is_floating_point() else (0.0, info.levels - 1.0)
 
 
 def _to_bytes(images: Tensor, low: float, high: float) -> NDArray[np.uint8]:
