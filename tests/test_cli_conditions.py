@@ -50,7 +50,7 @@ def labelled(seed: int = 0) -> Dataset:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(checkpoint.NETWORKS, "told", Told)
+    monkeypatch.setitem(checkpoint.SAVED_NETWORKS, "told", Told)
     monkeypatch.setitem(DATASETS, "labelled", labelled)
     monkeypatch.setitem(DATASETS, "unlabelled", lambda seed=0: Dataset(*[torch.zeros(3, 2)] * 2, DataInfo(SHAPE)))
     monkeypatch.setattr(Told, "seen", set())

@@ -102,9 +102,9 @@ def test_the_same_command_finishes_whatever_was_left(
         if step == "table":
             patch.setitem(evaluation.WRITERS, ".csv", at(1, interrupt, evaluation.WRITERS[".csv"]))
         elif step == "picture":
-            patch.setattr(evaluation, "_draw", at(1, interrupt, evaluation._draw))
+            patch.setattr(evaluation, "_draw_picture", at(1, interrupt, evaluation._draw_picture))
         elif step == "summary":
-            patch.setattr(evaluation, "_report", at(1, interrupt, evaluation._report))
+            patch.setattr(evaluation, "_print_evaluation", at(1, interrupt, evaluation._print_evaluation))
         else:
             unlink = Path.unlink
             patch.setattr(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
-from sdediff.data import Dataset, bin_width, load_dataset
+from sdediff.data import Dataset, bin_width
 from sdediff.data.units import fit_moments
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
@@ -97,9 +97,8 @@ def train(
     """
     folder = Path(run_dir)
     _check_folder(folder, config, resume=resume, force=force)
-    section = config.data
     if data is None:
-        data = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
+        data = config.data.load()
     if resume:
         data = _in_saved_units(data, folder)
     run = _Trainer(config, folder, device, data)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sdediff.checkpoint import write_tensors
 from sdediff.documents import reason
-from sdediff.tensors import check_finite, read_tensors
+from sdediff.tables import subtable
+from sdediff.tensors import check_finite, read_tensors, write_tensors
 
 STATE = "state.safetensors"
 
@@ -40,17 +40,14 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
         raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
     tensors, metadata = read_tensors(path)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
     entries: dict[int, dict[str, Tensor]] = {}
     try:
         check_finite(tensors)
-        for name, value in part("optimizer.").items():
+        for name, value in subtable(tensors, "optimizer.").items():
             index, _, entry = name.partition(".")
             entries.setdefault(int(index), {})[entry] = value
-        network.load_state_dict(part("trained."))
-        average.load_state_dict(part("average."))
+        network.load_state_dict(subtable(tensors, "trained."))
+        average.load_state_dict(subtable(tensors, "average."))
         _check_entries(entries, optimizer)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
         step = int(metadata["step"])
