@@ -17,7 +17,7 @@ import click
 from sdediff import plots, tuning
 from sdediff.cli import tables
 from sdediff.cli.console import columns
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
 from sdediff.cli.runs import Run
@@ -77,7 +77,7 @@ def _several(
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: comparisons/ in the run]")
 def command(
-    frame: Frame,
+    frame: CommandFrame,
     solvers: tuple[tuple[str, ...], ...],
     forwards: tuple[tuple[int, ...], ...],
     rtols: tuple[tuple[float, ...], ...],

@@ -31,22 +31,22 @@ class Assignment(click.ParamType):  # type: ignore[type-arg]  # generic in newer
         """Return the name, and the value as a row ``(1,)`` or ``(1, k)``; integers stay integers."""
         if isinstance(value, tuple):
             return value
-        name, sign, text = (part.strip() for part in str(value).partition("="))
-        parts = [part.strip() for part in text.split(",")]
+        name, sign, text = (word.strip() for word in str(value).partition("="))
+        numbers = [word.strip() for word in text.split(",")]
         if not sign or not name.isidentifier():
             self.fail(f"wants NAME=VALUE, NAME an argument of the network, not {value!r}", param, ctx)
         try:
-            row = torch.tensor([_BOOLEANS[text]] if text in _BOOLEANS else _numbers(parts))
+            row = torch.tensor([_BOOLEANS[text]] if text in _BOOLEANS else _parse_numbers(numbers))
         except (ValueError, RuntimeError):  # no numbers, or integers of more than 64 bits
             self.fail(f"{name}: give a number, or several with commas between, not {text!r}", param, ctx)
-        return name, row if len(parts) == 1 else row[None]
+        return name, row if len(numbers) == 1 else row[None]
 
 
-def _numbers(parts: Sequence[str]) -> list[int] | list[float]:
+def _parse_numbers(texts: Sequence[str]) -> list[int] | list[float]:
     try:
-        return [int(part) for part in parts]
+        return [int(text) for text in texts]
     except ValueError:
-        return [float(part) for part in parts]
+        return [float(text) for text in texts]
 
 
 condition_option = click.option(

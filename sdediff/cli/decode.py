@@ -13,14 +13,13 @@ from torch import Tensor
 
 from sdediff.cli import tables
 from sdediff.cli.conditions import CONDITION, with_condition
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import in_batches, write_samples
 from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_option, run_option, solver_options
 from sdediff.cli.runs import Run, open_run
 from sdediff.cli.tables import DETERMINISTIC
 from sdediff.data.files import load_items
 from sdediff.samplers import SAMPLERS
-from sdediff.tables import subtable
 from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
@@ -44,7 +43,7 @@ class Latents(NamedTuple):
 @solver_options(DETERMINISTIC, None, "  [default: the solver and options of the file]")
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: decoded/ in the run]")
-def command(frame: Frame, latents: Path, number: int | None, solver: SolverChoice, batch_size: int) -> None:
+def command(frame: CommandFrame, latents: Path, number: int | None, solver: SolverChoice, batch_size: int) -> None:
     """Decode LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
 
     It inverts encode with the solver that the file names. Latents of any other origin are decoded by an adaptive solve,
@@ -83,7 +82,8 @@ def _read_latents(path: Path) -> Latents:
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             texts = {key: str(arrays[key]) for key in ("solver", "options") if key in arrays}
-            condition = {key: torch.from_numpy(array) for key, array in subtable(arrays, CONDITION).items()}
+            names = [key for key in arrays.files if key.startswith(CONDITION)]
+            condition = {key.removeprefix(CONDITION): torch.from_numpy(arrays[key]) for key in names}
     solver = texts.get("solver", "ode")
     options = json.loads(texts.get("options", "{}"))
     return Latents(z, solver if solver in DETERMINISTIC else "ode", options, condition)

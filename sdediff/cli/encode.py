@@ -8,7 +8,7 @@ import click
 
 from sdediff.cli import tables
 from sdediff.cli.conditions import CONDITION, labels_option, with_labels
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import as_values, in_batches, read_items
 from sdediff.cli.options import (
     SolverChoice,
@@ -39,7 +39,7 @@ EXAMPLES = """\
 @labels_option
 @frame_options("The .npz file.  [default: latents/ in the run]")
 def command(
-    frame: Frame, data: str | None, number: int | None, solver: SolverChoice, batch_size: int, labels: str | None
+    frame: CommandFrame, data: str | None, number: int | None, solver: SolverChoice, batch_size: int, labels: str | None
 ) -> None:
     """Encode DATA: solve the probability-flow ODE from data to latents.
 

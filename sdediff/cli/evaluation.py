@@ -50,10 +50,10 @@ def evaluation_bar(task: Task, show: bool) -> Iterator[Callable[[Evaluation], No
     """Show the progress over the items, with the mean so far."""
     unit = evaluation.unit(task.items)[0]
     with Progress("likelihood", "item", len(task.items), show=show) as progress:
-        yield lambda result: progress(result.done, note=f"{_mean(result)} {unit}")
+        yield lambda result: progress(result.done, note=f"{_mean_text(result)} {unit}")
 
 
-def _mean(result: Evaluation) -> str:
+def _mean_text(result: Evaluation) -> str:
     """Format the mean and its standard error."""
     mean, error = evaluation.mean_and_error(result.values)
     return f"{mean:.5g} +- {error:.2g}"
@@ -63,7 +63,7 @@ def write_evaluation(task: Task, result: Evaluation, target: float | None) -> No
     """Write the files and print the result; after an interruption, print the number of items done."""
     console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
     if result.interrupted:
-        so_far = f": {_mean(result)} {unit} so far" if result.done else ""
+        so_far = f": {_mean_text(result)} {unit} so far" if result.done else ""
         console.note(f"stopped after {result.done} of {result.total} items{so_far}")
         if files.unfinished is not None and result.done:
             console.note(f"  next  the same command goes on with {files.unfinished}")
@@ -86,7 +86,7 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
     budget, nfe = _total_budget(result, unit), float(result.columns["nfe"].astype(np.float64).mean())
     terms = {name: float(torch.from_numpy(x).mean()) for name, x in subtable(result.columns, TERM).items()}
     count = f"{result.done} of {result.total} items" if result.on_target else f"{result.done} items"
-    lines = [f"{_mean(result)} {unit} ({task.name}, {count}; mean and standard error)"]
+    lines = [f"{_mean_text(result)} {unit} ({task.name}, {count}; mean and standard error)"]
     if result.on_target:
         lines.append(f"  stopped at the target of {target:g}; the items are a random part, their mean a fair estimate")
     elif target is not None and not error <= target:

@@ -18,11 +18,11 @@ from sdediff.cli.output import plan
 from sdediff.cli.runs import Measurement, Run, counting, open_run
 from sdediff.denoiser import Denoiser
 
-_LABELS = {".png": "picture", ".npz": "numbers", ".csv": "numbers"}
+_FILE_KINDS = {".png": "picture", ".npz": "numbers", ".csv": "numbers"}
 
 
 @dataclass(frozen=True)
-class Frame:
+class CommandFrame:
     """Options of all commands on a run, and the work that follows from them.
 
     Attributes:
@@ -66,7 +66,7 @@ class Frame:
             arrays: names of the arrays in the last file.
             **figures: values for ``--json``.
         """
-        named = {_LABELS[suffix]: path for suffix, path in files.items()}
+        named = {_FILE_KINDS[suffix]: path for suffix, path in files.items()}
         lines = "".join(f"\n  {label:8s} {path}" for label, path in named.items())
         self.console.say(f"{text}{lines}{f'  ({arrays})' if arrays else ''}")
         self.console.result(run=run.folder, **figures, **named)
@@ -85,7 +85,7 @@ def frame_options(out: str | None = None) -> Decorator[Any]:
         @functools.wraps(command)
         def framed(*, as_json: bool, out: Path | None = None, force: bool = False, **values: Any) -> Any:
             run, device, condition = (values.pop(name) for name in ("run", "device", "condition"))
-            return command(frame=Frame(Console(as_json), run, device, condition, out, force), **values)
+            return command(frame=CommandFrame(Console(as_json), run, device, condition, out, force), **values)
 
         return options(framed)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdediff import plots
 from sdediff.cli import tables
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import arrays_of, as_values, backdrop, read_items
 from sdediff.cli.options import SolverChoice, batch_size_option, data_argument, run_option, solver_options
 from sdediff.cli.output import write_npz
@@ -43,7 +43,7 @@ EXAMPLES = """\
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: interpolations/ in the run]")
 def command(
-    frame: Frame,
+    frame: CommandFrame,
     data: str | None,
     pairs: tuple[tuple[int, int], ...],
     points: int,

@@ -18,7 +18,7 @@ from sdediff import evaluation
 from sdediff.checkpoint import latest_run
 from sdediff.cli.conditions import labels_option, with_labels
 from sdediff.cli.evaluation import WRITERS, OutputFiles, Task, evaluation_bar, write_evaluation
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
@@ -125,7 +125,7 @@ method_options = together(
 @click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
 @frame_options(f"A row for each item: {', '.join(WRITERS)}; an unfinished file is resumed.")
 def command(
-    frame: Frame,
+    frame: CommandFrame,
     data: str | None,
     number: int | None,
     target: float | None,
@@ -217,7 +217,7 @@ def _flag(option: str) -> str:
     return {"target_error": "--item-error"}.get(option, f"--{option.replace('_', '-')}")
 
 
-def _plan_files(frame: Frame, picture: Path | None) -> OutputFiles:
+def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
     """Choose the files to write, and refuse unknown suffixes and files that exist, unless they are unfinished."""
     out = frame.out
     if out is not None and out.suffix not in WRITERS:

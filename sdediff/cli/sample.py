@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli import tables
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
 from sdediff.cli.runs import Run
@@ -45,7 +45,7 @@ SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None}, SAMPLERS)
 @click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, from the same solve.")
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: samples/ in the run]")
-def command(frame: Frame, solver: SolverChoice, number: int, seed: int, log_prob: bool, batch_size: int) -> None:
+def command(frame: CommandFrame, solver: SolverChoice, number: int, seed: int, log_prob: bool, batch_size: int) -> None:
     """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
 
     Sample k is a function of the seed and k alone, whatever the number of samples and the batch size. The .npz holds

@@ -10,7 +10,7 @@ import click
 
 from sdediff import tuning
 from sdediff.cli.console import Console, columns
-from sdediff.cli.frame import Frame, frame_options
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import FAILED, INTERRUPTED
 from sdediff.cli.options import COUNT, run_option, seed_option
 
@@ -40,7 +40,7 @@ Examples:
 @seed_option
 @frame_options()
 def command(
-    frame: Frame,
+    frame: CommandFrame,
     counts: tuple[int, ...],
     trajectories: int,
     held_out: int,

@@ -92,14 +92,14 @@ def _log_axes(axes: Axes, panel: Panel, xlabel: str) -> None:
 def _label_lines(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     """Write the names in a column right of the axes, each at the height of its line's end or, if taken, near it."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    places = {name: to_axes.transform((x[-1], y[-1])) for name, (x, y, _) in panel.series.items() if x}
-    ends = sorted((max(float(place[1]), 0.0), float(place[0]), name) for name, place in places.items())
-    heights = _apart([end for end, _, _ in ends], 0.048)
-    for (end, last, name), height in zip(ends, heights, strict=True):
+    last = {name: to_axes.transform((x[-1], y[-1])) for name, (x, y, _) in panel.series.items() if x}
+    points = sorted((max(float(point[1]), 0.0), float(point[0]), name) for name, point in last.items())
+    heights = _apart([y for y, _, _ in points], 0.048)
+    for (y, x, name), height in zip(points, heights, strict=True):
         colour = COLOURS[names.index(name) % len(COLOURS)]
         axes.plot(
-            (last, 1.03),
-            (end, height),
+            (x, 1.03),
+            (y, height),
             transform=axes.transAxes,
             color=colour,
             linewidth=0.6,
