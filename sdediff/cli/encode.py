@@ -44,7 +44,7 @@ def command(
     """Encode DATA: solve the probability-flow ODE from data to latents.
 
     DATA is a data set's name, a file or a folder; by default the run's held-out data. `sdediff decode` is the inverse:
-    it reads the solver and the condition from the file. The default solver is adaptive, at a tolerance of 1e-6. With
+    it reads the solver and the condition from the file. By default the solve is adaptive, at a tolerance of 1e-6. With
     --solver reversible the inverse is exact for any number of steps; its latents are the last five states of the solve,
     the first of them the latent itself: (n, 5, *shape).
     """
