@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 from itertools import groupby
 
 import numpy as np
@@ -19,6 +20,41 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _BLOCK = 1 << 15  # pairs drawn at a time: their intermediates stay in the cache and off the heap's end
+
+
+class Stage(IntEnum):
+    """Register of the stages: one for every use of the noise, so that no two draws share a stream.
+
+    Within a stage the step counts nodes or draws.
+    """
+
+    SOLVER = 0
+    """Noise of the initial state (step :attr:`NoiseSource.START`), of a solver's step i (step i, stages from 0 on), and
+    of the nodes of a Brownian path (steps from :data:`BROWNIAN_STEP` on)."""
+    DEQUANTISATION = 2
+    """Values for integers; the step is the number of the draw."""
+    PROBES = 3
+    """Probes of a divergence; the step is :func:`probe_step` or :func:`sign_step`."""
+    BOUND = 4
+    """Noise of the terms of a bound at every node: draw k has stage ``BOUND + k``, the step is the node."""
+    BOUND_LEVELS = -1
+    """Levels of the sampled terms of a bound; the step is their number."""
+    BOUND_SAMPLED = -2
+    """Noise of the sampled terms of a bound; the step is the number of the term."""
+
+
+BROWNIAN_STEP = 1 << 32
+"""First step of the nodes of a Brownian path, above the steps of any solver."""
+
+
+def probe_step(draw: int, node: int, number: int) -> int:
+    """Return the step of one probe of a node, in :attr:`Stage.PROBES`."""
+    return (draw << 40) | (node << 20) | number
+
+
+def sign_step(draw: int, replicate: int) -> int:
+    """Return the first of the two steps of a replicate of orthogonal probes, above the nodes' in :attr:`Stage.PROBES`."""
+    return (draw << 40) | (1 << 39) | (2 * replicate)
 
 
 class NoiseSource:
@@ -116,14 +152,12 @@ class BrownianPath:
     Times are rounded to the finest dyadic node, ``(end - start) / 2**depth``.
     """
 
-    _TREE = 1 << 32  # the steps under which nodes are drawn, out of the way of a solver's own steps
-
     def __init__(self, noise: NoiseSource, start: float, end: float, depth: int = 20) -> None:
         if not end > start:
             raise ValueError(f"the path needs start < end, not {start:g} and {end:g}")
         self.noise, self.start, self.end, self.depth = noise, start, end, depth
         self._cache: dict[int, Tensor] = {0: torch.zeros(noise.shape, dtype=noise.dtype, device=noise.device)}
-        self._cache[1 << depth] = math.sqrt(end - start) * noise.normal(self._TREE)
+        self._cache[1 << depth] = math.sqrt(end - start) * noise.normal(BROWNIAN_STEP)
 
     def _value(self, node: int) -> Tensor:
         """W at dyadic node number ``node`` (0 at the start, ``2**depth`` at the end)."""
@@ -131,7 +165,7 @@ class BrownianPath:
             reach = node & -node  # the node halves an interval of this half-width
             left, right = self._value(node - reach), self._value(node + reach)
             std = math.sqrt((self.end - self.start) * reach / (2 << self.depth))
-            self._cache[node] = 0.5 * (left + right) + std * self.noise.normal(self._TREE + node)
+            self._cache[node] = 0.5 * (left + right) + std * self.noise.normal(BROWNIAN_STEP + node)
         return self._cache[node]
 
     def increment(self, s: float, t: float) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sdediff.types import Scalar
-
+Scalar = float | Tensor
+"""A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
 T = TypeVar("T")
 
 LOG_2PI = math.log(2.0 * math.pi)

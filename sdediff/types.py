@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from sdediff.numerics import Scalar as Scalar
 from sdediff.numerics import expand, scaled
 
-Scalar = float | Tensor
-"""A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
 Time = Scalar
 State = Tensor
 S_co = TypeVar("S_co", bound=Scalar, covariant=True, default=Scalar)
@@ -72,6 +71,10 @@ class Level(NamedTuple, Generic[S_co]):
     half_log_snr: S_co
     scale: S_co
     angle: S_co
+
+    def perturb(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return ``alpha x0 + sigma eps``, ``(B, *shape)``: a draw of ``x_t | x0`` when ``eps`` is standard normal."""
+        return expand(self.alpha, x0) * x0 + expand(self.sigma, x0) * eps
 
     @property
     def cos(self) -> S_co:

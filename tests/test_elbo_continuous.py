@@ -18,9 +18,10 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.bound.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.chain import Items, Steps, reverse_variance, sampled_steps
 from sdediff.likelihood.bound.stratified import LAWS, LevelDistribution, stratified_pairs
 from sdediff.likelihood.discrete.decoder import density
+from sdediff.noise import Stage
 from sdediff.types import Level
 
 CONTINUOUS = math.inf
@@ -172,7 +173,7 @@ def test_learned_variance_by_the_formulas_of_improved_ddpm(stride):
     low, high = np.log(np.append(posterior[1], posterior[1:])), np.log(betas)
     noise, f, clean = NoiseSource(4, x0.shape, dtype=torch.float64), fraction.numpy(), x0.numpy()
     for i in range(n):
-        eps = noise.normal(i, stage=STAGE).numpy()
+        eps = noise.normal(i, stage=Stage.BOUND).numpy()
         x_t = np.sqrt(bar[i]) * clean + np.sqrt(1.0 - bar[i]) * eps
         guess = (x_t - np.sqrt(1.0 - bar[i]) * 0.5 * x_t) / np.sqrt(bar[i])
         log_own = f * high[i] + (1.0 - f) * low[i]

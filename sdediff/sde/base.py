@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from sdediff.gaussian import Moments
 from sdediff.noise import NoiseSource
 from sdediff.numerics import as_float64, expand, softplus
 from sdediff.types import Level, Time
-
-if TYPE_CHECKING:
-    from sdediff.sde.ddpm import DDPM
 
 _SLACK = 1e-12  # rounding of a time that a caller computed
 
@@ -41,6 +38,9 @@ class SDE(ABC):
 
     t_min: ClassVar[float] = 1e-5
     t_max: ClassVar[float] = 1.0
+
+    chain: ClassVar[Callable[[Sequence[float]], SDE]]
+    """Constructor of the discrete chain from its betas: :class:`~sdediff.sde.ddpm.DDPM`, which sets it."""
 
     @abstractmethod
     def _log_alpha(self, t: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class SDE(ABC):
             ValueError: if ``t`` is outside the domain, or ``x0`` and ``eps`` differ in shape.
         """
         _same_shape(x0, eps)
-        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+        return self.level(t).perturb(x0, eps)
 
     def prior_sample(
         self,
@@ -236,10 +236,8 @@ class SDE(ABC):
         """The times, from 0 up, at which networks of a discrete chain are trained; ``None`` where all times are."""
         return None
 
-    def discretize(self, steps: int) -> DDPM:
-        """The variance-preserving chain with this process's log-SNR at the instants ``t_max i / N``."""
-        from sdediff.sde.ddpm import DDPM  # a sibling that itself derives from this class
-
+    def discretize(self, steps: int) -> SDE:
+        """Return the :class:`~sdediff.sde.ddpm.DDPM` with this process's log-SNR at the instants ``t_max i / N``."""
         if steps < 1:
             raise ValueError(f"a chain needs at least 1 step, not {steps}")
         times = torch.linspace(0.0, self.t_max, steps + 1, dtype=torch.float64)[1:]
@@ -247,7 +245,7 @@ class SDE(ABC):
         if float(times[0]) < self.t_min:
             raise ValueError(f"{steps} steps put the first instant below t_min = {self.t_min:g}")
         log_cos = -0.5 * softplus(-2.0 * self.half_log_snr(times))
-        return DDPM(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))
+        return SDE.chain(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))
 
 
 def _same_shape(x: Tensor, other: Tensor) -> None:

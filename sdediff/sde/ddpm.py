@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import softplus
+from sdediff.sde.base import SDE
 from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
 _MOST_SHOWN = 8
@@ -142,6 +143,9 @@ class DDPM(VariancePreserving):
         index = (torch.searchsorted(-high, -log_alpha.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
         fraction = (log_alpha - high[index]) / self._slope.to(log_alpha.device)[index]
         return (index + fraction) / self.steps
+
+
+SDE.chain = DDPM
 
 
 def _check_steps(steps: int) -> None:

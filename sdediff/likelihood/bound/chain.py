@@ -30,16 +30,11 @@ from sdediff.likelihood.bound.stratified import (
     stratified_pairs,
 )
 from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
-from sdediff.noise import NoiseSource
+from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import choose, expand, sum_features
 from sdediff.samplers.ancestral import VARIANCES
 from sdediff.samplers.base import bridge_std
 from sdediff.types import Level, Split
-
-STAGE = 4
-"""Stage of the noise source under which the first draw's noise comes; the next draws use the next stages."""
-PLACES, SAMPLED = -1, -2
-"""Stages of the places of sampled steps, and of the noise there."""
 
 
 class Variance(NamedTuple):
@@ -178,8 +173,7 @@ def _pick(values: Tensor, step: int | Tensor, device: torch.device) -> float | T
 
 def split_at(model: Denoiser, x0: Tensor, eps: Tensor, level: Level) -> Split:
     """What the model says of the state ``alpha x0 + sigma eps``; one forward."""
-    state = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps
-    result: Split = model(state, level)
+    result: Split = model(level.perturb(x0, eps), level)
     return result
 
 
@@ -188,14 +182,14 @@ def chain_terms(model: Denoiser, items: Items, steps: Steps, draw: int) -> tuple
     """L_{t-1} of ``(N - 1, B)`` and L_0 of ``(B,)``, from one draw of the noise at each instant."""
     rows = steps.usual_cost(items.control, items.x0[0].numel())
     for step, level in enumerate(steps.levels[1:]):
-        eps = items.noise.normal(step + 1, stage=STAGE + draw)
+        eps = items.noise.normal(step + 1, stage=Stage.BOUND + draw)
         split = split_at(model, items.x0, eps, level)
         rows[step] += steps.cost(split, eps, step) - steps.drawn_usual_cost(items.control, eps, step)
     return rows, _reconstruction(model, items, steps, draw)
 
 
 def _reconstruction(model: Denoiser, items: Items, steps: Steps, draw: int) -> Tensor:
-    eps = items.noise.normal(0, stage=STAGE + draw)
+    eps = items.noise.normal(0, stage=Stage.BOUND + draw)
     return reconstruction_cost(model, items.x0, eps, steps.levels[0], items.decoder, steps.decoder_std, items.control)
 
 
@@ -214,11 +208,11 @@ def sampled_steps(
 ) -> Terms:
     """Some steps for all: each row is unbiased, known but for the draws that fell on it."""
     rows = steps.usual_cost(items.control, items.x0[0].numel())
-    chosen = places.cell(stratified_pairs(items.noise, draws, PLACES))
+    chosen = places.cell(stratified_pairs(items.noise, draws, Stage.BOUND_LEVELS))
     times = torch.tensor([level.t for level in steps.levels[1:]], dtype=torch.float64)
     values = []
     for i, step in enumerate(chosen):
-        eps = items.noise.normal(i, stage=SAMPLED)
+        eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level(times[step]))
         beyond = steps.cost(split, eps, step) - steps.drawn_usual_cost(items.control, eps, step)
         values.append(beyond / places.probability[step].to(beyond.device))

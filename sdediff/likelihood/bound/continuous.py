@@ -14,9 +14,10 @@ import math
 import torch
 
 from sdediff.denoiser import Denoiser
-from sdediff.likelihood.bound.chain import PLACES, SAMPLED, STAGE, Items, Terms, split_at
+from sdediff.likelihood.bound.chain import Items, Terms, split_at
 from sdediff.likelihood.bound.stratified import LevelDistribution, of_draws, of_pairs, stratified_pairs
 from sdediff.likelihood.discrete.decoder import reconstruction_cost
+from sdediff.noise import Stage
 from sdediff.numerics import sum_features
 from sdediff.types import Level
 
@@ -35,11 +36,11 @@ def continuous_terms(
         draws: levels an item, two a stratum.
         samples: draws of the noise at the first level.
     """
-    u = stratified_pairs(items.noise, draws, PLACES)
+    u = stratified_pairs(items.noise, draws, Stage.BOUND_LEVELS)
     half_log_snr, density = places.half_log_snr(u), places.density(u)
     values = []
     for i, lam in enumerate(half_log_snr):
-        eps = items.noise.normal(i, stage=SAMPLED)
+        eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level_at(lam))
         error = sum_features((split.eps - eps).double().square())
         values.append((error - items.control.drawn(eps, lam)) / density[i].to(error.device))
@@ -51,7 +52,7 @@ def continuous_terms(
             reconstruction_cost(
                 model,
                 items.x0,
-                items.noise.normal(0, stage=STAGE + draw),
+                items.noise.normal(0, stage=Stage.BOUND + draw),
                 first,
                 items.decoder,
                 lambda _: std,

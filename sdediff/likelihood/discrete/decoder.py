@@ -163,7 +163,7 @@ def reconstruction_cost(
     if not decoder.denoised:
         noise_std = math.exp(-level.half_log_snr)
         return -decoder.log_prob(x0.double() + noise_std * eps.double(), noise_std)
-    split = model(level.alpha * x0 + level.sigma * eps, level)
+    split = model(level.perturb(x0, eps), level)
     width = std(split)
     cost = -decoder.log_prob(split.x0, width)
     if not decoder.gaussian:

@@ -41,14 +41,11 @@ from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import has_units
 from sdediff.likelihood.discrete.decoder import log_level_posterior
-from sdediff.noise import NoiseSource
+from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import LOG_2PI, sum_features
 from sdediff.sampling import check_state
 from sdediff.sde import SDE
 from sdediff.types import DataInfo
-
-_STAGE = 2  # of the noise source: apart from the solvers' and the probes'
-
 
 # ---- what integers mean --------------------------------------------------------------------------------------
 
@@ -181,7 +178,7 @@ class Uniform(Dequantisation):
         return sde.t_data
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
-        uniform = torch.special.ndtr(noise.normal(draw, stage=_STAGE))
+        uniform = torch.special.ndtr(noise.normal(draw, stage=Stage.DEQUANTISATION))
         volume = torch.full((len(x),), log_bin_volume(info, x.shape[1:]), dtype=torch.float64, device=x.device)
         return Draw(to_values(x, info, u=uniform, dtype=noise.dtype), volume)
 
@@ -214,7 +211,7 @@ class TruncatedNormal(Noised):
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
         tau = 0.5 * bin_width(info) / rho
-        eps = truncated_normal(noise.normal(draw, stage=_STAGE).double(), tau)
+        eps = truncated_normal(noise.normal(draw, stage=Stage.DEQUANTISATION).double(), tau)
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho * math.erf(tau * math.sqrt(0.5)))
         return Draw(_about(x, info, rho * eps).to(noise.dtype), sum_features(own))
 
@@ -226,7 +223,7 @@ class Decoder(Noised):
     tau: float = math.sqrt(math.pi * math.e / 2.0)
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
-        eps = noise.normal(draw, stage=_STAGE).double()
+        eps = noise.normal(draw, stage=Stage.DEQUANTISATION).double()
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho)
         values = _about(x, info, rho * eps)
         return Draw(values.to(noise.dtype), sum_features(own + log_level_posterior(x, values, rho, info)))

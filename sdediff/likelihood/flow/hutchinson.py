@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sdediff.likelihood.flow.divergence import Field, products_through
 from sdediff.likelihood.flow.trace import NodeDivergence, Trace, Weights
-from sdediff.noise import NoiseSource
+from sdediff.noise import NoiseSource, Stage, probe_step, sign_step
 from sdediff.numerics import choose, flatten, wide
 from sdediff.samplers.clocks import Array
 from sdediff.types import Level
@@ -45,7 +45,6 @@ SMALL = 4
 not tell how far they are off."""
 SHORT = 24
 """Nodes up to which a path is short: a probe of each would not tell how far the estimate is off."""
-STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
 
 
 class ProbeLaw(NamedTuple):
@@ -147,8 +146,8 @@ def probes_for(trace: str, probes: int, dim: int) -> int | None:
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
     """Probes ``first, first + 1, ...`` of a node, ``(B, count, D)``: functions of (seed, item, draw, node, number)."""
-    numbers = ((draw << 40) | (node << 20) | (first + k) for k in range(count))
-    normals = [flatten(source.normal(number, stage=STAGE)) for number in numbers]
+    numbers = (probe_step(draw, node, first + k) for k in range(count))
+    normals = [flatten(source.normal(number, stage=Stage.PROBES)) for number in numbers]
     return law.draw(torch.stack(normals, dim=1))
 
 
@@ -251,9 +250,6 @@ def _apportion(shares: Array, total: int, least: int) -> list[int]:
         free &= ~low
 
 
-_SIGNS = 1 << 39  # the number under which a replicate's random numbers are drawn, out of the way of the nodes'
-
-
 @dataclass(frozen=True, eq=False)
 class OrthogonalTrace(HutchinsonTrace):
     """Signs in two replicates, orthogonal along the path; an even number of them at every node."""
@@ -269,8 +265,8 @@ class OrthogonalTrace(HutchinsonTrace):
 
     def _replicate(self, half: int, first: int, count: int) -> Tensor:
         """Probes ``first, first + 1, ...`` of one replicate, ``(B, count, D)``."""
-        number = (self.draw << 40) | _SIGNS | (2 * half)
-        signs, lots = (flatten(self.source.normal(number + i, stage=STAGE)) for i in (0, 1))
+        number = sign_step(self.draw, half)
+        signs, lots = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
         # every item walks through the rows from a start and in odd strides of its own: each comes once before any twice
         start, stride = (torch.special.ndtr(lots[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
