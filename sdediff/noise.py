@@ -53,7 +53,7 @@ def probe_step(draw: int, node: int, number: int) -> int:
 
 
 def sign_step(draw: int, replicate: int) -> int:
-    """Return the first of the two steps of a replicate of orthogonal probes, above the nodes' in :attr:`Stage.PROBES`."""
+    """Return the first of two steps of a replicate of orthogonal probes, in :attr:`Stage.PROBES` above the nodes'."""
     return (draw << 40) | (1 << 39) | (2 * replicate)
 
 

@@ -38,7 +38,7 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.output import plan
 from sdediff.cli.runs import counting, find_run, open_run, pick_device
-from sdediff.data import describe
+from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
 from sdediff.evaluation import METHODS, Method
 from sdediff.evaluation.methods import Columns, Work
@@ -169,7 +169,7 @@ def command(
     items, words, _ = read = read_items(data, opened, number)
     condition = tell_labels(opened, told, labels, read)[1] or None
     if MAIN:
-        console.note(f"data: {words}, {describe(items, opened.info)}")
+        console.note(f"data: {words}, {describe_items(items, opened.info)}")
     _check_data(METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
     settings = {**evaluation.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
