@@ -142,14 +142,3 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {ascii(name)[:80]}; choose one of: {', '.join(table)}")
     return table[name]
-
-
-def check_options(given: Mapping[str, object], allowed: type) -> None:
-    """Refuse keyword arguments that a ``TypedDict`` does not name, before they reach a function within.
-
-    Raises:
-        TypeError: naming what came and what is allowed.
-    """
-    unknown = [name for name in given if name not in allowed.__annotations__]
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}; allowed are: {', '.join(allowed.__annotations__)}")

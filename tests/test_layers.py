@@ -20,7 +20,7 @@ LAYERS = {
     "grids": 2, "parametrization": 2, "conditioning": 2, "denoiser": 2, "wrappers": 2,
     "analytic": 3, "dynamics": 3, "integrators": 3,
     "samplers": 4,
-    "sampling": 5,
+    "options": 5, "sampling": 5,
     "tuning": 6, "tuning.store": 9,
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
     "config": 7, "generation": 7,

@@ -33,7 +33,7 @@ from sdediff.generation import sample
 from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.ancestral import Ancestral
-from sdediff.sampling import place, resolve
+from sdediff.sampling import node_times, resolve
 
 EXAMPLES = """\
   sdediff sample                                 # 64, from the most recent run
@@ -161,4 +161,4 @@ def _intervals(sampler: Sampler, run: Run, steps: int | None, grid: str | None, 
         return len(sampling_path(run.model, sampler, steps, grid).levels) - 1
     if sampler.adaptive:
         return None
-    return len(place(sampler, run.model, steps, grid, (run.model.sde.t_max, 0.0))) - 1
+    return len(node_times(sampler, run.model, steps, grid, (run.model.sde.t_max, 0.0))) - 1

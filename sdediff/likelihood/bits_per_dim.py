@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,22 +26,16 @@ from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Dequanti
 from sdediff.likelihood.log_likelihood import log_likelihood
 from sdediff.likelihood.result import ErrorBudget
 from sdediff.noise import NoiseSource
-from sdediff.numerics import check_options, choose, error_of_mean
+from sdediff.numerics import choose, error_of_mean
+from sdediff.options import StepOptions, TraceOptions, check_options
 from sdediff.samplers import Sampler
-from sdediff.sampling import GridLike
 from sdediff.types import DataInfo, Level, brief
 
 
-class PathOptions(TypedDict, total=False):
+class PathOptions(StepOptions, TraceOptions, total=False):
     """What :func:`bits_per_dim` hands on to :func:`~sdediff.likelihood.log_likelihood.log_likelihood`."""
 
     solver: str | Sampler | None
-    steps: int | None
-    rtol: float | None
-    atol: float | None
-    grid: GridLike | None
-    trace: str
-    probes: int
     noise: str
     prior: str
     t_to: float | None

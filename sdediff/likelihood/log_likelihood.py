@@ -33,8 +33,8 @@ from sdediff.likelihood.nodes import by_rule, find_ends, find_levels, find_metho
 from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, single
+from sdediff.options import GridLike
 from sdediff.samplers.base import Sampler, StepSampler
-from sdediff.sampling import GridLike
 from sdediff.types import DataInfo
 
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}

@@ -13,11 +13,12 @@ from sdediff.integrators.torchdiffeq import ADAPTIVE_METHODS
 from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, within
 from sdediff.likelihood.flow.path import asks_once_a_node
 from sdediff.numerics import choose
+from sdediff.options import GridLike
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.base import Crossing, StepSampler
 from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
-from sdediff.sampling import GridLike, place
+from sdediff.sampling import node_times
 from sdediff.sde import SDE
 from sdediff.types import Level
 
@@ -98,7 +99,7 @@ def find_levels(
     if isinstance(method, AugmentedODE):
         return model.sde.levels(list(ends))
     own = GRID if model.sde.instants is None else CHAIN_GRID
-    times = place(method, model, usual_steps(steps, grid), own if grid is None else grid, ends)
+    times = node_times(method, model, usual_steps(steps, grid), own if grid is None else grid, ends)
     if float(times[0]) > float(times[-1]):
         raise ValueError("the likelihood's path runs from the data to the noise: its times must rise")
     return model.sde.levels(times)

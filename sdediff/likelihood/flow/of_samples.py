@@ -26,9 +26,10 @@ from sdediff.likelihood.flow.path import asks_once_a_node, follow
 from sdediff.likelihood.flow.trace import ExactTrace, Trace
 from sdediff.likelihood.nodes import usual_steps
 from sdediff.noise import NoiseSource
+from sdediff.options import GridLike
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
-from sdediff.sampling import GridLike, place
+from sdediff.sampling import node_times
 from sdediff.types import Level
 
 
@@ -69,7 +70,7 @@ def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: Gr
             "the density along with a sample needs a deterministic solver of one forward a step "
             f"(for example 'ode'), not {type(sampler).__name__}"
         )
-    times = place(sampler, model, usual_steps(steps, grid), grid, (sde.t_max, sde.t_data))
+    times = node_times(sampler, model, usual_steps(steps, grid), grid, (sde.t_max, sde.t_data))
     first, last = float(times[0]), float(times[-1])
     if not (math.isclose(first, sde.t_max, abs_tol=1e-9) and sde.t_min <= last < first):
         raise ValueError(
