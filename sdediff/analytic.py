@@ -30,6 +30,10 @@ class GaussianMixture:
 
     Raises:
         ValueError: if shapes do not match, a weight is negative, or a covariance is not positive semi-definite.
+
+    >>> law = sdediff.analytic.GaussianMixture([[-1.0], [1.0]], 0.1)
+    >>> law.log_prob(torch.zeros(1, 1)), law.model(sdediff.VPSDE()).denoise(torch.zeros(1, 1), 0.5)
+    (tensor([-4.7676], dtype=torch.float64), tensor([[0.]]))
     """
 
     def __init__(
@@ -168,7 +172,11 @@ class GaussianMixture:
 
 
 class Gaussian(GaussianMixture):
-    """One Gaussian: ``mean`` of ``(D,)`` and covariance ``(D, D)`` or a variance."""
+    """One Gaussian: ``mean`` of ``(D,)`` and covariance ``(D, D)`` or a variance.
+
+    >>> sdediff.analytic.Gaussian([2.0, 0.0], 0.25).sample(1000).mean(dim=0).round(decimals=1).abs()
+    tensor([2., 0.], dtype=torch.float64)
+    """
 
     def __init__(
         self,

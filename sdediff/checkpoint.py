@@ -4,8 +4,7 @@
 last layer if there is one, the prediction and the conditioning (names, or names and parameters) and the description of
 the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``). Reading trusts
 neither file: the description is validated, its network is compared with the header of the weights, and only then is
-anything allocated. Files are written beside their place and moved into it: a reader sees the old one
-or the new one.
+anything allocated. Files are replaced atomically: a reader sees the old one or the new one.
 """
 
 from __future__ import annotations
@@ -81,6 +80,8 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     Raises:
         FileExistsError: if the folder holds a model and ``force`` is not set.
         ValueError: if the network, process or prediction is not one of the library's own.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     """
     path = Path(path)
     if (path / DESCRIPTION).exists() and not force:
@@ -120,6 +121,10 @@ def load(
     Raises:
         FileNotFoundError: if there is no model.
         ValueError: if it is damaged, or is a pickle, which could execute anything; in one line.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
+    >>> sdediff.load("run").sde
+    VPSDE(beta_min=0.1, beta_max=20.0)
     """
     path = Path(path)
     if path.suffix.lower() in _PICKLES or (path.is_file() and path.name not in (DESCRIPTION, TENSORS)):

@@ -35,6 +35,10 @@ class Denoiser(nn.Module, ABC):
         data: shape, levels, range and units of the data where known, else ``None``. States are in the model's
             coordinates, ``(x - data.shift) / data.scale``.
         prediction: what the network predicts, which says where its errors are magnified; the velocity by default.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> model.denoise(torch.zeros(1, 2), 1.0).round(decimals=2)  # pure noise: the mean of the data
+    tensor([[2., 0.]])
     """
 
     sde: SDE
@@ -154,6 +158,10 @@ class ScoreModel(Denoiser):
     Raises:
         ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output is no
             tensor of the state's shape (with twice the channels for a learned variance).
+
+    >>> model = sdediff.ScoreModel(lambda x, t: torch.zeros_like(x), sdediff.VPSDE(), "epsilon")
+    >>> model.score(torch.ones(1, 2), 0.5)
+    tensor([[-0., -0.]])
     """
 
     def __init__(

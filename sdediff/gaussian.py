@@ -30,6 +30,9 @@ class Moments:
         mean: ``shape``.
         variances: ``(D,)``, of the coordinates in ``basis``.
         basis: orthogonal ``(D, D)``, columns are directions; ``None`` for the coordinate axes.
+
+    >>> sdediff.Moments.fit(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).mean
+    tensor([2., 0.], dtype=torch.float64)
     """
 
     mean: Tensor

@@ -66,6 +66,10 @@ def sample(
     Raises:
         ValueError: for options that are unknown or do not go together.
         FloatingPointError: if the result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.sample(model, (1000, 2), steps=10).mean(dim=0).round(decimals=1).abs()
+    tensor([2., 0.])
     """
     check_options(options, SampleOptions)
     moments = prior_moments(options.get("prior", "moments"), model.moments)

@@ -67,6 +67,10 @@ class NoiseSource:
         first: index of the first sample.
         dtype: of the draws (float32 or float64 are drawn natively, others converted).
         device: of the draws.
+
+    >>> batch, alone = sdediff.NoiseSource(0, (8, 2)), sdediff.NoiseSource(0, (1, 2), first=7)
+    >>> torch.equal(batch.normal(step=3)[7:], alone.normal(step=3))
+    True
     """
 
     START = -1
@@ -150,6 +154,10 @@ class BrownianPath:
     Values come from dyadic midpoint refinement (a virtual Brownian tree, Li et al. 2020): the normal of every node of
     the tree is a function of (seed, sample, node), so halving a step splits its increment instead of drawing anew.
     Times are rounded to the finest dyadic node, ``(end - start) / 2**depth``.
+
+    >>> path = sdediff.BrownianPath(sdediff.NoiseSource(0, (1, 2)), 0.0, 1.0)
+    >>> torch.allclose(path.increment(0.0, 0.5) + path.increment(0.5, 1.0), path.increment(0.0, 1.0))
+    True
     """
 
     def __init__(self, noise: NoiseSource, start: float, end: float, depth: int = 20) -> None:

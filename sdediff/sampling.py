@@ -136,6 +136,11 @@ def solve(
     Raises:
         ValueError: for a state that is not a finite float tensor, or options that are unknown or do not go together.
         FloatingPointError: if the result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> x = sdediff.solve(model, torch.zeros(1, 2), "ddim", steps=50, t_to=0.0).x
+    >>> x.round(decimals=1)
+    tensor([[2., 0.]])
     """
     check_options(options, SolveOptions)
     check_state(x)

@@ -63,6 +63,10 @@ class Level(NamedTuple, Generic[S_co]):
     ``angle`` = atan2(sigma, alpha) are the variance-preserving frame ``x_t = scale (cos x0 + sin eps)``.
     All fields are floats (``Level[float]``: one level for the whole batch) or float64 tensors of one shape, ``()`` or
     ``(B,)``.
+
+    >>> level = sdediff.RectifiedFlow().levels([0.25])[0]
+    >>> level.alpha, level.sigma
+    (0.75, 0.25)
     """
 
     t: S_co
@@ -106,6 +110,10 @@ class Split:
     Attributes:
         fraction: where the network puts the reverse step's log-variance, entry by entry, between the posterior's (0)
             and the marginal's (1) (Nichol & Dhariwal 2021, eq. 15), shape of the state; ``None`` where it does not say.
+
+    >>> x0, eps = sdediff.Split(torch.ones(1, 2), torch.zeros(1, 2))
+    >>> x0
+    tensor([[1., 1.]])
     """
 
     fraction: Tensor | None = None
@@ -178,6 +186,9 @@ class DataInfo(NamedTuple):
         scale: what they divide each entry by after that, above 0; ``None`` for 1. The model works on
             ``(x - shift) / scale``, data are given to and come from the library's functions in their own units
             (:mod:`sdediff.data.units`).
+
+    >>> sdediff.DataInfo(shape=(1, 8, 8), levels=17, name="digits").high
+    1.0
     """
 
     shape: tuple[int, ...]
@@ -197,6 +208,10 @@ class Solution(NamedTuple):
         nfe: forwards of the network, every one counted (a batch is one forward).
         times: the times of the nodes, float64 ``(N + 1,)``; for adaptive methods the two ends.
         path: states at the nodes ``(N + 1, B, *shape)`` where asked for, else ``None``.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.solve(model, torch.zeros(1, 2), "ddim", steps=5).times.shape
+    torch.Size([6])
     """
 
     x: Tensor

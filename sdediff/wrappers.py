@@ -22,7 +22,15 @@ from sdediff.types import DataInfo, Level, Scalar, Split
 
 
 class Wrapper(Denoiser):
-    """A denoiser that changes the clean half of another; what else a solver may ask is answered by the one inside."""
+    """A denoiser that changes the clean half of another; what else a solver may ask is answered by the one inside.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> class Halve(sdediff.Wrapper):
+    ...     def change(self, x0, x, level):
+    ...         return 0.5 * x0
+    >>> Halve(model).denoise(torch.zeros(1, 2), 1.0).round(decimals=1)
+    tensor([[1., 0.]])
+    """
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
@@ -98,6 +106,12 @@ class Given(Wrapper):
     Args:
         inner: the denoiser.
         condition: a tensor, or a tuple or dict of tensors, one row an item or one for all.
+
+    >>> network = lambda x, t, label: x * label[:, None]
+    >>> model = sdediff.Given(sdediff.ScoreModel(network, sdediff.VPSDE(), "sample"), torch.tensor([0.0, 1.0]))
+    >>> model.denoise(torch.ones(2, 2), 0.5)
+    tensor([[0., 0.],
+            [1., 1.]])
     """
 
     def __init__(self, inner: Denoiser, condition: ConditionLike) -> None:
@@ -118,6 +132,10 @@ class Clip(Wrapper):
 
     Raises:
         ValueError: for an empty range, or none where the data are in units of their own and have no usual one.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.Clip(model, high=1.5).denoise(torch.zeros(1, 2), 1.0).max()
+    tensor(1.5000)
     """
 
     def __init__(self, inner: Denoiser, low: float | None = None, high: float | None = None) -> None:
@@ -145,6 +163,10 @@ class Threshold(Wrapper):
 
     Raises:
         ValueError: as for :class:`Clip`, and for a quantile or a divisor that cannot be.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> float(sdediff.Threshold(model, low=-1.0, high=1.0).denoise(torch.zeros(1, 2), 1.0).max())
+    1.0
     """
 
     def __init__(

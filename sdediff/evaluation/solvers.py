@@ -91,6 +91,9 @@ class Comparison(NamedTuple):
         rows: solvers in the order asked for, each from cheap to dear.
         reference: the tight solve.
         starts: their number.
+
+    >>> sdediff.Comparison._fields
+    ('rows', 'reference', 'starts')
     """
 
     rows: tuple[Row, ...]
@@ -159,6 +162,10 @@ def compare(
     Raises:
         ValueError: for options that are unknown or do not go together, or fewer than three starts.
         FloatingPointError: if the reference is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> [row.nfe for row in sdediff.compare(model, (8, 2), ["ddim"], forwards=[5, 10]).rows]
+    [5.0, 10.0]
     """
     if shape[0] < 3:
         raise ValueError(f"a comparison needs at least 3 starts, not {shape[0]}")

@@ -58,6 +58,10 @@ class Elbo:
         dim: entries of an item.
         discrete: whether the data were integers.
         times: ``(rows + 1,)``, from ``t_1`` up.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).diffusion.shape
+    torch.Size([99, 1])
     """
 
     prior: Tensor
@@ -176,6 +180,10 @@ def elbo(
             model's shape; for integers outside the levels, or whose levels are unknown; for a variance that the model
             has not learned.
         FloatingPointError: if a term is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).total > 0.452  # minus the log-density
+    tensor([True])
     """
     model = model.given(condition)
     check_items(x, model.data)

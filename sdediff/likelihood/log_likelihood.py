@@ -124,6 +124,10 @@ def log_likelihood(
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
             model's shape; for integers outside the levels, or whose levels are unknown.
         FloatingPointError: if a result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]])).log_prob.round(decimals=3)
+    tensor([-0.4520], dtype=torch.float64)
     """
     model = model.given(condition)
     check_items(x, model.data)

@@ -135,6 +135,10 @@ class LogLikelihood:
         products: vector-Jacobian products spent on all items together.
         error_budget: the parts of the error; its ``str()`` is a table.
         discrete: whether the data were integers.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]]), steps=20).nfe
+    21
     """
 
     log_prob: Tensor

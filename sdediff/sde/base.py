@@ -34,6 +34,10 @@ class SDE(ABC):
     float64 tensors inside the domain. ``t_min`` and ``t_max`` bound what solvers cross by default. The exact ends
     ``t = 0`` (the data: sigma = 0 in every process) and ``t = 1`` are always allowed; any other time outside the
     interval is a ``ValueError``.
+
+    >>> sde = sdediff.VPSDE()
+    >>> (sde.alpha(0.5) ** 2 + sde.sigma(0.5) ** 2).round(decimals=6)
+    tensor(1., dtype=torch.float64)
     """
 
     t_min: ClassVar[float] = 1e-5

@@ -49,6 +49,9 @@ class DDPM(VariancePreserving):
 
     Raises:
         ValueError: if there are none or more than a million, or one is outside (0, 1) or not finite.
+
+    >>> sdediff.DDPM.linear(1000).betas[-1]
+    0.02
     """
 
     betas: tuple[float, ...]

@@ -86,6 +86,9 @@ class VPSDE(LinearBeta, VariancePreserving):
     Args:
         beta_min: rate at ``t = 0``.
         beta_max: rate at ``t = 1``.
+
+    >>> sdediff.VPSDE().alpha(torch.tensor([0.0, 1.0]))
+    tensor([1.0000, 0.0066], dtype=torch.float64)
     """
 
     def _time(self, half_log_snr: Tensor) -> Tensor:
@@ -101,6 +104,9 @@ class CosineVPSDE(VariancePreserving):
 
     Args:
         s: offset that keeps the rate from vanishing at ``t = 0``.
+
+    >>> sdediff.CosineVPSDE().half_log_snr(0.5)
+    tensor(-0.0123, dtype=torch.float64)
     """
 
     t_max: ClassVar[float] = 0.999
