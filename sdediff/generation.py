@@ -87,7 +87,7 @@ def sample(
     if network.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
-    seed, progress = options.get("seed", 0), options.get("progress")
+    seed, progress, t_max = options.get("seed", 0), options.get("progress"), model.sde.t_max
     samples, densities = [], []
     for start in range(0, n, size):
         first = options.get("first", 0) + start
@@ -106,7 +106,9 @@ def sample(
                 progress(batch * total + done, total * -(-n // size))
 
         if path is None:
-            x = solve(own, x, sampler, t_to=0.0, seed=seed, first=first, progress=report, **steps, **network).x
+            x = solve(
+                own, x, sampler, t_from=t_max, t_to=0.0, seed=seed, first=first, progress=report, **steps, **network
+            ).x
         else:
             trace = subset(options, TraceOptions)
             with evaluating(model, network.get("keep_mode", False)):

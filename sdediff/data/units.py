@@ -83,7 +83,7 @@ def standardised(train: Tensor, info: DataInfo) -> DataInfo:
 
 def fit_moments(train: Tensor, info: DataInfo) -> Moments:
     """Return mean and covariance of continuous data in the model's coordinates."""
-    return Moments.fit(train, turn=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
+    return Moments.fit(train, transform=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
 
 
 def check_units(info: DataInfo) -> tuple[tuple[float, ...], tuple[float, ...]]:
