@@ -122,7 +122,7 @@ def test_the_budget_is_the_librarys_of_all_items(digits: Path) -> None:
     args = ["--run", digits, "-n", 6, "--steps", 4, "--trace", "hutchinson"]
     figures = done(*args, "--batch-size", 4)
     items, _ = in_order(load_dataset("digits").held_out[:6], 0)
-    expected = log_likelihood(load(digits), items, steps=4, trace="hutchinson").error_budget.as_dict()
+    expected = log_likelihood(load(digits), items, steps=4, trace="hutchinson").error_budget.to_dict()
     budget = figures["error_budget"]
     assert budget.pop("items") == {"item": None, "mean": figures["standard_error"]}
     assert budget.keys() == expected.keys()

@@ -108,7 +108,7 @@ def _report(task: Task, scores: Evaluation, target: float | None) -> None:
         total=scores.total,
         on_target=scores.on_target,
         terms=terms,
-        error_budget=budget.as_dict(),
+        error_budget=budget.to_dict(),
         nfe=nfe,
         seconds=scores.seconds,
         out=files.out,
