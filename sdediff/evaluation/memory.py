@@ -30,13 +30,13 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     the graph of a backward pass keeps.
 
     Args:
-        known: tensors from before, such as weights; views of them cost nothing.
+        existing: tensors from before, such as weights; views of them cost nothing.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
-        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+        self._alive = {tensor.untyped_storage()._cdata for tensor in existing}
 
     def __torch_dispatch__(
         self,
@@ -86,9 +86,9 @@ def peak_memory(call: Callable[[], object], model: nn.Module | None = None) -> i
         left -= 1
 
     hook = None if model is None else model.register_forward_pre_hook(count)
-    known = () if model is None else (*model.parameters(), *model.buffers())
+    existing = () if model is None else (*model.parameters(), *model.buffers())
     try:
-        with PeakMemory(known) as memory, suppress(_MeasuredError):
+        with PeakMemory(existing) as memory, suppress(_MeasuredError):
             call()
     finally:
         if hook is not None:

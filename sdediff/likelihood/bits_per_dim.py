@@ -67,7 +67,7 @@ class BitsPerDim(Result):
         mean_standard_error: standard error of ``mean`` as an estimate for the data's population, from the variance over
             the items; NaN for a single item.
         nfe: forwards of the network.
-        t_from: time whose level the density was evaluated at.
+        t_from: time of the data's end of the path.
         error_budget: parts of the error of the log-probabilities, in bits a dimension; its ``str()`` is a table. It has
             no line for the dequantisation of a single draw, nor for the population of a single item.
         samples: number of draws.

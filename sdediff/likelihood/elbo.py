@@ -31,7 +31,7 @@ from sdediff.likelihood.bound.chain import BoundBatch, Terms
 from sdediff.likelihood.bound.selection import BoundOptions, select_terms
 from sdediff.likelihood.discrete.decoder import make_decoder
 from sdediff.likelihood.discrete.dequantization import check_items, integer_data
-from sdediff.likelihood.result import Result, plain, student_quantile
+from sdediff.likelihood.result import Result, json_value, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean, single
 from sdediff.types import DataInfo, UndefinedError, brief
@@ -85,7 +85,7 @@ class Elbo(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the total and all fields in JSON's types."""
-        return {"total": plain(self.total), **super().to_dict()}
+        return {"total": json_value(self.total), **super().to_dict()}
 
     @property
     def mean(self) -> float:

@@ -144,26 +144,26 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in JSON's types: tensors as lists, the budget by its parts, NaN and infinity as null."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {field.name: json_value(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a value in JSON's types."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().tolist()
     elif isinstance(value, ErrorBudget):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: json_value(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [plain(entry) for entry in value]
+        return [json_value(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_confidence(confidence: float) -> None:
     """Refuse a confidence that is not between 0 and 1."""
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"the confidence must lie in (0, 1), not {confidence}")
+        raise ValueError(f"the confidence must lie between 0 and 1, not {confidence}")
 
 
 def normal_quantile(confidence: float) -> float:

@@ -136,8 +136,8 @@ def variance_of_draws(values: Tensor) -> StratifiedVariance:
     """Return the variance of the mean of independent draws ``(n, B)``; NaN for a single one."""
     n = len(values)
     if n == 1:
-        unknown = torch.full_like(values[0], math.nan)
-        return StratifiedVariance(unknown, unknown)
+        undefined = torch.full_like(values[0], math.nan)
+        return StratifiedVariance(undefined, undefined)
     variance = values.var(dim=0) / n
     relative = KURTOSIS / n - (n - 3) / (n * (n - 1))  # variance of the variance, over its square
     return StratifiedVariance(variance, 0.5 * relative / (1.0 + relative) * variance.square())
