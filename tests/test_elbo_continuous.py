@@ -18,9 +18,9 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.bound.chain import Items, Steps, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, reverse_variance, sampled_steps
 from sdediff.likelihood.bound.stratified import LAWS, LevelDistribution, stratified_pairs
-from sdediff.likelihood.discrete.decoder import density
+from sdediff.likelihood.discrete.decoder import density_decoder
 from sdediff.noise import Stage
 from sdediff.types import Level
 
@@ -108,13 +108,15 @@ def test_sampled_steps_are_unbiased_each_of_them(variance, law, control):
 
     assert float(z(got.diffusion).abs().max()) < 4.5
     # Negative control: draws weighted as if all steps were equally likely.
-    steps = Steps(chain.levels(chain.instants[1:]), reverse_variance(variance))
+    steps = ChainSteps(chain.levels(chain.instants[1:]), reverse_variance(variance))
     places = LevelDistribution(
         steps.half_log_snr, LAWS[law](steps.half_log_snr, Moments.of(torch.zeros(2), torch.eye(2)))
     )
     places.probability = torch.full((11,), 1.0 / 11.0, dtype=torch.float64)
     noise = NoiseSource(2, x0.shape, dtype=torch.float64)
-    broken = sampled_steps(model, Items(x0, noise, density(x0), GaussianErrors.none(x0)), steps, places, 4, 2)
+    broken = sampled_steps(
+        model, BoundBatch(x0, noise, density_decoder(x0), GaussianErrors.none(x0)), steps, places, 4, 2
+    )
     assert float(z(broken.diffusion).abs().max()) > 4.5
 
 

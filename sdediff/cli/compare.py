@@ -33,7 +33,16 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Run, open_run
-from sdediff.evaluation.solvers import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
+from sdediff.evaluation.solvers import (
+    JUDGE,
+    NFE_BUDGETS,
+    SOLVERS,
+    TOLERANCES,
+    Comparison,
+    ComparisonRow,
+    Solvers,
+    compare,
+)
 from sdediff.files import write
 from sdediff.samplers import SAMPLERS, Sampler
 
@@ -44,7 +53,7 @@ EXAMPLES = """\
 
 NAMES: Mapping[str, Any] = ChainMap({"tuned": None}, SAMPLERS)
 
-MEASURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+MEASURES: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
     "RMS error": ("RMS error", lambda row: row.rms),
     "median error": ("median error", lambda row: row.median),
     "energy distance": ("energy distance of the samples' law", lambda row: row.distance),
@@ -80,7 +89,7 @@ def _several(
 @click.command("compare", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
 @_several("--solver", "solvers", TableName(NAMES, "solver"), SOLVERS, "Solvers, of those below, or tuned")
-@_several("--forwards", "forwards", click.IntRange(min=1), FORWARDS, "Forwards that solvers on a grid may spend")
+@_several("--forwards", "forwards", click.IntRange(min=1), NFE_BUDGETS, "Forwards that solvers on a grid may spend")
 @_several("--rtol", "rtols", POSITIVE, TOLERANCES, "Tolerances of adaptive solvers")
 @click.option("--count", type=click.IntRange(min=3), default=128, show_default=True, help="How many starts.")
 @click.option("--tolerance", type=POSITIVE, default=1e-6, show_default=True, help="Of the reference, a tight solve.")
@@ -122,7 +131,7 @@ def command(
                 opened.model,
                 (count, *opened.info.shape),
                 _entries(_flat(solvers, SOLVERS), opened),
-                forwards=_flat(forwards, FORWARDS),
+                forwards=_flat(forwards, NFE_BUDGETS),
                 rtols=_flat(rtols, TOLERANCES),
                 tolerance=tolerance,
                 seed=seed,
@@ -179,7 +188,7 @@ def _entries(names: Sequence[str], run: Run) -> Solvers:
     return {name: tuned if name == "tuned" else name for name in names}
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: ComparisonRow) -> dict[str, Any]:
     """A row as JSON knows it: what is no number is null."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -187,10 +196,10 @@ def _plain(row: Row) -> dict[str, Any]:
     }
 
 
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+def _write_csv(path: Path, rows: Sequence[ComparisonRow]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(Row._fields)
+    writer.writerow(ComparisonRow._fields)
     writer.writerows(rows)
     write(path, buffer.getvalue().encode())
 
@@ -229,12 +238,12 @@ def _panels(result: Comparison) -> list[plots.Panel]:
     return panels
 
 
-def _noise(row: Row, measure: str) -> float:
+def _noise(row: ComparisonRow, measure: str) -> float:
     """The standard error of a row's figure."""
     return row.distance_error if measure == "energy distance" else 0.0
 
 
-def _at_least(row: Row, measure: str) -> float:
+def _at_least(row: ComparisonRow, measure: str) -> float:
     """A row's figure, or its standard error if that is larger."""
     value = MEASURES[measure][1](row)
     return max(math.inf if value is None else value, _noise(row, measure))
@@ -275,11 +284,11 @@ def _tables(result: Comparison, measure: str) -> list[str]:
     return blocks
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[ComparisonRow]) -> list[str]:
     return list(dict.fromkeys(row.solver for row in rows))
 
 
-def _cell(row: Row, result: Comparison, measure: str, best: bool) -> str:
+def _cell(row: ComparisonRow, result: Comparison, measure: str, best: bool) -> str:
     """A figure, marks if it says little or is the best, and what it cost where the column does not say."""
     value = MEASURES[measure][1](row)
     if value is None or not math.isfinite(value):

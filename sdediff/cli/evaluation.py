@@ -15,7 +15,7 @@ from sdediff import evaluation, plots
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
-from sdediff.evaluation import METHODS, Evaluation
+from sdediff.evaluation import LIKELIHOOD_METHODS, Evaluation
 from sdediff.evaluation.methods import EFFECT, ERROR, TERM
 from sdediff.likelihood.result import ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
@@ -91,7 +91,7 @@ def _report(task: Task, scores: Evaluation, target: float | None) -> None:
         lines.append(f"  stopped at the target of {target:g}; the items are a random part, their mean a fair estimate")
     elif target is not None and not error <= target:
         lines.append(f"  the target of {target:g} was not reached: there are no more items")
-    lines.append(f"  {METHODS[task.method].words}, {nfe:g} forwards, {scores.seconds:.1f} s")
+    lines.append(f"  {LIKELIHOOD_METHODS[task.method].description}, {nfe:g} forwards, {scores.seconds:.1f} s")
     if terms:
         lines.append(f"  = {' + '.join(f'{value:.4g} {name}' for name, value in terms.items())} (costs)")
     lines += ["", *(f"  {line}" for line in str(budget).splitlines()), ""]
@@ -108,7 +108,7 @@ def _report(task: Task, scores: Evaluation, target: float | None) -> None:
         total=scores.total,
         on_target=scores.on_target,
         terms=terms,
-        error_budget=budget.as_dict(),
+        error_budget=budget.to_dict(),
         nfe=nfe,
         seconds=scores.seconds,
         out=files.out,

@@ -40,8 +40,8 @@ from sdediff.cli.output import plan
 from sdediff.cli.runs import counting, find_run, open_run, pick_device
 from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
-from sdediff.evaluation import METHODS, Method
-from sdediff.evaluation.methods import Columns, Work
+from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
+from sdediff.evaluation.methods import BatchLikelihood, TensorColumns
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
@@ -170,17 +170,17 @@ def command(
     condition = tell_labels(opened, told, labels, read)[1] or None
     if MAIN:
         console.note(f"data: {words}, {describe_items(items, opened.info)}")
-    _check_data(METHODS[name], given, items)
+    _check_data(LIKELIHOOD_METHODS[name], given, items)
     task = Task(console, opened, items, words, name, files)
     settings = {**evaluation.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
     with bar(task, MAIN) as report, _hint():
         scores = evaluation.evaluate(
-            partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
+            partial(_counted, LIKELIHOOD_METHODS[name].evaluate, opened.model, seed=seed, **given),
             items,
             seed=seed,
-            size=batch_size,
+            batch_size=batch_size,
             target=target,
-            part=None if files.part is None else evaluation.PartialResults(files.part, settings),
+            partial=None if files.part is None else evaluation.PartialResults(files.part, settings),
             fresh=force,
             processes=processes,
             model=opened.model,
@@ -194,10 +194,10 @@ def command(
         sys.exit(INTERRUPTED)
 
 
-def _counted(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
+def _counted(function: BatchLikelihood, model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
     """Score a batch, and say how often the network saw each of its items, in the mean."""
     with counting(model) as count:
-        columns = work(model, x, first, **options)
+        columns = function(model, x, first, **options)
     return {**columns, "nfe": torch.full((len(x),), count.items / len(x), dtype=torch.float64)}
 
 
@@ -212,17 +212,23 @@ def _hint() -> Iterator[None]:
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:
     """Refuse the options of another method."""
-    wrong = [option for option in given if option not in METHODS[name].options + METHODS[name].integers]
+    wrong = [
+        option
+        for option in given
+        if option not in LIKELIHOOD_METHODS[name].options + LIKELIHOOD_METHODS[name].integer_options
+    ]
     if wrong:
         flags = ", ".join(_flag(option) for option in wrong)
-        raise ValueError(f"{flags}: not an option of the {METHODS[name].words}{' (--elbo)' * (name == 'elbo')}")
+        raise ValueError(
+            f"{flags}: not an option of the {LIKELIHOOD_METHODS[name].description}{' (--elbo)' * (name == 'elbo')}"
+        )
     if name == "flow" and given.get("steps") == math.inf:
         raise ValueError("--steps inf is of the variational bound (--elbo); a path has a number of steps")
 
 
-def _check_data(method: Method, given: Mapping[str, Any], items: Tensor) -> None:
+def _check_data(method: LikelihoodMethod, given: Mapping[str, Any], items: Tensor) -> None:
     """Refuse the options of integer data for continuous ones."""
-    wrong = [_flag(option) for option in method.integers if option in given]
+    wrong = [_flag(option) for option in method.integer_options if option in given]
     if wrong and items.is_floating_point():
         raise ValueError(f"{', '.join(wrong)}: only integer data are dequantised, these are continuous")
 
