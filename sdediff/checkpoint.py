@@ -88,6 +88,8 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     Raises:
         FileExistsError: if the folder holds a model and ``force`` is not set.
         ValueError: if the network, process or prediction is not one of the library's own.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     """
     path = Path(path)
     if (path / DESCRIPTION).exists() and not force:
@@ -127,6 +129,10 @@ def load(
     Raises:
         FileNotFoundError: if there is no model.
         ValueError: if it is damaged, or is a pickle, which could execute anything; in one line.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
+    >>> sdediff.load("run").sde
+    VPSDE(beta_min=0.1, beta_max=20.0)
     """
     path = Path(path)
     if path.suffix.lower() in _PICKLES or (path.is_file() and path.name not in (DESCRIPTION, TENSORS)):

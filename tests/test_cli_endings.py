@@ -25,7 +25,7 @@ from sdediff.checkpoint import save
 from sdediff.cli import evaluation, main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
-from sdediff.evaluation import METHODS, PartialResults, solvers
+from sdediff.evaluation import LIKELIHOOD_METHODS, PartialResults, solvers
 from sdediff.interrupt import ENDING
 
 SIGNALS = (signal.SIGINT, *ENDING)
@@ -131,9 +131,13 @@ def test_likelihood_keeps_what_is_done_at_a_signal(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes, number: int
 ) -> None:
     args = ["likelihood", "--run", run, *LIKELIHOOD, "--out", tmp_path / "x.csv"]
-    method = METHODS["flow"]
+    method = LIKELIHOOD_METHODS["flow"]
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "flow", method._replace(work=at(3, lambda: signal.raise_signal(number), method.work)))
+        patch.setitem(
+            LIKELIHOOD_METHODS,
+            "flow",
+            method._replace(evaluate=at(3, lambda: signal.raise_signal(number), method.evaluate)),
+        )
         stopped = call(*args)
     assert stopped.exit_code == 130
     assert "stopped after 8 of 12 items" in stopped.stderr

@@ -21,7 +21,16 @@ from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
 from sdediff.cli.runs import Run
-from sdediff.evaluation.solvers import FORWARDS, JUDGE, SOLVERS, TOLERANCES, Comparison, Row, Solvers, compare
+from sdediff.evaluation.solvers import (
+    JUDGE,
+    NFE_BUDGETS,
+    SOLVERS,
+    TOLERANCES,
+    Comparison,
+    ComparisonRow,
+    Solvers,
+    compare,
+)
 from sdediff.files import write
 from sdediff.samplers import SAMPLERS, Sampler
 
@@ -33,7 +42,7 @@ EXAMPLES = """\
 COMPARABLE: Mapping[str, Any] = ChainMap({"tuned": None}, SAMPLERS)
 """Solvers that can be compared."""
 
-MEASURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+MEASURES: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
     "RMS error": ("RMS error", lambda row: row.rms),
     "median error": ("median error", lambda row: row.median),
     "energy distance": ("energy distance of the samples' law", lambda row: row.distance),
@@ -69,7 +78,7 @@ def _several(
 @click.command("compare", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
 @_several("--solver", "solvers", TableName(COMPARABLE, "solver"), SOLVERS, "Solvers below, or tuned")
-@_several("--forwards", "forwards", click.IntRange(min=1), FORWARDS, "Largest NFE of solvers on a grid")
+@_several("--forwards", "forwards", click.IntRange(min=1), NFE_BUDGETS, "Largest NFE of solvers on a grid")
 @_several("--rtol", "rtols", POSITIVE, TOLERANCES, "Tolerances of adaptive solvers")
 @click.option("--count", type=click.IntRange(min=3), default=128, show_default=True, help="Number of starts.")
 @click.option("--tolerance", type=POSITIVE, default=1e-6, show_default=True, help="Tolerance of the reference solve.")
@@ -102,7 +111,7 @@ def command(
                 run.model,
                 (count, *run.info.shape),
                 _solvers(_flat(solvers, SOLVERS), run),
-                forwards=_flat(forwards, FORWARDS),
+                forwards=_flat(forwards, NFE_BUDGETS),
                 rtols=_flat(rtols, TOLERANCES),
                 tolerance=tolerance,
                 seed=seed,
@@ -157,10 +166,10 @@ def _solvers(names: Sequence[str], run: Run) -> Solvers:
     return {name: tuned if name == "tuned" else name for name in names}
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[ComparisonRow]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(Row._fields)
+    writer.writerow(ComparisonRow._fields)
     writer.writerows(rows)
     write(path, buffer.getvalue().encode())
 
@@ -199,12 +208,12 @@ def _panels(result: Comparison) -> list[plots.Panel]:
     return panels
 
 
-def _noise(row: Row, measure: str) -> float:
+def _noise(row: ComparisonRow, measure: str) -> float:
     """Return the standard error of a row's value."""
     return row.distance_error if measure == "energy distance" else 0.0
 
 
-def _at_least(row: Row, measure: str) -> float:
+def _at_least(row: ComparisonRow, measure: str) -> float:
     """Return a row's value, or its standard error if that is larger."""
     value = MEASURES[measure][1](row)
     return max(math.inf if value is None else value, _noise(row, measure))
@@ -249,7 +258,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _cell(row: Row, result: Comparison, measure: str, best: bool) -> str:
+def _cell(row: ComparisonRow, result: Comparison, measure: str, best: bool) -> str:
     """Format a value, its marks (uncertain, best), and its NFE if that is not the column's."""
     value = MEASURES[measure][1](row)
     if value is None or not math.isfinite(value):

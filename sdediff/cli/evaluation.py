@@ -15,7 +15,7 @@ from sdediff import evaluation, plots
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
-from sdediff.evaluation import METHODS, Evaluation
+from sdediff.evaluation import LIKELIHOOD_METHODS, Evaluation
 from sdediff.evaluation.methods import EFFECT, ERROR, TERM
 from sdediff.likelihood.result import ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
@@ -91,7 +91,7 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
         lines.append(f"  stopped at the target of {target:g}; the items are a random part, their mean a fair estimate")
     elif target is not None and not error <= target:
         lines.append(f"  the target of {target:g} was not reached: there are no more items")
-    lines.append(f"  {METHODS[task.method].words}, {nfe:g} forwards, {result.seconds:.1f} s")
+    lines.append(f"  {LIKELIHOOD_METHODS[task.method].description}, {nfe:g} forwards, {result.seconds:.1f} s")
     if terms:
         lines.append(f"  = {' + '.join(f'{value:.4g} {name}' for name, value in terms.items())} (costs)")
     lines += ["", *(f"  {line}" for line in str(budget).splitlines()), ""]
@@ -108,7 +108,7 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
         total=result.total,
         on_target=result.on_target,
         terms=terms,
-        error_budget=budget.as_dict(),
+        error_budget=budget.to_dict(),
         nfe=nfe,
         seconds=result.seconds,
         out=files.out,

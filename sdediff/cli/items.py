@@ -18,7 +18,7 @@ from sdediff.cli.runs import Run, run_config
 from sdediff.data import DATASETS, Dataset, load_dataset, to_levels, to_values
 from sdediff.data.files import load_items
 from sdediff.data.layout import AUTO
-from sdediff.data.remarks import DataWarning, are_levels, said_of_levels
+from sdediff.data.remarks import DataWarning, are_levels, levels_message
 from sdediff.denoiser import Denoiser
 
 ITEM_ARRAYS = ("x_test", "data", "levels", "samples")
@@ -66,7 +66,7 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> DataIte
     elif not items.is_floating_point():
         to_values(items, run.info)  # refuses levels out of range
     elif are_levels(items, run.info):
-        raise ValueError(f"{name}: {said_of_levels(run.info)}")
+        raise ValueError(f"{name}: {levels_message(run.info)}")
     return DataItems(items[:number], name, None if labels is None else labels[:number])
 
 

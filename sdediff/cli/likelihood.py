@@ -35,10 +35,10 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.output import plan
 from sdediff.cli.runs import MAIN, counting, find_run, open_run, pick_device
-from sdediff.data import describe
+from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
-from sdediff.evaluation import METHODS, Method
-from sdediff.evaluation.methods import Columns, Work
+from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
+from sdediff.evaluation.methods import BatchLikelihood, TensorColumns
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
@@ -155,18 +155,18 @@ def command(
     items, name, _ = loaded = read_items(data, run, number)
     condition = with_labels(run, frame.condition, labels, loaded)[1] or None
     if MAIN:
-        frame.console.note(f"data: {name}, {describe(items, run.info)}")
-    _check_data(METHODS[method], given, items)
+        frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
+    _check_data(LIKELIHOOD_METHODS[method], given, items)
     task = Task(frame.console, run, items, name, method, files)
     settings = {**evaluation.identity(run.model, items, condition), "method": method, "seed": seed, **given}
     with evaluation_bar(task, MAIN) as report, _hint_at_force():
         result = evaluation.evaluate(
-            partial(_with_nfe, METHODS[method].work, run.model, seed=seed, **given),
+            partial(_with_nfe, LIKELIHOOD_METHODS[method].evaluate, run.model, seed=seed, **given),
             items,
             seed=seed,
-            size=batch_size,
+            batch_size=batch_size,
             target=target,
-            part=None if files.unfinished is None else evaluation.PartialResults(files.unfinished, settings),
+            partial=None if files.unfinished is None else evaluation.PartialResults(files.unfinished, settings),
             fresh=frame.force,
             processes=processes,
             model=run.model,
@@ -180,10 +180,10 @@ def command(
         sys.exit(INTERRUPTED)
 
 
-def _with_nfe(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
+def _with_nfe(function: BatchLikelihood, model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
     """Evaluate a batch, and add a column of the mean number of network evaluations of its items."""
     with counting(model) as measured:
-        columns = work(model, x, first, **options)
+        columns = function(model, x, first, **options)
     return {**columns, "nfe": torch.full((len(x),), measured.items / len(x), dtype=torch.float64)}
 
 
@@ -198,17 +198,23 @@ def _hint_at_force() -> Iterator[None]:
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:
     """Refuse the options of another method."""
-    wrong = [option for option in given if option not in METHODS[name].options + METHODS[name].integers]
+    wrong = [
+        option
+        for option in given
+        if option not in LIKELIHOOD_METHODS[name].options + LIKELIHOOD_METHODS[name].integer_options
+    ]
     if wrong:
         flags = ", ".join(_flag(option) for option in wrong)
-        raise ValueError(f"{flags}: not an option of the {METHODS[name].words}{' (--elbo)' * (name == 'elbo')}")
+        raise ValueError(
+            f"{flags}: not an option of the {LIKELIHOOD_METHODS[name].description}{' (--elbo)' * (name == 'elbo')}"
+        )
     if name == "flow" and given.get("steps") == math.inf:
         raise ValueError("--steps inf is of the variational bound (--elbo); a path has a number of steps")
 
 
-def _check_data(method: Method, given: Mapping[str, Any], items: Tensor) -> None:
+def _check_data(method: LikelihoodMethod, given: Mapping[str, Any], items: Tensor) -> None:
     """Refuse the options of integer data for continuous ones."""
-    wrong = [_flag(option) for option in method.integers if option in given]
+    wrong = [_flag(option) for option in method.integer_options if option in given]
     if wrong and items.is_floating_point():
         raise ValueError(f"{', '.join(wrong)}: only integer data are dequantised, these are continuous")
 

@@ -20,7 +20,7 @@ from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.numerics import error_of_mean
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.ancestral import Ancestral
-from sdediff.sampling import place
+from sdediff.sampling import node_times
 
 EXAMPLES = """\
   sdediff sample                                 # 64, from the most recent run
@@ -119,4 +119,4 @@ def _count_steps(sampler: Sampler, run: Run, solver: SolverChoice, log_prob: boo
         return len(sampling_path(run.model, sampler, solver.steps, solver.grid).levels) - 1
     if sampler.adaptive:
         return None
-    return len(place(sampler, run.model, solver.steps, solver.grid, (run.model.sde.t_max, 0.0))) - 1
+    return len(node_times(sampler, run.model, solver.steps, solver.grid, (run.model.sde.t_max, 0.0))) - 1

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sdediff.conditioning import Conditioning
+from sdediff.data.section import MOST_ENTRIES
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import read_document, reason, shown
 from sdediff.interop.network import MODEL, DiffusersNetwork, check_timesteps, construct, diffusers_class
@@ -30,7 +31,6 @@ _AUTOENCODERS = ("vae", "vqvae", "movq", "first_stage_model")
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?P<part>-\d+-of-\d+)?\.safetensors")
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Layers of attention by the names that diffusers gave them before its version 0.17."""
-_LARGEST_ITEM = 1 << 28  # numbers
 
 
 def find_model(folder: Path) -> Path | None:
@@ -211,6 +211,6 @@ def _item_shape(config: Mapping[str, Any], name: str, place: Path) -> tuple[int,
         raise ValueError(f"the network in {place} does not say its sample_size: give data=DataInfo(shape=...)")
     sides = [size] * _SPATIAL.get(name, 2) if isinstance(size, int) else list(size)
     shape = (config["in_channels"], *sides)
-    if not all(isinstance(side, int) and side >= 1 for side in shape) or math.prod(shape) > _LARGEST_ITEM:
+    if not all(isinstance(side, int) and side >= 1 for side in shape) or math.prod(shape) > MOST_ENTRIES:
         raise ValueError(f"the network in {place} is for items of shape {shown(shape)}: no such items are known")
     return shape

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.documents import Finite, Named, Positive, function, typed_entry
-from sdediff.numerics import expand, flatten, softplus
+from sdediff.numerics import flatten, softplus
 from sdediff.sde import SDE
 from sdediff.types import Level
 
@@ -162,8 +162,7 @@ class Objective:
             Weight times the mean square error of the predicted noise, ``(B,)``.
         """
         level, weights = self.levels(u)
-        x_t = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps
-        error = flatten(model(x_t, level).eps - eps).square().mean(dim=1)
+        error = flatten(model(level.perturb(x0, eps), level).eps - eps).square().mean(dim=1)
         return weights.to(error) * error
 
 
