@@ -31,8 +31,8 @@ from torch import Tensor
 
 import sdediff
 from sdediff.gaussian import GaussianErrors
-from sdediff.likelihood.bound.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.discrete.decoder import density
+from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, chain_terms, reverse_variance
+from sdediff.likelihood.discrete.decoder import density_decoder
 
 GAUSSIAN = sdediff.analytic.Gaussian((0.7, -0.4), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64))
 LINE = sdediff.analytic.GaussianMixture(((-1.0,), (0.8,)), (0.09, 0.16), (0.4, 0.6))
@@ -169,9 +169,9 @@ def bound_curve() -> Curve:
     for n in sizes:
         chain = sdediff.DDPM.linear(n)
         levels = chain.levels(chain.instants[1:])
-        items = Items(x0, GivenNoise([signs[:, 2:]] * n), density(x0), GaussianErrors.none(x0))
+        items = BoundBatch(x0, GivenNoise([signs[:, 2:]] * n), density_decoder(x0), GaussianErrors.none(x0))
         diffusion, reconstruction = chain_terms(
-            GAUSSIAN.model(chain), items, Steps(levels, reverse_variance("marginal")), 0
+            GAUSSIAN.model(chain), items, ChainSteps(levels, reverse_variance("marginal")), 0
         )
         total = GAUSSIAN.moments.kl(x0, levels[-1]) + diffusion.sum(dim=0) + reconstruction
         errors.append(float(total.mean()) - entropy)

@@ -1,29 +1,53 @@
 """sdediff: DDPM chains as variance-preserving SDEs; samplers, deterministic encoding and likelihood on top.
 
-The public names are these; see the README for an example. They are imported when first asked for, so that the command
-line answers before torch is loaded.
+The public names are those of ``_HOMES`` and the module ``analytic``; the README has an example. They are imported on
+first use, so that the command line answers before torch is loaded.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from sdediff import analytic
-    from sdediff.checkpoint import load, save
-    from sdediff.denoiser import Denoiser, ScoreModel
-    from sdediff.evaluation.solvers import Comparison, compare
-    from sdediff.gaussian import Moments
-    from sdediff.generation import sample
-    from sdediff.grids import GRIDS
-    from sdediff.likelihood import BitsPerDim, Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
-    from sdediff.noise import BrownianPath, NoiseSource
-    from sdediff.parametrization import PREDICTIONS
-    from sdediff.samplers import SAMPLERS
-    from sdediff.sampling import solve
-    from sdediff.sde import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
-    from sdediff.transport import decode, encode, interpolate
-    from sdediff.types import DataInfo, Level, Solution, Split
-    from sdediff.wrappers import Clip, Given, Threshold, Wrapper
+if TYPE_CHECKING:  # "as" marks a name as public for type checkers
+    from sdediff import analytic as analytic
+    from sdediff.checkpoint import load as load
+    from sdediff.checkpoint import save as save
+    from sdediff.denoiser import Denoiser as Denoiser
+    from sdediff.denoiser import ScoreModel as ScoreModel
+    from sdediff.evaluation.solvers import Comparison as Comparison
+    from sdediff.evaluation.solvers import compare as compare
+    from sdediff.gaussian import Moments as Moments
+    from sdediff.generation import sample as sample
+    from sdediff.grids import GRIDS as GRIDS
+    from sdediff.likelihood import BitsPerDim as BitsPerDim
+    from sdediff.likelihood import Elbo as Elbo
+    from sdediff.likelihood import LogLikelihood as LogLikelihood
+    from sdediff.likelihood import bits_per_dim as bits_per_dim
+    from sdediff.likelihood import elbo as elbo
+    from sdediff.likelihood import log_likelihood as log_likelihood
+    from sdediff.noise import BrownianPath as BrownianPath
+    from sdediff.noise import NoiseSource as NoiseSource
+    from sdediff.parametrization import PREDICTIONS as PREDICTIONS
+    from sdediff.samplers import SAMPLERS as SAMPLERS
+    from sdediff.sampling import solve as solve
+    from sdediff.sde import DDPM as DDPM
+    from sdediff.sde import SDE as SDE
+    from sdediff.sde import SDES as SDES
+    from sdediff.sde import VESDE as VESDE
+    from sdediff.sde import VPSDE as VPSDE
+    from sdediff.sde import CosineVPSDE as CosineVPSDE
+    from sdediff.sde import RectifiedFlow as RectifiedFlow
+    from sdediff.sde import SubVPSDE as SubVPSDE
+    from sdediff.transport import decode as decode
+    from sdediff.transport import encode as encode
+    from sdediff.transport import interpolate as interpolate
+    from sdediff.types import DataInfo as DataInfo
+    from sdediff.types import Level as Level
+    from sdediff.types import Solution as Solution
+    from sdediff.types import Split as Split
+    from sdediff.wrappers import Clip as Clip
+    from sdediff.wrappers import Given as Given
+    from sdediff.wrappers import Threshold as Threshold
+    from sdediff.wrappers import Wrapper as Wrapper
 
 __version__ = "0.1.0"
 
@@ -46,48 +70,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "DDPM",
-    "GRIDS",
-    "PREDICTIONS",
-    "SAMPLERS",
-    "SDE",
-    "SDES",
-    "VESDE",
-    "VPSDE",
-    "BitsPerDim",
-    "BrownianPath",
-    "Clip",
-    "Comparison",
-    "CosineVPSDE",
-    "DataInfo",
-    "Denoiser",
-    "Elbo",
-    "Given",
-    "Level",
-    "LogLikelihood",
-    "Moments",
-    "NoiseSource",
-    "RectifiedFlow",
-    "ScoreModel",
-    "Solution",
-    "Split",
-    "SubVPSDE",
-    "Threshold",
-    "Wrapper",
-    "analytic",
-    "bits_per_dim",
-    "compare",
-    "decode",
-    "elbo",
-    "encode",
-    "interpolate",
-    "load",
-    "log_likelihood",
-    "sample",
-    "save",
-    "solve",
-]
+__all__ = sorted([*_HOME, "analytic"])
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-r"""Exact denoisers: data whose density is known at every noise level, the oracle of tests and experiments.
+r"""Exact denoisers: data whose density is known at every noise level, for tests and experiments.
 
 If ``x_0`` is a mixture of ``N(m_k, C_k)`` then ``x_t`` is the mixture of ``N(alpha m_k, alpha^2 C_k + sigma^2 I)`` with
 the same weights, so density, score and posterior mean have closed forms.
@@ -23,13 +23,17 @@ class GaussianMixture:
     """A mixture of K Gaussians in D dimensions.
 
     Args:
-        means: ``(K, D)``.
-        covariances: ``(K, D, D)``, or ``(K,)`` or a float for isotropic components (variances).
-        weights: ``(K,)``, normalised here; equal by default.
-        shape: the shape of a sample if it is not ``(D,)``, for example ``(1, 8, 8)``.
+        means: means of the components, ``(K, D)``.
+        covariances: covariances ``(K, D, D)``, or ``(K,)`` or a float for isotropic components (variances).
+        weights: weights ``(K,)``, normalised here; equal by default.
+        shape: shape of a sample if it is not ``(D,)``, for example ``(1, 8, 8)``.
 
     Raises:
         ValueError: if shapes do not match, a weight is negative, or a covariance is not positive semi-definite.
+
+    >>> law = sdediff.analytic.GaussianMixture([[-1.0], [1.0]], 0.1)
+    >>> law.log_prob(torch.zeros(1, 1)), law.model(sdediff.VPSDE()).denoise(torch.zeros(1, 1), 0.5)
+    (tensor([-4.7676], dtype=torch.float64), tensor([[0.]]))
     """
 
     def __init__(
@@ -66,12 +70,12 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Tensor:
-        """``(D,)``."""
+        """The mean, ``(D,)``."""
         return self.weights @ self.means
 
     @property
     def covariance(self) -> Tensor:
-        """``(D, D)``."""
+        """The covariance, ``(D, D)``."""
         centred = self.means - self.mean
         between = torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
         if self._basis is None:
@@ -84,7 +88,7 @@ class GaussianMixture:
         return Moments.of(self.mean.reshape(self.shape), self.covariance)
 
     def sample(self, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw ``(n, *shape)``."""
+        """Draw samples ``(n, *shape)``."""
         rng = np.random.default_rng(seed)
         component = torch.from_numpy(rng.choice(len(self.weights), size=n, p=self.weights.numpy()))
         z = torch.from_numpy(rng.standard_normal((n, self.dim))) * self._variances[component].sqrt()
@@ -93,7 +97,7 @@ class GaussianMixture:
         return (self.means[component] + z).reshape(n, *self.shape).to(dtype)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
-        """Log-density in nats, float64 ``(B,)``, of the data or, given ``sde`` and ``t``, of ``x_t``.
+        """Return the log-density in nats, float64 ``(B,)``, of the data or, given ``sde`` and ``t``, of ``x_t``.
 
         Raises:
             ValueError: if only one of ``sde`` and ``t`` is given.
@@ -105,7 +109,7 @@ class GaussianMixture:
         return torch.logsumexp(self._log_weights(whitened, variances), dim=1)
 
     def model(self, sde: SDE) -> ScoreModel:
-        """An exact :class:`~sdediff.denoiser.ScoreModel` of these data under ``sde``."""
+        """Return the exact :class:`~sdediff.denoiser.ScoreModel` of these data under ``sde``."""
         # Velocity keeps both halves of the split to rounding, at either end.
         return ScoreModel(
             self._velocity,
@@ -117,7 +121,7 @@ class GaussianMixture:
         )
 
     def split(self, x: Tensor, level: Level) -> Split:
-        """``E[x0 | x]`` and ``E[eps | x]``, float64, each from its own formula."""
+        """Return ``E[x0 | x]`` and ``E[eps | x]``, float64, each from its own formula."""
         flat = flatten(x).double()
         alpha, sigma = expand(level.alpha, flat), expand(level.sigma, flat)
         whitened, variances = self._whiten(flat, level)
@@ -142,7 +146,7 @@ class GaussianMixture:
         return (expand(level.cos, x0) * eps - expand(level.sin, x0) * x0).to(x.dtype)
 
     def _whiten(self, flat: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Residuals in each component's basis and their variances: ``(B, K, D)`` and ``(1 or B, K, D or 1)``.
+        """Return residuals in each component's basis and their variances, ``(B, K, D)`` and ``(1 or B, K, D or 1)``.
 
         For isotropic components the residuals come as their norms ``(B, K, 1)``.
         """
@@ -151,7 +155,7 @@ class GaussianMixture:
         means, a = self.means.to(flat), alpha.reshape(-1, 1)
         if self._basis is None:
             squared = flat.square().sum(1, keepdim=True) - 2.0 * a * (flat @ means.T) + a**2 * means.square().sum(1)
-            # Not 0, where the root has no derivative: a state may sit on a mean.
+            # Not 0, where the root has no derivative: a state may be equal to a mean.
             return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()[..., None], variances
         basis = self._basis.to(flat)
         rotated = (flat @ basis.transpose(0, 1).reshape(self.dim, -1)).reshape(len(flat), -1, self.dim)
@@ -159,7 +163,7 @@ class GaussianMixture:
         return rotated - alpha.reshape(-1, 1, 1) * rotated_means, variances
 
     def _log_weights(self, whitened: Tensor, variances: Tensor) -> Tensor:
-        """``log(weight_k N_k(x))``, ``(B, K)``."""
+        """Return ``log(weight_k N_k(x))``, ``(B, K)``."""
         repeats = self.dim // variances.shape[-1]
         quadratic = (whitened.square() / variances).sum(dim=-1)
         log_det = repeats * variances.log().sum(dim=-1)
@@ -168,7 +172,11 @@ class GaussianMixture:
 
 
 class Gaussian(GaussianMixture):
-    """One Gaussian: ``mean`` of ``(D,)`` and covariance ``(D, D)`` or a variance."""
+    """One Gaussian: ``mean`` of ``(D,)`` and covariance ``(D, D)`` or a variance.
+
+    >>> sdediff.analytic.Gaussian([2.0, 0.0], 0.25).sample(1000).mean(dim=0).round(decimals=1).abs()
+    tensor([2., 0.], dtype=torch.float64)
+    """
 
     def __init__(
         self,

@@ -1,11 +1,10 @@
-"""Trained models on disk: ``model.json`` says what was built, ``model.safetensors`` holds its numbers. No pickles.
+"""Trained models on disk: a description, ``model.json``, and tensors, ``model.safetensors``. No pickles.
 
 ``model.json`` has the format's version, the process with its parameters, the network's name and parameters, the exact
 last layer if there is one, the prediction and the conditioning (names, or names and parameters) and the description of
-the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``). Reading trusts
-neither file: the description is validated, its network is compared with the header of the weights, and only then is
-anything allocated. Files are written beside their place and moved into it: a reader sees the old one
-or the new one.
+the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``). Neither file is
+trusted: the description is validated and its network compared with the header of the weights before anything is
+allocated. Each file is replaced in one step.
 """
 
 from __future__ import annotations
@@ -16,40 +15,48 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.data.section import Data, data_entries
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Entry, Finite, Named, Section, description_of, instance, read_document, reason, validated
+from sdediff.documents import (
+    AnyEntry,
+    Entry,
+    Finite,
+    Named,
+    Section,
+    description_of,
+    instance,
+    read_document,
+    reason,
+    validated,
+)
 from sdediff.files import write
 from sdediff.gaussian import Moments
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
-from sdediff.networks import NETWORKS as OWN
-from sdediff.networks import Levelled, described
+from sdediff.networks import NETWORKS, Levelled, described
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import SDES
-from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors
+from sdediff.tables import subtable
+from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
 
-FORMAT = 1
+MODEL_FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = ChainMap({"diffusers": DiffusersNetwork}, OWN)
-"""Networks that a description can name, entries of :data:`sdediff.networks.NETWORKS` made later too."""
+SAVED_NETWORKS: Mapping[str, Callable[..., nn.Module]] = ChainMap({"diffusers": DiffusersNetwork}, NETWORKS)
+"""Networks that can be saved, those added to :data:`sdediff.networks.NETWORKS` later included."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
-T = TypeVar("T")
 
-
-class Levels(Section):
-    """Values of integer data: how many, the lowest and the highest."""
+class ExactLevels(Section):
+    """Levels of the exact last layer: their number, the lowest and the highest value."""
 
     levels: Annotated[int, Field(ge=2, le=1 << 32)]
     low: Finite = -1.0
@@ -57,12 +64,12 @@ class Levels(Section):
 
 
 class Description(Section):
-    """What ``model.json`` says."""
+    """Content of ``model.json``."""
 
     format: Literal[1]
     sde: Named
     network: Named
-    exact_levels: Levels | None = None
+    exact_levels: ExactLevels | None = None
     prediction: Entry
     conditioning: Entry
     learned_variance: bool = False
@@ -73,20 +80,22 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     """Write a model into the folder ``path``.
 
     Args:
-        model: its network must come from ``NETWORKS`` or be a :class:`~sdediff.interop.DiffusersNetwork`; other
-            callables cannot be built again from a description.
-        path: the folder, made if need be.
-        force: replace the model that is there.
+        model: model whose network is of ``NETWORKS`` or a :class:`~sdediff.interop.DiffusersNetwork`; other callables
+            cannot be built again from a description.
+        path: the folder, created if missing.
+        force: replace the model in the folder.
 
     Raises:
         FileExistsError: if the folder holds a model and ``force`` is not set.
         ValueError: if the network, process or prediction is not one of the library's own.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     """
     path = Path(path)
     if (path / DESCRIPTION).exists() and not force:
         raise FileExistsError(f"{path} already holds a model; force replaces it")
-    description = describe(model)
-    _typed(validated(Description, description))  # whatever is written can be read
+    description = describe_model(model)
+    _typed(validated(Description, description))  # ensures that it can be read
     text = json.dumps(description, indent=2) + "\n"
     network, _ = _own_network(model.network)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -105,7 +114,7 @@ def load(
     data: DataInfo | None = None,
     conditioning: str | Conditioning | None = None,
 ) -> ScoreModel:
-    """Read a model, in evaluation mode: one of :func:`save`, or a folder of diffusers.
+    """Read a model that :func:`save` or diffusers wrote, in evaluation mode.
 
     A folder of diffusers (``unet/`` and ``scheduler/``, or a network and its ``scheduler_config.json``) gives the
     network on its exact chain, without clipping; see :func:`sdediff.interop.load_folder`. It needs the extra
@@ -113,13 +122,17 @@ def load(
 
     Args:
         path: the folder.
-        device: where its weights go.
-        data: what the data are, where the folder does not say or says otherwise.
-        conditioning: how a network of diffusers is asked; see there.
+        device: device of the weights.
+        data: description of the data, in place of the folder's.
+        conditioning: conditioning of a network of diffusers; see there.
 
     Raises:
         FileNotFoundError: if there is no model.
         ValueError: if it is damaged, or is a pickle, which could execute anything; in one line.
+
+    >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
+    >>> sdediff.load("run").sde
+    VPSDE(beta_min=0.1, beta_max=20.0)
     """
     path = Path(path)
     if path.suffix.lower() in _PICKLES or (path.is_file() and path.name not in (DESCRIPTION, TENSORS)):
@@ -149,7 +162,7 @@ def _load_own(folder: Path) -> ScoreModel:
         return _rebuild(_description(folder), folder / TENSORS)
     except OSError:
         raise
-    except Exception as error:  # whatever constructors make of values that nobody has chosen
+    except Exception as error:  # constructors may raise anything for arbitrary values
         raise ValueError(f"the model in {folder} is damaged: {reason(error)}") from None
 
 
@@ -158,7 +171,7 @@ def _description(folder: Path) -> Description:
 
 
 def read_info(folder: Path) -> DataInfo | None:
-    """Return what the data of the model in a folder are, if it says so.
+    """Return the description of the data of the model in a folder, if there is one.
 
     Raises:
         FileNotFoundError: if there is no model.
@@ -172,19 +185,19 @@ def read_info(folder: Path) -> DataInfo | None:
 
 
 def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
-    """Return the folder under ``root`` in which a file, the model's by default, was written last.
+    """Return the folder under ``root`` whose file ``holding``, the model's by default, was written last.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    found = sorted(Path(root).glob(f"*/{holding}"), key=lambda file: (file.stat().st_mtime_ns, file))
-    if not found:
+    files = sorted(Path(root).glob(f"*/{holding}"), key=lambda file: (file.stat().st_mtime_ns, file))
+    if not files:
         raise FileNotFoundError(f"no run under {Path(root)}")
-    return found[-1].parent
+    return files[-1].parent
 
 
-def describe(model: ScoreModel) -> dict[str, Any]:
-    """Return what :func:`load` needs to build the model again, as JSON values.
+def describe_model(model: ScoreModel) -> dict[str, Any]:
+    """Return the description from which :func:`load` builds a model, as JSON values.
 
     Raises:
         ValueError: if a part is not one of the library's own.
@@ -194,10 +207,10 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         raise ValueError(f"only processes that are dataclasses can be saved, not {type(model.sde).__name__}")
     sde = {field.name: getattr(model.sde, field.name) for field in fields(model.sde) if field.init}
     return {
-        "format": FORMAT,
+        "format": MODEL_FORMAT,
         "sde": {"name": _name_of(SDES, type(model.sde), "process"), **sde},
-        "network": {"name": _name_of(NETWORKS, type(network), "network"), **network.config},
-        **({"exact_levels": head.config} if head is not None else {}),  # files without it are older
+        "network": {"name": _name_of(SAVED_NETWORKS, type(network), "network"), **network.config},
+        **({"exact_levels": head.config} if head is not None else {}),  # absent in older files
         "prediction": description_of(PREDICTIONS, model.prediction, "prediction"),
         "conditioning": description_of(CONDITIONINGS, model.interface, "conditioning"),
         **({"learned_variance": True} if model.learned_variance else {}),
@@ -206,38 +219,38 @@ def describe(model: ScoreModel) -> dict[str, Any]:
 
 
 def _own_network(network: object) -> tuple[nn.Module, Levelled | None]:
-    """The network of a table, and the exact layer that it is in."""
+    """Return the network of a table, and the exact layer around it if there is one."""
     head, inner = (network, network.network) if isinstance(network, Levelled) else (None, network)
-    if not isinstance(inner, nn.Module) or type(inner) not in NETWORKS.values():
+    if not isinstance(inner, nn.Module) or type(inner) not in SAVED_NETWORKS.values():
         raise ValueError(
-            f"only networks of the library can be saved ({', '.join(NETWORKS)}), not {type(inner).__name__}"
+            f"only networks of the library can be saved ({', '.join(SAVED_NETWORKS)}), not {type(inner).__name__}"
         )
     if not isinstance(getattr(inner, "config", None), Mapping):
         raise ValueError(f"{type(inner).__name__} can be saved with a dict `config` of the parameters that build it")
     return inner, head
 
 
-def _name_of(table: Mapping[str, T], entry: T, what: str) -> str:
-    for name, known in table.items():
-        if known is entry:
+def _name_of(table: Mapping[str, AnyEntry], entry: AnyEntry, what: str) -> str:
+    for name, other in table.items():
+        if other is entry:
             return name
     raise ValueError(f"only a {what} of the library can be saved ({', '.join(table)}), not {entry!r}")
 
 
 def _rebuild(description: Description, weights: Path) -> ScoreModel:
-    """The model of a description and the file of its tensors."""
+    """Build the model of a description and the file of its tensors."""
     sde, named, levels = _typed(description)
     data = None if description.data is None else description.data.info()
     if data is not None and "shape" in named.parameters and tuple(named.parameters["shape"]) != data.shape:
         raise ValueError(f"the network is for items {tuple(named.parameters['shape'])}, the data are {data.shape}")
     shapes = read_shapes(weights)
-    of_network, of_moments = (_part(shapes, prefix) for prefix in ("network.", "moments."))
+    of_network, of_moments = (subtable(shapes, prefix) for prefix in ("network.", "moments."))
     if len(of_network) + len(of_moments) != len(shapes) or not of_moments.keys() <= {f.name for f in fields(Moments)}:
         raise ValueError(f"{weights.name} holds tensors that are neither weights nor moments")
-    network = described(build_for(lambda: NETWORKS[named.name](**named.parameters), of_network), named.parameters)
+    network = described(build_for(lambda: SAVED_NETWORKS[named.name](**named.parameters), of_network), named.parameters)
     tensors, _ = read_tensors(weights)
-    fill(network, _part(tensors, "network."))
-    moments = Moments(**_part(tensors, "moments.")) if of_moments else None
+    fill(network, subtable(tensors, "network."))
+    moments = Moments(**subtable(tensors, "moments.")) if of_moments else None
     if moments is not None:
         _check_moments(moments, None if data is None else data.shape)
     if isinstance(network, DiffusersNetwork) and data is not None:
@@ -255,43 +268,32 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
     )
 
 
-def _typed(description: Description) -> tuple[Named, Named, Levels | None]:
-    """Process, network and exact layer, with the parameters that they take."""
+def _typed(description: Description) -> tuple[Named, Named, ExactLevels | None]:
+    """Return process, network and exact layer, with validated parameters."""
     network, levels = _exact_levels(description)
-    sde, network = description.sde.typed(SDES, "sde", "process"), network.typed(NETWORKS, "network", "network")
+    sde, network = description.sde.typed(SDES, "sde", "process"), network.typed(SAVED_NETWORKS, "network", "network")
     outputs = network.parameters.get("outputs")
     if levels is not None and outputs not in (None, levels.levels):
         raise ValueError(f"an exact layer of {levels.levels} levels is no layer for a network of {outputs} outputs")
     return sde, network, levels
 
 
-def _part(table: Mapping[str, T], prefix: str) -> dict[str, T]:
-    return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
-
-
-def _exact_levels(description: Description) -> tuple[Named, Levels | None]:
-    """The network and its exact layer, which version 0.1.0 wrote among the network's parameters."""
+def _exact_levels(description: Description) -> tuple[Named, ExactLevels | None]:
+    """Return the network and its exact layer, which version 0.1.0 wrote among the network's parameters."""
     old, keys = description.network.parameters, ("levels", "low", "high")
     if description.network.name not in ("mlp", "unet") or not all(key in old for key in keys):
         return description.network, description.exact_levels
     head = {key: old.pop(key) for key in keys}
     if head["levels"] is None:
         return Named(name=description.network.name, **old), None
-    levels = validated(Levels, head, "network")
+    levels = validated(ExactLevels, head, "network")
     return Named(name=description.network.name, **{**old, "outputs": levels.levels}), levels
 
 
 def _check_moments(moments: Moments, shape: tuple[int, ...] | None) -> None:
-    """Refuse moments that are no mean and covariance of such items."""
+    """Refuse moments whose shapes or values are not those of a mean and covariance of the items."""
     check_finite({name: value for name, value in vars(moments).items() if value is not None})
     size = moments.mean.numel()
     fits = moments.variances.shape == (size,) and (moments.basis is None or moments.basis.shape == (size, size))
     if not fits or (shape is not None and moments.mean.shape != shape) or bool((moments.variances < 0.0).any()):
         raise ValueError("the moments are no mean and covariance of the data")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, in one step."""
-    write(
-        path, to_bytes({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata)
-    )

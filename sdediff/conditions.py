@@ -1,8 +1,8 @@
-"""Conditions: what a network is told about an item besides its noisy state and the noise level.
+"""Conditions: inputs of a network for each item besides its noisy state and the noise level.
 
 A condition is a tensor, a tuple or a dict of tensors, each with one row an item, or with a single row for all items.
-The network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``. Rows are picked wherever items
-leave a batch, are repeated, or are solved again (:meth:`Condition.rows`), so that a label stays with its item.
+The network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``. Rows are selected with the items
+of a batch wherever these are removed, repeated or solved again (:meth:`Condition.rows`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 ConditionLike = Any
 """A tensor (or a number, or a list of numbers), or a tuple or a dict of such; ``None`` for no condition."""
 Rows = Tensor | NDArray[np.int64] | Sequence[int] | slice
-"""Which items of a batch: indices, with repeats or without, a mask, or a slice."""
+"""Selection of items of a batch: indices, with repeats or without, a mask, or a slice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Condition:
     """The arguments of a network beside the state and the time.
 
     Attributes:
-        positional: tensors of one row an item, or a single row for all, in the order of the network's arguments.
-        named: the same, by the names of the network's arguments.
+        positional: tensors with one row an item, or a single row for all, in the order of the network's arguments.
+        named: tensors likewise, by the names of the network's arguments.
     """
 
     positional: tuple[Tensor | None, ...] = ()
@@ -36,7 +36,7 @@ class Condition:
 
     @classmethod
     def of(cls, given: ConditionLike) -> Condition:
-        """Read a tensor, a tuple or a dict of tensors.
+        """Return the condition of a tensor, or a tuple or dict of tensors.
 
         Raises:
             ValueError: for anything else, or tensors whose numbers of rows differ.
@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def count(self) -> int | None:
-        """The number of items that have rows of their own; ``None`` where one row stands for all.
+        """The number of items with their own rows; ``None`` where one row is for all.
 
         Raises:
             ValueError: for tensors whose numbers of rows differ.
@@ -72,7 +72,7 @@ class Condition:
         return counts[0] if counts else None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """Return the condition with every tensor changed."""
+        """Return the condition with a function applied to every tensor."""
 
         def of(value: Tensor | None) -> Tensor | None:
             return None if value is None else change(value)
@@ -80,7 +80,7 @@ class Condition:
         return Condition(tuple(map(of, self.positional)), {name: of(value) for name, value in self.named.items()})
 
     def rows(self, index: Rows) -> Condition:
-        """Return the rows of some items; a single row stays the row of all."""
+        """Return the rows of some items; a single row is for all of them."""
 
         def pick(value: Tensor) -> Tensor:
             if len(value) == 1:
@@ -95,7 +95,7 @@ class Condition:
         """Refuse a condition that is not one row an item, or a single one.
 
         Raises:
-            ValueError: naming both numbers.
+            ValueError: naming the numbers of rows and items.
         """
         if self.count not in (None, items):
             raise ValueError(
@@ -103,9 +103,9 @@ class Condition:
             )
 
     def arguments(self, x: Tensor, dtype: torch.dtype) -> Condition:
-        """Return what a network is called with for the states ``x`` ``(B, *shape)``: copies, one row an item.
+        """Return the network's arguments for the states ``x`` ``(B, *shape)``: copies, one row an item.
 
-        Real numbers are put into the network's ``dtype``; whole numbers stay as they are.
+        Floats are converted to the network's ``dtype``; integers stay as they are.
         """
         self.check(len(x))
 
@@ -117,7 +117,7 @@ class Condition:
 
 
 def _rows_of(value: Any, name: str) -> Tensor | None:
-    """A tensor with a first dimension for the items."""
+    """Return a value as a tensor with a first dimension for the items."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Configuration: one typed, validated, immutable tree, read from TOML or JSON and changed by dotted overrides.
+"""Configuration of a training run: an immutable, validated tree, read from TOML or JSON, changed by dotted overrides.
 
 ``sde`` and ``network`` name an entry of a table; their other keys are the parameters of that entry, checked against
 its signature. Predictions, conditionings, weightings and time laws are named alone, or as a table with a name and
@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 
 from sdediff.conditioning import CONDITIONINGS
-from sdediff.data.layout import AUTO, LAYOUTS
+from sdediff.data import LAYOUTS, Dataset, load_dataset
+from sdediff.data.layout import AUTO
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
 from sdediff.gaussian import Moments
@@ -29,24 +30,24 @@ from sdediff.sde import DDPM, SDE, SDES
 from sdediff.types import DataInfo
 
 PROCESSES: Mapping[str, Callable[..., SDE]] = ChainMap({"ddpm": DDPM.linear, "ddpm-cosine": DDPM.cosine}, SDES)  # type: ignore[arg-type]
-"""What a configuration may name, entries of ``SDES`` made later too; chains come by their length, not their betas."""
+"""Processes of a configuration, those added to ``SDES`` later included; chains are given by length, not by betas."""
 
-MOST_LEVELS = 32
-"""Integer data with at most so many levels get the exact last layer, :class:`sdediff.networks.LevelHead`."""
+EXACT_LEVELS_UP_TO = 32
+"""Largest number of levels for which integer data get the exact last layer, :class:`sdediff.networks.LevelHead`."""
 
-_MOST = 1 << 31  # steps, items: more than any run has, and less than integers overflow at
+_COUNT_LIMIT = 1 << 31  # of steps or items: more than any run has, and no overflow
 
-Count = Annotated[int, Field(ge=0, lt=_MOST)]
-Natural = Annotated[int, Field(gt=0, lt=_MOST)]
+Count = Annotated[int, Field(ge=0, lt=_COUNT_LIMIT)]
+Natural = Annotated[int, Field(gt=0, lt=_COUNT_LIMIT)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DataSection(Section):
-    """Which data.
+    """The data set.
 
     Attributes:
-        name: of ``DATASETS``, or a path.
-        seed: of the hold-out, and of synthetic points.
+        name: a name of ``DATASETS``, or a path.
+        seed: seed of the hold-out, and of synthetic points.
         layout: the axes of an item in a file, a name of ``LAYOUTS``.
         standardise: whether the model sees continuous rows of a file with mean 0 and deviation 1 in each column; data
             and samples keep their units in any case.
@@ -56,6 +57,10 @@ class DataSection(Section):
     seed: Seed = 0
     layout: str = AUTO
     standardise: bool = True
+
+    def load(self) -> Dataset:
+        """Load the data set, see :func:`~sdediff.data.load_dataset`."""
+        return load_dataset(self.name, self.seed, self.layout, standardise=self.standardise)
 
 
 class SdeSection(Named):
@@ -71,26 +76,26 @@ class NetworkSection(Named):
 
 
 class ModelSection(Section):
-    """What the network predicts and what it is asked with: names of ``PREDICTIONS`` and ``CONDITIONINGS``."""
+    """The network's output and its noise-level input: entries of ``PREDICTIONS`` and ``CONDITIONINGS``."""
 
     prediction: Entry = "v_prediction"
     conditioning: Entry = "logsnr"
 
 
 class TrainingSection(Section):
-    """The optimisation. Intervals are in steps; 0 switches the thing off.
+    """The optimisation. Intervals are in steps; 0 means never.
 
     Attributes:
         steps: optimiser steps.
         batch_size: items a step, over all processes.
-        learning_rate: AdamW's, after the warm-up; it falls to zero along a half cosine.
-        weight_decay: AdamW's.
+        learning_rate: AdamW's rate after the warm-up; it falls to zero along a half cosine.
+        weight_decay: AdamW's weight decay.
         warmup: steps of linear warm-up.
         clip: bound on the norm of the gradient.
-        ema: decay of the moving average of the weights, the ones that are kept.
-        time_law: how noise levels are drawn, a name of ``TIME_LAWS``.
-        weighting: how they are weighted, a name of ``WEIGHTINGS``.
-        seed: of the weights, the order of the data, the levels and the noise.
+        ema: decay of the moving average of the weights, which is the saved model.
+        time_law: distribution of the noise levels, an entry of ``TIME_LAWS``.
+        weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``.
+        seed: seed of the weights, the order of the data, the levels and the noise.
         log_every: steps between two lines of metrics.
         held_out_every: steps between two losses on held-out data.
         sample_every: steps between two sample pictures.
@@ -114,7 +119,7 @@ class TrainingSection(Section):
 
 
 class Config(Section):
-    """Everything a training run depends on."""
+    """All settings of a training run."""
 
     data: DataSection = DataSection()
     sde: SdeSection = SdeSection()
@@ -133,17 +138,17 @@ class Config(Section):
 
         config = validated(cls, values)
         sde = config.sde.typed(PROCESSES, "sde", "process")
-        PROCESSES[sde.name](**sde.parameters)  # its own check of the values
+        PROCESSES[sde.name](**sde.parameters)  # which checks the values
         network = config.network
         if network.name != "auto":
-            network = network.typed(NETWORKS, "network", "network", given=_GIVEN)
+            network = network.typed(NETWORKS, "network", "network", given=_FROM_DATA)
         choose(LAYOUTS, config.data.layout, "layout")
-        asked = {
+        typed = {
             "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
             "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),
         }
         objective = typed_objective(config.training.time_law, config.training.weighting)
-        model, training = config.model.model_copy(update=asked), config.training.model_copy(update=objective)
+        model, training = config.model.model_copy(update=typed), config.training.model_copy(update=objective)
         return config.model_copy(update={"sde": sde, "network": network, "model": model, "training": training})
 
     @classmethod
@@ -168,7 +173,7 @@ class Config(Section):
             raise ValueError(f"{path}: {error}") from None
 
     def updated(self, overrides: Mapping[str, Any]) -> Self:
-        """Return the same with settings changed, for example ``{"training.steps": "100", "sde.name": "flow"}``.
+        """Return a copy with settings changed, for example ``{"training.steps": "100", "sde.name": "flow"}``.
 
         Strings are read as the setting's type; lists as JSON. Naming another process or network drops the parameters
         of the old one; so does naming another entry elsewhere, whose parameters are a level below:
@@ -197,7 +202,7 @@ class Config(Section):
         return type(self).of(values)
 
     def to_json(self) -> str:
-        """The configuration as indented JSON; :meth:`load` reads it back."""
+        """Return the configuration as indented JSON, which :meth:`load` reads."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -218,11 +223,11 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     if section.name == "auto":
         section = section.model_copy(update={"name": default_network(data.shape)})
     make = choose(NETWORKS, section.name, "network")
-    parameters = section.typed(NETWORKS, "network", "network", given=_GIVEN).parameters
-    levels = data.levels if data.levels is not None and data.levels <= MOST_LEVELS else None
+    parameters = section.typed(NETWORKS, "network", "network", given=_FROM_DATA).parameters
+    levels = data.levels if data.levels is not None and data.levels <= EXACT_LEVELS_UP_TO else None
     exact = levels is not None and _takes_levels(config) and "outputs" in inspect.signature(make).parameters
     parameters = {"shape": data.shape, **parameters, **({"outputs": levels} if exact else {})}
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; what they draw is replaced
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights from the global generator, which are replaced
         network = described(make(**parameters), parameters)
     if levels is not None and exact:
         network = Levelled(network, levels, data.low, data.high)
@@ -239,17 +244,17 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     )
 
 
-_GIVEN = ("shape", "outputs")
-"""Parameters of networks that the data decide."""
+_FROM_DATA = ("shape", "outputs")
+"""Parameters of networks that follow from the data."""
 
 
 def _takes_levels(config: Config) -> bool:
-    """Whether the network's output is the velocity of the VP frame, which the exact layer for levels computes."""
+    """Return whether the network predicts the velocity of the VP frame, which the exact layer for levels computes."""
     return config.model.prediction == "v_prediction" and config.model.conditioning == "logsnr"
 
 
 def _decoded(value: Any) -> Any:
-    """A string that holds a JSON list becomes one; all else is left to the setting's type."""
+    """Parse a string that holds a JSON list; other values are left to the setting's type."""
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             return json.loads(value)

@@ -1,9 +1,8 @@
 r"""Denoisers: callables ``(x, level) -> Split``, and the model that makes one from a network and a process.
 
-A :class:`Denoiser` declares everything that a solver may ask: the split itself, what it costs, what the network
-predicts, where it likes to be asked, the rows of some items, the data's moments. ``score``, ``epsilon`` and ``denoise``
-follow from the split. :class:`ScoreModel` is the one built from a network; :mod:`sdediff.wrappers` change one and pass
-everything else on.
+A :class:`Denoiser` is everything that a solver needs: the split itself, its cost in forwards, the network's prediction
+and preferred times, the rows of some items, the data's moments. ``score``, ``epsilon`` and ``denoise`` follow from the
+split. :class:`ScoreModel` is built from a network; :mod:`sdediff.wrappers` change the clean half of another.
 """
 
 from __future__ import annotations
@@ -27,14 +26,18 @@ from sdediff.types import DataInfo, Level, Split, Time
 
 
 class Denoiser(nn.Module, ABC):
-    """A denoiser of one process: all that a solver may ask.
+    """A denoiser of one process, with all that a solver needs.
 
     Attributes:
         sde: the forward process whose states it splits.
         moments: mean and covariance of the data where known, else ``None``.
         data: shape, levels, range and units of the data where known, else ``None``. States are in the model's
             coordinates, ``(x - data.shift) / data.scale``.
-        prediction: what the network predicts, which says where its errors are magnified; the velocity by default.
+        prediction: parametrisation of the network, which gives its errors in the velocity; the velocity by default.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> model.denoise(torch.zeros(1, 2), 1.0).round(decimals=2)  # pure noise: the mean of the data
+    tensor([[2., 0.]])
     """
 
     sde: SDE
@@ -51,24 +54,24 @@ class Denoiser(nn.Module, ABC):
         return 1
 
     def snap(self, times: Tensor) -> Tensor:
-        """Move the nodes ``(N + 1,)`` of a grid to where the network is best asked; the ends stay."""
+        """Move the inner nodes of a grid ``(N + 1,)`` to the network's own times."""
         return times
 
     def given(self, condition: ConditionLike) -> Denoiser:
         """Return the denoiser under a condition: a tensor, tuple or dict of tensors, one row an item or one for all.
 
         Raises:
-            ValueError: if it takes none, or the condition is nothing of the kind.
+            ValueError: if the denoiser takes none, or for an invalid condition.
         """
         if Condition.of(condition):
             raise ValueError(f"{type(self).__name__} takes no condition")
         return self
 
     def rows(self, index: Rows) -> Denoiser:
-        """Return the denoiser of some items of its batch, whose conditions go with them.
+        """Return the denoiser of some items of its batch, with their conditions.
 
         Args:
-            index: the items' indices, with repeats or without, a mask, or a slice.
+            index: selection of the items: indices, with repeats or without, a mask, or a slice.
         """
         return self
 
@@ -80,7 +83,7 @@ class Denoiser(nn.Module, ABC):
         """Refuse a batch of ``count`` items if the condition belongs to another number of them.
 
         Raises:
-            ValueError: naming both numbers.
+            ValueError: naming both numbers of items.
         """
 
     @property
@@ -91,7 +94,7 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states made for the network: its own, but single precision where that is half."""
+        """The dtype of states for the network: its own, at least single precision."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -101,7 +104,7 @@ class Denoiser(nn.Module, ABC):
         return torch.device("cpu") if parameter is None else parameter.device
 
     def _parameter(self) -> Tensor | None:
-        """The first parameter of real numbers."""
+        """Return the first parameter of floats."""
         return next((parameter for parameter in self.parameters() if parameter.is_floating_point()), None)
 
     def split(self, x: Tensor, t: Time) -> Split:
@@ -110,15 +113,15 @@ class Denoiser(nn.Module, ABC):
         return result
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """``E[x0 | x_t = x]``, shape of ``x``."""
+        """Return ``E[x0 | x_t = x]``, shape of ``x``."""
         return self.split(x, t).x0
 
     def epsilon(self, x: Tensor, t: Time) -> Tensor:
-        """``E[eps | x_t = x]``, shape of ``x``."""
+        """Return ``E[eps | x_t = x]``, shape of ``x``."""
         return self.split(x, t).eps
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """``grad log p_t(x) = -E[eps | x] / sigma``, shape of ``x``.
+        """Return ``grad log p_t(x) = -E[eps | x] / sigma``, shape of ``x``.
 
         Raises:
             ValueError: at ``t = 0``, where sigma = 0.
@@ -130,7 +133,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class ScoreModel(Denoiser):
-    """A network, a process, and what the network predicts.
+    """A denoiser of a network, a process and a prediction.
 
     Args:
         network: any callable ``(x, t, *condition) -> tensor`` of the shape of ``x``; ``t`` has shape ``(B,)`` and lies
@@ -139,21 +142,25 @@ class ScoreModel(Denoiser):
         sde: the forward process.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
             :class:`~sdediff.parametrization.Prediction`.
-        conditioning: what the network is asked with: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
+        conditioning: inputs of the network: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
             ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
             the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number
-            ``t N - 1``, or, where they know integers alone, ``"interpolated"`` (two forwards between instants, see
+            ``t N - 1``, or, if they take integers alone, ``"interpolated"`` (two forwards between instants, see
             :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
             :class:`~sdediff.conditioning.Conditioning`.
         moments: mean and covariance of the data, for the moment-matched prior.
         data: shape, levels, range and units of the data, for sampling without a shape and for bits/dim.
-        learned_variance: the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1] that
-            says where the reverse step's log-variance lies, ``Split.fraction = (v + 1) / 2``.
-        module: the module behind a function that hides it.
+        learned_variance: whether the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1]
+            with the place of the reverse step's log-variance, ``Split.fraction = (v + 1) / 2``.
+        module: module that a function runs, if it cannot be found.
 
     Raises:
         ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output is no
             tensor of the state's shape (with twice the channels for a learned variance).
+
+    >>> model = sdediff.ScoreModel(lambda x, t: torch.zeros_like(x), sdediff.VPSDE(), "epsilon")
+    >>> model.score(torch.ones(1, 2), 0.5)
+    tensor([[-0., -0.]])
     """
 
     def __init__(
@@ -192,38 +199,38 @@ class ScoreModel(Denoiser):
         self.split_batch = False
 
     def __repr__(self) -> str:
-        """Show what was built, without the network's layers."""
+        """Show the parts, without the network's layers."""
         name = getattr(self.network, "__qualname__", type(self.network).__qualname__)
         count = sum(parameter.numel() for parameter in self.parameters())
-        told = f", prediction={type(self.prediction).__name__}, conditioning={self.conditioning!r}"
-        told += ", learned_variance=True" if self.learned_variance else ""
-        return f"ScoreModel({name} of {count:,} parameters, {self.sde!r}{told}, data={self.data!r})"
+        options = f", prediction={type(self.prediction).__name__}, conditioning={self.conditioning!r}"
+        options += ", learned_variance=True" if self.learned_variance else ""
+        return f"ScoreModel({name} of {count:,} parameters, {self.sde!r}{options}, data={self.data!r})"
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``; the network keeps its dtype, the state its own."""
-        return self.interface.between(self._ask, self.sde, x, level)
+        return self.interface.split(self._evaluate, self.sde, x, level)
 
     def nfe(self, level: Level) -> int:
         """Return the number of forwards that a split at ``level`` takes: 2 where it is interpolated, else 1."""
-        return self.interface.forwards(self.sde, level)
+        return self.interface.nfe(self.sde, level)
 
     def snap(self, times: Tensor) -> Tensor:
-        """Move nodes of a grid to the nearest instants for networks that know these alone."""
-        return self.interface.settle(self.sde, times)
+        """Move inner nodes of a grid to the nearest instants for networks of integer timesteps."""
+        return self.interface.snap(self.sde, times)
 
     def given(self, condition: ConditionLike) -> ScoreModel:
-        """Return the model under a condition, which takes the place of the one that it has."""
+        """Return the model under a condition, which replaces its present one."""
         return self if condition is None else self._under(Condition.of(condition))
 
     def rows(self, index: Rows) -> ScoreModel:
-        """Return the model of some items, whose conditions go with them.
+        """Return the model of some items, with their conditions.
 
-        A function may hide something that belongs to the items of a batch, and would then answer for the wrong ones:
-        it is tried once, where its batch is first split.
+        A function may contain inputs of its own for each item of a batch, which would then be those of other items: it
+        is tested once, at the first forward of a part of a batch.
         """
         if self.condition.count is not None:
             return self._under(self.condition.rows(index))
-        if self.equivariance is None or self.equivariance.proved or self.condition:
+        if self.equivariance is None or self.equivariance.passed or self.condition:
             return self
         return self._under(self.condition, split=True)
 
@@ -232,22 +239,22 @@ class ScoreModel(Denoiser):
         self.condition.check(count)
 
     def _under(self, condition: Condition, split: bool = False) -> ScoreModel:
-        """The same network, sharing everything, under another condition."""
+        """Return the model under another condition, with all parts shared."""
         twin = twin_of(self)
         twin.condition, twin.split_batch = condition, split
         return twin
 
-    def _ask(self, x: Tensor, level: Level) -> Split:
-        """One forward of the network, on copies of everything that it could write to."""
+    def _evaluate(self, x: Tensor, level: Level) -> Split:
+        """Split a state by one forward of the network, on copies of its inputs, as it could write to them."""
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        state, told = self.interface.inputs(x, level, dtype, self.sde)
+        state, conditioning = self.interface.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
         condition = self.condition.arguments(x, dtype)
-        if self.equivariance is not None and self.split_batch and not self.equivariance.proved:
-            output = self.equivariance.ask(state, told)
+        if self.equivariance is not None and self.split_batch and not self.equivariance.passed:
+            output = self.equivariance.evaluate(state, conditioning)
         else:
-            output = tensor_of(self.network(state, told, *condition.positional, **condition.named))
+            output = tensor_of(self.network(state, conditioning, *condition.positional, **condition.named))
         wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
         if output.shape != wanted:
             twice = " and its learned variance" if self.learned_variance else ""
@@ -261,11 +268,11 @@ class ScoreModel(Denoiser):
         return split
 
 
-D = TypeVar("D", bound=Denoiser)
+DenoiserT = TypeVar("DenoiserT", bound=Denoiser)
 
 
-def twin_of(denoiser: D) -> D:
-    """Return a copy of a denoiser that shares every part and may be given others."""
+def twin_of(denoiser: DenoiserT) -> DenoiserT:
+    """Return a shallow copy of a denoiser, with its own table of modules."""
     twin = copy.copy(denoiser)
     twin.__dict__["_modules"] = dict(denoiser._modules)
     return twin

@@ -1,8 +1,8 @@
-"""JSON and TOML that others may have written: read strictly, then validated by typed sections.
+"""JSON and TOML documents, possibly of foreign origin: read strictly, then validated by typed sections.
 
 A document is an object of bounded size and depth, with each key once, integers that fit 64 bits and text that can be
-shown; sections take finite numbers alone. A section names an entry of one of the library's tables, alone or with
-parameters; these are checked against the signature of that entry, wherever they come from: a configuration, a model's
+printed; sections take finite numbers only. A section names an entry of one of the library's tables, alone or with
+parameters; these are checked against the signature of that entry, whether they come from a configuration, a model's
 description or the command line.
 """
 
@@ -24,11 +24,11 @@ from pydantic_core import PydanticCustomError
 from sdediff.numerics import choose
 
 MOST_BYTES = 1 << 25
-"""The largest document that is read: a chain of a million betas has 20 MB."""
-_DEPTH, _SHOWN, _COMPLAINTS, _LONGEST = 32, 80, 5, 500
+"""Size of the largest document that is read: a chain of a million betas has 20 MB."""
+_MOST_NESTED, _SHOWN, _COMPLAINTS, _MOST_TEXT = 32, 80, 5, 500
 
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
+AnyEntry = TypeVar("AnyEntry")
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -39,7 +39,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is too large, no text, not well formed, or holds what no setting can be.
+        ValueError: if it is too large, no text, not well formed, or holds values that no setting can have.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -49,8 +49,9 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
     try:
         text = raw.decode("utf-8")
-        content = tomllib.loads(text) if path.suffix.lower() == ".toml" else _parsed(text)
-        _check(content, 0)
+        toml = path.suffix.lower() == ".toml"
+        content = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_unique_keys)
+        _check_values(content, 0)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):
@@ -58,39 +59,35 @@ def read_document(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once: of two values nobody knows which is meant."""
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its entries, refusing repeated keys, whose value would be ambiguous."""
     content = dict(pairs)
     if len(content) != len(pairs):
-        seen = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in seen if seen.count(key) > 1))} is there twice")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
     return content
 
 
-def _check(value: Any, depth: int) -> None:
-    """Refuse depths, integers and text that cannot be used."""
-    if depth > _DEPTH:
+def _check_values(value: Any, depth: int) -> None:
+    """Refuse values nested too deeply, large integers and invalid text."""
+    if depth > _MOST_NESTED:
         raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
         for key, inner in value.items():
-            _check(key, depth + 1)
-            _check(inner, depth + 1)
+            _check_values(key, depth + 1)
+            _check_values(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check(inner, depth + 1)
+            _check_values(inner, depth + 1)
     elif isinstance(value, int):
         if not -(1 << 63) <= value < 1 << 63:
             raise ValueError(f"it holds {shown(value)}, which no setting can be")
     elif isinstance(value, str):
-        value.encode("utf-8")  # half a surrogate pair cannot be shown
+        value.encode("utf-8")  # half a surrogate pair cannot be printed
 
 
 def shown(value: Any) -> str:
-    """Return what came, for an error message: short, whatever it is."""
+    """Return a short text of any value, for an error message."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, list | tuple | dict) and len(value) > _SHOWN:
@@ -100,10 +97,10 @@ def shown(value: Any) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, in one line that can be shown; its kind too where that is not the usual one."""
-    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    line = " ".join(f"{kind}{error}".split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST])
+    """Return an error's message in one printable line; with its type, unless that is ``ValueError`` or ``OSError``."""
+    prefix = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    line = " ".join(f"{prefix}{error}".split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_MOST_TEXT])
     return line or type(error).__name__
 
 
@@ -122,29 +119,29 @@ class Named(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The keys beside ``name``."""
+        """The keys other than ``name``."""
         return dict(self.model_extra or {})
 
     def typed(
         self, table: Mapping[str, Callable[..., Any]], where: str, what: str, *, given: tuple[str, ...] = ()
     ) -> Self:
-        """Return the same with parameters of the types that the entry of ``table`` takes.
+        """Return a copy with parameters of the types that the entry of ``table`` takes.
 
         Args:
-            table: of the entry.
-            where: it stands, for messages.
-            what: an entry of the table is called.
+            table: table of the entry.
+            where: place in the document, for messages.
+            what: word for an entry of the table, for messages.
             given: parameters that come from elsewhere.
 
         Raises:
             ValueError: in one line, for an unknown name or parameters that do not fit.
         """
         checked = validated(_schema(choose(table, self.name, what), given), self.parameters, where)
-        kept = {key: getattr(checked, key) for key in sorted(checked.model_fields_set)}
-        return type(self)(name=self.name, **kept)
+        parameters = {key: getattr(checked, key) for key in sorted(checked.model_fields_set)}
+        return type(self)(name=self.name, **parameters)
 
 
-def _entry(value: Any) -> str | Named:
+def _parse_entry(value: Any) -> str | Named:
     if isinstance(value, str | Named):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
@@ -152,7 +149,7 @@ def _entry(value: Any) -> str | Named:
     raise PydanticCustomError("entry", "should be a name, or a table with a name and parameters")
 
 
-Entry = Annotated[str | Named, BeforeValidator(_entry)]
+Entry = Annotated[str | Named, BeforeValidator(_parse_entry)]
 """An entry of a table: its name, or a table with ``name`` and parameters."""
 
 
@@ -162,10 +159,10 @@ def typed_entry(
     """Return an entry with parameters of the types that it takes: a function's arguments, or an object's fields.
 
     Args:
-        table: of the entry.
+        table: table of the entry.
         chosen: a name, or a name and parameters.
-        where: it stands, for messages.
-        what: an entry of the table is called.
+        where: place in the document, for messages.
+        what: word for an entry of the table, for messages.
         given: arguments that come from elsewhere.
 
     Raises:
@@ -183,8 +180,8 @@ def typed_entry(
     return chosen.typed({chosen.name: maker}, where, what, given=given)
 
 
-def instance(table: Mapping[str, T], chosen: str | Named, what: str) -> T:
-    """Return an entry of a table of objects, with its parameters changed where some are given.
+def instance(table: Mapping[str, AnyEntry], chosen: str | Named, what: str) -> AnyEntry:
+    """Return an entry of a table of objects, with the given parameters changed.
 
     Raises:
         ValueError: for an unknown name, or parameters that the entry does not have.
@@ -193,17 +190,17 @@ def instance(table: Mapping[str, T], chosen: str | Named, what: str) -> T:
     if isinstance(typed, str):
         return choose(table, typed, what)
     entry: Any = table[typed.name]
-    changed: T = replace(entry, **typed.parameters)
+    changed: AnyEntry = replace(entry, **typed.parameters)
     return changed
 
 
-def function(table: Mapping[str, T], chosen: str | Named, what: str, *, given: tuple[str, ...]) -> T:
-    """Return an entry of a table of functions, with its parameters bound where some are given.
+def function(table: Mapping[str, AnyEntry], chosen: str | Named, what: str, *, given: tuple[str, ...]) -> AnyEntry:
+    """Return an entry of a table of functions, with the given parameters bound.
 
     Args:
         table: the functions.
         chosen: a name, or a name and parameters.
-        what: an entry of the table is called.
+        what: word for an entry of the table, for messages.
         given: the arguments that are left open.
 
     Raises:
@@ -213,43 +210,43 @@ def function(table: Mapping[str, T], chosen: str | Named, what: str, *, given: t
     if isinstance(typed, str):
         return choose(table, typed, what)
     entry: Any = table[typed.name]
-    bound: T = partial(entry, **typed.parameters)  # type: ignore[assignment]
+    bound: AnyEntry = partial(entry, **typed.parameters)  # type: ignore[assignment]
     return bound
 
 
-def description_of(table: Mapping[str, T], entry: T, what: str) -> str | dict[str, Any]:
-    """Return what :func:`instance` makes the same object from: a name, with the parameters where there are some.
+def description_of(table: Mapping[str, AnyEntry], entry: AnyEntry, what: str) -> str | dict[str, Any]:
+    """Return the description from which :func:`instance` makes an equal object: a name, with parameters if any.
 
     Raises:
-        ValueError: if nothing in the table is of its kind, or it holds more than numbers, text and lists of them.
+        ValueError: if no entry of the table has its type, or it holds more than numbers, text and lists of them.
     """
-    alike = [name for name, known in table.items() if type(known) is type(entry)]
-    own = [name for name in alike if table[name] is entry or table[name] == entry] + alike
-    if not own:
+    same_type = [name for name, other in table.items() if type(other) is type(entry)]
+    names = [name for name in same_type if table[name] is entry or table[name] == entry] + same_type
+    if not names:
         raise ValueError(f"only a {what} of the library's table can be saved ({', '.join(table)}), not {entry!r}")
     if is_dataclass(entry):
         parameters = {field.name: getattr(entry, field.name) for field in fields(entry) if field.init}
-        if parameters and not all(map(_plain, parameters.values())):
+        if parameters and not all(map(_is_json, parameters.values())):
             raise ValueError(f"{what} {entry!r} cannot be saved: its parameters are more than numbers and text")
-        return {"name": own[0], **parameters} if parameters else own[0]
-    if vars(entry) and table[own[0]] is not entry:
+        return {"name": names[0], **parameters} if parameters else names[0]
+    if vars(entry) and table[names[0]] is not entry:
         raise ValueError(f"{what} {entry!r} cannot be saved: make it a dataclass, whose fields are its parameters")
-    return own[0]
+    return names[0]
 
 
-def _plain(value: Any) -> bool:
-    """Whether JSON gives the value back."""
+def _is_json(value: Any) -> bool:
+    """Return whether a value survives a round trip through JSON."""
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
+        return all(map(_is_json, value))
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 @cache
 def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
-    """The parameters of a table's entry, from its signature."""
+    """Return a model of the parameters of a table's entry, from its signature."""
     try:
         parameters = list(inspect.signature(entry, eval_str=True).parameters.values())
-    except NameError:  # annotations that name what only type checkers import
+    except NameError:  # annotations of names that only type checkers import
         parameters = [p.replace(annotation=p.empty) for p in inspect.signature(entry).parameters.values()]
     settings = ConfigDict(
         extra="allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "forbid",
@@ -265,24 +262,24 @@ def _schema(entry: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel
 
 
 def _type_of(parameter: inspect.Parameter) -> Any:
-    """What a parameter is declared to be, or else what its default is."""
+    """Return the annotation of a parameter, or else the type of its default."""
     if parameter.annotation is not parameter.empty:
         return parameter.annotation
     return type(parameter.default) if isinstance(parameter.default, bool | int | float | str) else Any
 
 
-def validated(model: type[M], values: Any, where: str = "") -> M:
-    """Validate, with the complaints in one line.
+def validated(model: type[AnyModel], values: Any, where: str = "") -> AnyModel:
+    """Validate values, with all errors in one line.
 
     Raises:
-        ValueError: naming each wrong setting, the first few where there are many.
+        ValueError: naming each wrong setting, the first few if there are many.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        lines = [_complaint(model, item, where) for item in found[:_COMPLAINTS]]
-        rest = [f"and {len(found) - _COMPLAINTS} more"] * (len(found) > _COMPLAINTS)
+        errors = error.errors(include_url=False)
+        lines = [_complaint(model, item, where) for item in errors[:_COMPLAINTS]]
+        rest = [f"and {len(errors) - _COMPLAINTS} more"] * (len(errors) > _COMPLAINTS)
         raise ValueError(reason(ValueError("; ".join(dict.fromkeys(lines + rest))))) from None
 
 

@@ -1,7 +1,7 @@
-"""Networks of others: the modules behind a function, the state that they share with their owner, what they return.
+"""Networks as arbitrary callables: the modules that they run, their modes, and their outputs.
 
-A model may be built from any callable. What its modules own (parameters, mode, buffers) belongs to whoever made them:
-modules are found and registered, their mode is put back after use, and tensors handed to them are copies.
+A model may be built from any callable. Its modules are found and registered, their mode is restored after use, and the
+tensors passed to them are copies.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 
 def modules_of(network: Callable[..., Any]) -> list[nn.Module]:
-    """Find the modules that a callable runs: itself, or what a function, partial, method or object refers to.
+    """Find the modules that a callable runs: itself, or those that a function, partial, method or object refers to.
 
-    Followed are closures, default arguments, the global names and attributes that the code mentions, the arguments of
-    partials and the objects of bound methods; each module once, those within others left out.
+    References are closures, default arguments, the global names and attributes in the code, the arguments of partials
+    and the objects of bound methods. Each module is returned once, submodules of others are not.
     """
     found: dict[int, nn.Module] = {}
     seen: set[int] = set()
@@ -39,7 +39,7 @@ def modules_of(network: Callable[..., Any]) -> list[nn.Module]:
 
 
 def _references(thing: Any) -> Iterator[Any]:
-    """Yield what a callable, or a container of modules, refers to."""
+    """Yield the references of a callable or a container of modules."""
     if isinstance(thing, functools.partial):
         yield from (thing.func, *thing.args, *thing.keywords.values())
     elif isinstance(thing, types.MethodType):
@@ -55,18 +55,18 @@ def _references(thing: Any) -> Iterator[Any]:
 
 
 def _mentioned(function: Any, owner: Any = None) -> Iterator[Any]:
-    """Yield what a function's code can reach by the names in it."""
+    """Yield the objects that a function's code can reach by the names in it."""
     code = getattr(function, "__code__", None)
     if code is None or str(getattr(function, "__module__", "")).partition(".")[0] == "torch":
         return
-    names = set(_names(code))
+    names = set(_names_in(code))
     holders = [owner, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # a name that is not bound yet
             holders.append(cell.cell_contents)
     holders += [function.__globals__[name] for name in names if name in function.__globals__]
     yield from holders[1:] if owner is None or not isinstance(owner, nn.Module) else holders
-    for holder in holders:  # and the attributes of those that hold the network for others
+    for holder in holders:  # and attributes of objects that may contain the network
         if isinstance(holder, Tensor | nn.Module) or not hasattr(holder, "__dict__"):
             continue
         if isinstance(holder, types.ModuleType):
@@ -79,17 +79,17 @@ def _mentioned(function: Any, owner: Any = None) -> Iterator[Any]:
             )
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Yield the names in a function's code and in that of the functions within it."""
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """Yield the names in a function's code, nested functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from _names_in(constant)
 
 
-_SAME = 1e-2
-"""Relative difference up to which two answers are the same but for rounding, in whatever precision."""
-_CURE = "what belongs to an item, such as its label, has to be given as condition=, so that it stays with the item"
+_TOLERANCE = 1e-2
+"""Relative difference up to which two outputs are equal but for rounding, in any precision."""
+_REMEDY = "what belongs to an item, such as its label, has to be given as condition=, so that it stays with the item"
 
 NOTHING_TO_DIFFERENTIATE = (
     "there is nothing to differentiate: neither the data nor a parameter of the model requires a gradient; "
@@ -102,8 +102,8 @@ def evaluating(model: nn.Module, keep_mode: bool = False) -> Iterator[None]:
     """Put every module of a model into evaluation mode, and each back into its own afterwards.
 
     Args:
-        model: the module whose parts are put into evaluation mode.
-        keep_mode: whether to leave all as they are, for those who want dropout.
+        model: the model.
+        keep_mode: whether to leave all modules in their own mode, for dropout.
     """
     training = [] if keep_mode else [part for part in model.modules() if part.training]
     for part in training:
@@ -116,63 +116,63 @@ def evaluating(model: nn.Module, keep_mode: bool = False) -> Iterator[None]:
 
 
 def tensor_of(output: Any) -> Tensor:
-    """Return the tensor in what a network returned: itself, or the ``sample`` of an object, as diffusers' have.
+    """Return the tensor of a network's output: itself, or the ``sample`` of an object of diffusers.
 
     Raises:
-        ValueError: for anything else, saying what to do.
+        ValueError: for anything else, with the remedy.
     """
     if isinstance(output, Tensor):
         return output
     sample = None if isinstance(output, dict) else getattr(output, "sample", None)
     if isinstance(sample, Tensor):
         return sample
-    cures = {tuple: "[0]", list: "[0]", dict: '["sample"]'}
-    cure = next((part for kind, part in cures.items() if isinstance(output, kind)), None)
-    advice = "" if cure is None else f": wrap it, for example lambda x, t: network(x, t){cure}"
+    remedies = {tuple: "[0]", list: "[0]", dict: '["sample"]'}
+    remedy = next((index for kind, index in remedies.items() if isinstance(output, kind)), None)
+    advice = "" if remedy is None else f": wrap it, for example lambda x, t: network(x, t){remedy}"
     raise ValueError(f"the network returned {type(output).__name__}, not a tensor{advice or ': return the prediction'}")
 
 
 class Equivariance:
-    """Whether a function treats each item of a batch on its own, whatever its place: tried once, at the first states.
+    """Test of whether a function treats each item of a batch alone, whatever its place; made once, at the first states.
 
     Attributes:
-        proved: whether it was tried, and does.
+        passed: whether the test was made and passed.
     """
 
     def __init__(self, network: Callable[..., Any]) -> None:
-        self.network, self.proved = network, False
+        self.network, self.passed = network, False
 
-    def ask(self, x: Tensor, told: Any) -> Tensor:
-        """Return the function's answer, of one forward in which the batch stands behind itself.
+    def evaluate(self, x: Tensor, conditioning: Any) -> Tensor:
+        """Return the function's output, from one forward of the batch repeated twice.
 
         Args:
-            x: the states, ``(B, *shape)``.
-            told: the times, ``(B,)``, or a level.
+            x: states ``(B, *shape)``.
+            conditioning: times ``(B,)``, or a level.
 
         Raises:
             ValueError: if the two halves differ, or the function fails on a batch of another size.
         """
         try:
-            output = self.network(torch.cat([x, x]), _twice(told))
+            output = self.network(torch.cat([x, x]), _twice(conditioning))
         except Exception as error:  # whatever a network may raise
-            raise ValueError(f"the network fails on a part of the batch ({error}): {_CURE}") from error
-        answer = tensor_of(output)
-        first, second = answer[: len(x)], answer[len(x) :]
-        if not bool(torch.isfinite(first).all()):  # which says nothing of places, and is for the solver to report
+            raise ValueError(f"the network fails on a part of the batch ({error}): {_REMEDY}") from error
+        both = tensor_of(output)
+        first, second = both[: len(x)], both[len(x) :]
+        if not bool(torch.isfinite(first).all()):  # no evidence about places; the solver reports it
             return first
-        if len(answer) == 2 * len(x) and _alike(second, first):
-            self.proved = True
-        elif _alike(tensor_of(self.network(torch.cat([x, x]), _twice(told)))[: len(x)], first):  # else it is random
-            raise ValueError(f"the network's answer depends on an item's place in the batch: {_CURE}")
+        if len(both) == 2 * len(x) and _alike(second, first):
+            self.passed = True
+        elif _alike(tensor_of(self.network(torch.cat([x, x]), _twice(conditioning)))[: len(x)], first):  # else random
+            raise ValueError(f"the network's answer depends on an item's place in the batch: {_REMEDY}")
         return first
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).detach().norm() <= _SAME * other.detach().norm())
+    return one.shape == other.shape and bool((one - other).detach().norm() <= _TOLERANCE * other.detach().norm())
 
 
-def _twice(told: Any) -> Any:
-    """Times, or a level, of a batch that stands behind itself."""
-    if isinstance(told, Tensor):
-        return torch.cat([told, told]) if told.ndim else told
-    return type(told)(*map(_twice, told)) if isinstance(told, tuple) else told
+def _twice(conditioning: Any) -> Any:
+    """Return the times, or the level, of a batch repeated twice."""
+    if isinstance(conditioning, Tensor):
+        return torch.cat([conditioning, conditioning]) if conditioning.ndim else conditioning
+    return type(conditioning)(*map(_twice, conditioning)) if isinstance(conditioning, tuple) else conditioning

@@ -1,8 +1,8 @@
 r"""The data's own Gaussian: mean and covariance, and what follows from them at any noise level.
 
 If ``x_0 ~ N(m, C)`` then ``x_t ~ N(alpha m, alpha^2 C + sigma^2 I)``, exactly. For other data this is the Gaussian
-with the right first two moments: a better terminal prior than ``N(0, sigma^2 I)``, coordinates in which a solver has
-little left to integrate (:class:`Whitened`), and a control variate of known mean (:class:`GaussianErrors`).
+with the right first two moments: a better terminal prior than ``N(0, sigma^2 I)``, coordinates in which the
+integrand of a solver is small (:class:`Whitened`), and a control variate of known mean (:class:`GaussianErrors`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ class Moments:
     """Mean and covariance ``U diag(v) U^T`` of data of shape ``shape``, with ``D = prod(shape)``.
 
     Attributes:
-        mean: ``shape``.
-        variances: ``(D,)``, of the coordinates in ``basis``.
-        basis: orthogonal ``(D, D)``, columns are directions; ``None`` for the coordinate axes.
+        mean: the mean, of shape ``shape``.
+        variances: variances along the basis, ``(D,)``.
+        basis: orthogonal matrix ``(D, D)`` whose columns are directions; ``None`` for the coordinate axes.
+
+    >>> sdediff.Moments.fit(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).mean
+    tensor([2., 0.], dtype=torch.float64)
     """
 
     mean: Tensor
@@ -51,23 +54,25 @@ class Moments:
 
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor) -> Moments:
-        """From a mean of any shape and a covariance ``(D, D)``."""
+        """Return the moments of a mean of any shape and a covariance ``(D, D)``."""
         variances, basis = torch.linalg.eigh(covariance.double())
         return cls(mean.double(), variances.clamp(min=0.0), basis)
 
     @classmethod
-    def fit(cls, data: Tensor, *, full_up_to: int = 1024, turn: Callable[[Tensor], Tensor] = Tensor.double) -> Moments:
-        """Fit ``data`` ``(n, *shape)``, of any number type and a part at a time.
+    def fit(
+        cls, data: Tensor, *, full_up_to: int = 1024, transform: Callable[[Tensor], Tensor] = Tensor.double
+    ) -> Moments:
+        """Fit ``data`` ``(n, *shape)`` of any number type, a part at a time.
 
         Args:
-            data: the items.
-            full_up_to: the most dimensions that get the full covariance; beyond, its diagonal.
-            turn: from rows ``(k, D)`` to the rows, as many, that are fitted.
+            data: items of data.
+            full_up_to: largest number of dimensions with a full covariance; beyond, its diagonal.
+            transform: function from rows ``(k, D)`` to the rows, as many, that are fitted.
         """
         flat = flatten(data)
         count, dim = flat.shape
-        mean = torch.stack([turn(part).double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
-        centred = (turn(part).double() - mean for part in in_parts(flat))
+        mean = torch.stack([transform(part).double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
+        centred = (transform(part).double() - mean for part in in_parts(flat))
         if dim > full_up_to or count < 2:
             variances = sum((part.square().sum(dim=0) for part in centred), start=torch.zeros_like(mean)) / count
             return cls(mean.reshape(data.shape[1:]), variances)
@@ -75,12 +80,12 @@ class Moments:
         return cls.of(mean.reshape(data.shape[1:]), products / count)
 
     def to(self, x: Tensor) -> Moments:
-        """The same on the dtype and device of ``x``."""
+        """Return the moments in the dtype and on the device of ``x``."""
         basis = None if self.basis is None else self.basis.to(x)
         return Moments(self.mean.to(x), self.variances.to(x), basis)
 
     def coordinates(self, x: Tensor, alpha: Scalar = 1.0) -> Tensor:
-        """Return ``x - alpha m`` along the axes of the covariance, ``(B, D)``; of the dtype and device of both."""
+        """Return ``x - alpha m`` in the basis of the covariance, ``(B, D)``."""
         flat = flatten(x - alpha * self.mean)
         return flat if self.basis is None else flat @ self.basis
 
@@ -93,7 +98,7 @@ class Moments:
         return variances.sqrt()
 
     def sample(self, z: Tensor, level: Level) -> Tensor:
-        """Turn standard normals ``(B, *shape)`` into draws of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        """Transform standard normals ``(B, *shape)`` into draws of ``N(alpha m, alpha^2 C + sigma^2)``."""
         self._check(z)
         own = self.to(z)
         flat = flatten(z) * own._std(level)
@@ -101,7 +106,7 @@ class Moments:
         return flat.reshape(z.shape) + level.alpha * own.mean
 
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
-        """Log-density (nats, ``(B,)``, float64) of ``N(alpha m, alpha^2 C + sigma^2)``."""
+        """Return the log-density (nats, ``(B,)``, float64) of ``N(alpha m, alpha^2 C + sigma^2)``."""
         self._check(x)
         x = x.double() if x.device.type != "mps" else x
         own = self.to(x)
@@ -119,7 +124,7 @@ class Moments:
 
 
 class GaussianLevel(NamedTuple):
-    """A noise level in the coordinates of the data's Gaussian: each one's standard deviation and angle, ``(D,)``."""
+    """A noise level in the basis of the data's Gaussian: standard deviation rho and angle phi, ``(D,)``."""
 
     cos: Scalar
     sin: Scalar
@@ -128,7 +133,7 @@ class GaussianLevel(NamedTuple):
 
 
 class Whitened:
-    r"""Coordinates of a state measured against the data's own Gaussian; without moments the frame itself.
+    r"""Coordinates of a state whitened by the data's own Gaussian; the variance-preserving frame without moments.
 
     In the basis of the data's covariance, where a coordinate has mean m and variance l, and with
     ``rho = sqrt(sin^2 + l cos^2)`` the standard deviation of ``y = cos x0 + sin eps``,
@@ -136,7 +141,7 @@ class Whitened:
         u = (y - cos m) / rho,    tan(phi) = tan(theta) / sqrt(l)
         du / d phi = v = (sqrt(l) cos eps - sin (x0 - m) / sqrt(l)) / rho
 
-    is the probability-flow ODE with nothing left in it of what a Gaussian explains: ``v = 0`` for Gaussian data. With
+    is the probability-flow ODE without its Gaussian part: ``v = 0`` for Gaussian data. With
     ``m = 0`` and ``l = 1`` it is the plain velocity on the angle.
 
     Args:
@@ -148,84 +153,84 @@ class Whitened:
         self.mean = torch.zeros((), dtype=torch.float64) if moments is None else flatten(moments.mean.double()[None])[0]
         variances = torch.ones(1, dtype=torch.float64) if moments is None else moments.variances.double()
         if moments is not None and not float(variances.max()) > 0.0:
-            variances = torch.ones_like(variances)  # a point mass: nothing to measure against
-        self.std = variances.clamp(min=_FLOOR * float(variances.max())).sqrt().cpu()  # beside the other coefficients
+            variances = torch.ones_like(variances)  # a point mass
+        self.std = variances.clamp(min=_FLOOR * float(variances.max())).sqrt().cpu()  # with the other coefficients
 
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = {}
         self._eyes: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def at(self, level: Level) -> GaussianLevel:
-        """A level, of floats or of float64 tensors through which gradients flow."""
+        """Return the level of floats, or of float64 tensors through which gradients flow, in these coordinates."""
         cos, sin = as_float64(level.cos).cpu(), as_float64(level.sin).cpu()
         return GaussianLevel(level.cos, level.sin, torch.hypot(sin, self.std * cos), torch.atan2(sin, self.std * cos))
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and basis on the dtype and device of ``x``, moved there once."""
+        """Return mean and basis in the dtype and on the device of ``x``, moved there once."""
         key = x.dtype, x.device
         if key not in self._cast:
             self._cast[key] = self.mean.to(x), None if self.basis is None else self.basis.to(x)
         return self._cast[key]
 
     def turn(self, x: Tensor) -> Tensor:
-        """``(..., D)`` into the basis of the covariance."""
+        """Rotate ``(..., D)`` into the basis of the covariance."""
         _, basis = self._like(x)
         return x if basis is None else x @ basis
 
     def back(self, x: Tensor) -> Tensor:
-        """``(..., D)`` out of the basis of the covariance."""
+        """Rotate ``(..., D)`` out of the basis of the covariance."""
         _, basis = self._like(x)
         return x if basis is None else x @ basis.T
 
     def axes(self, x: Tensor) -> Tensor:
-        """The axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
+        """Return the axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
         _, basis = self._like(x)
         if basis is not None:
             return basis.T
         key = x[0].numel(), x.dtype, x.device
-        if key not in self._eyes:  # one for all nodes: a graph through them keeps it
+        if key not in self._eyes:  # one for all nodes, as a graph through them keeps it
             self._eyes[key] = torch.eye(key[0], dtype=x.dtype, device=x.device)
         return self._eyes[key]
 
-    def into(self, y: Tensor, spot: GaussianLevel) -> Tensor:
-        """``u`` ``(B, D)`` of a state ``y`` ``(B, *shape)``."""
+    def into(self, y: Tensor, level: GaussianLevel) -> Tensor:
+        """Whiten a state ``y`` ``(B, *shape)`` to ``u`` ``(B, D)``."""
         mean, _ = self._like(y)
-        return self.turn(flatten(y) - spot.cos * mean) / spot.rho.to(y)
+        return self.turn(flatten(y) - level.cos * mean) / level.rho.to(y)
 
-    def out(self, u: Tensor, spot: GaussianLevel, like: Tensor) -> Tensor:
-        """The state ``y`` of ``u``, in the shape of ``like``."""
-        (mean, _), y = self._like(u), u * spot.rho.to(u)
-        return (self.back(y) + spot.cos * mean).reshape(like.shape)
+    def out(self, u: Tensor, level: GaussianLevel, like: Tensor) -> Tensor:
+        """Return the state ``y`` of ``u``, in the shape of ``like``."""
+        (mean, _), y = self._like(u), u * level.rho.to(u)
+        return (self.back(y) + level.cos * mean).reshape(like.shape)
 
-    def velocity(self, split: Split, spot: GaussianLevel) -> Tensor:
-        """``du / d phi``, ``(B, D)``, of any two halves."""
+    def velocity(self, split: Split, level: GaussianLevel) -> Tensor:
+        """Return ``du / d phi``, ``(B, D)``, of any two halves."""
         (x0, eps), (mean, _) = (flatten(half) for half in split), self._like(split.x0)
-        noise = self.turn(eps) * (self.std * spot.cos / spot.rho).to(eps)
-        return noise - self.turn(x0 - mean) * (spot.sin / (self.std * spot.rho)).to(x0)
+        noise = self.turn(eps) * (self.std * level.cos / level.rho).to(eps)
+        return noise - self.turn(x0 - mean) * (level.sin / (self.std * level.rho)).to(x0)
 
-    def slope(self, split: Split, u: Tensor, spot: GaussianLevel) -> Tensor:
-        """The same where the halves are those of ``u``: one turn of their plain velocity instead of two."""
-        plain = flatten(split.mix(-spot.sin, spot.cos))
+    def slope(self, split: Split, u: Tensor, level: GaussianLevel) -> Tensor:
+        """Return ``du / d phi`` of the two halves of ``u``, by one rotation of their plain velocity instead of two."""
+        plain = flatten(split.mix(-level.sin, level.cos))
         mean, _ = self._like(plain)
-        linear = (self.std - 1.0 / self.std) * spot.sin * spot.cos
-        return self.turn(plain + spot.sin * mean) * (spot.rho / self.std).to(u) + u * linear.to(u)
+        linear = (self.std - 1.0 / self.std) * level.sin * level.cos
+        return self.turn(plain + level.sin * mean) * (level.rho / self.std).to(u) + u * linear.to(u)
 
 
 class GaussianErrors:
-    r"""What a Gaussian denoiser would cost at a batch of items: a control variate whose mean is known.
+    r"""Squared errors of a Gaussian denoiser at a batch of items: a control variate of known mean.
 
-    If the data were ``N(m, C)`` with variances c along the basis of C, the best guess of the noise in
-    ``alpha x0 + sigma eps`` would err, along each direction and with ``gamma = (alpha / sigma)^2``, by
+    If the data were ``N(m, C)`` with variances c along the basis of C, the best estimate of the noise in
+    ``alpha x0 + sigma eps`` has the error, along each direction and with ``gamma = (alpha / sigma)^2``, by
 
         eps - eps_G = k eps - s z,    k = c gamma / (1 + c gamma),    s = sqrt(gamma) / (1 + c gamma),    z = x0 - m
 
     Over the noise its square has the mean ``k^2 + s^2 z^2``, whose integral over the half log-SNR lambda is
-    ``1/2 [log(1 + c gamma) + (1 + gamma z^2) / (1 + c gamma)]`` where ``c > 0``. A real denoiser sees the same noise
-    and errs much alike, above all near the data, where neither can tell noise from data and both err by all of it: the
-    difference of the two errors is small, and what is taken away is given back exactly.
+    ``1/2 [log(1 + c gamma) + (1 + gamma z^2) / (1 + c gamma)]`` where ``c > 0``. The errors of a trained
+    denoiser at the same noise are strongly correlated with these, above all near the data, where both are all of the
+    noise: the difference of the two is small, and the mean of the control variate is added exactly.
 
     Args:
-        x0: the items, ``(B, *shape)``.
-        moments: of the Gaussian.
+        x0: items ``(B, *shape)``.
+        moments: moments of the Gaussian.
     """
 
     def __init__(self, x0: Tensor, moments: Moments) -> None:
@@ -234,14 +239,14 @@ class GaussianErrors:
 
     @classmethod
     def none(cls, x0: Tensor) -> GaussianErrors:
-        """No control: each item its own mean, without variance, which a denoiser guesses without error."""
+        """Return errors that are all 0, for no control variate."""
         errors = cls(x0, Moments.zero(x0.shape[1:]))
         errors._z = torch.zeros_like(errors._z)
         return errors
 
     @property
     def device(self) -> torch.device:
-        """Where the errors are."""
+        """The device of the errors."""
         return self._z.device
 
     def _turn(self, x: Tensor) -> Tensor:
@@ -249,18 +254,18 @@ class GaussianErrors:
         return flat if self._basis is None else flat @ self._basis
 
     def drawn(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
-        """``|eps - eps_G|^2`` with the noise ``eps`` ``(B, *shape)`` at one level or one a sample: float64 ``(B,)``."""
+        """Return ``|eps - eps_G|^2`` of noise ``(B, *shape)`` at one level or one a sample, float64 ``(B,)``."""
         lam = torch.as_tensor(half_log_snr, dtype=torch.float64, device=eps.device).reshape(-1, 1)
         return (self._keep(lam) * self._turn(eps) - self._shrink(lam) * self._z).square().sum(dim=1)
 
     def mean(self, half_log_snr: Tensor) -> Tensor:
-        """Its mean over the noise at levels ``(L,)``: float64 ``(L, B)``."""
+        """Return the mean over the noise at levels ``(L,)``: float64 ``(L, B)``."""
         lam = half_log_snr.to(self._z.device).reshape(-1, 1)
         keep = self._keep(lam).square().sum(dim=1, keepdim=True)
         return keep + self._shrink(lam).square() @ self._z.square().T
 
     def integral(self, half_log_snr: Tensor) -> Tensor:
-        """The mean's integral over lambda between neighbours of ``(S + 1,)``, from large to small: ``(S, B)``."""
+        """Integrate the mean over lambda between neighbours of ``(S + 1,)``, from large to small: ``(S, B)``."""
         lam = half_log_snr.to(self._z.device).reshape(-1, 1)
         keep, shrink = self._keep(lam), self._shrink(lam)
         # With gamma = e^(2 lambda): d keep^2 = d/2 [log(1 + c gamma) - keep], d shrink^2 = d/2 [gamma / (1 + c gamma)]
@@ -269,17 +274,17 @@ class GaussianErrors:
         return -primitive.diff(dim=0)
 
     def _keep(self, lam: Tensor) -> Tensor:
-        """``k``, ``(L, D)``."""
+        """Return ``k``, ``(L, D)``."""
         gain = self._variances * torch.exp(2.0 * lam)
         return gain / (1.0 + gain)
 
     def _shrink(self, lam: Tensor) -> Tensor:
-        """``s``, ``(L, D)``."""
+        """Return ``s``, ``(L, D)``."""
         return torch.exp(lam) / (1.0 + self._variances * torch.exp(2.0 * lam))
 
 
 def prior_moments(prior: str, moments: Moments | None) -> Moments | None:
-    """Return the moments of the terminal law that ``prior=`` names, of a model that knows these of its data.
+    """Return the moments of the terminal law ``prior``, for data of the given moments.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,7 +1,7 @@
-"""Signals that end a program, taken where nothing is lost: Ctrl-C, SIGTERM and, where there is one, SIGHUP.
+"""Handling of the signals that end a program, without loss of work: Ctrl-C, SIGTERM and, where it exists, SIGHUP.
 
-They reach the main thread alone; in any other nothing here does anything. A signal that is ignored from the start, as
-SIGHUP under ``nohup``, stays so.
+Signals reach the main thread only; in other threads nothing here has an effect. A signal that is ignored from the
+start, as SIGHUP under ``nohup``, stays ignored.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from types import FrameType
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What supervisors, schedulers and closed terminals send."""
+"""Signals of supervisors, schedulers and closed terminals."""
 
-_TOGETHER = 1.0  # seconds within which several of them are one: some send two in a row
+_REPEAT = 1.0  # seconds within which several signals count as one: some supervisors send two in a row
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupt:
-    """While entered, signals only set ``wanted``, to be looked at between two steps; a second Ctrl-C is not patient."""
+    """A context in which signals only set ``wanted``, to be tested between two steps; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -44,13 +44,13 @@ class Interrupt:
 
 @contextmanager
 def ending_interrupts() -> Iterator[None]:
-    """While entered, SIGTERM and SIGHUP raise ``KeyboardInterrupt``, as Ctrl-C does."""
-    last = -_TOGETHER
+    """Raise ``KeyboardInterrupt`` on SIGTERM and SIGHUP, as on Ctrl-C, while entered."""
+    last = -_REPEAT
 
     def handle(*_: object) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _TOGETHER:
+        if now - last >= _REPEAT:
             last = now
             raise KeyboardInterrupt
 
@@ -60,15 +60,15 @@ def ending_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _handlers(numbers: tuple[int, ...], handler: Handler) -> Iterator[None]:
-    """While entered, a handler of some signals."""
-    before: dict[int, Any] = {}
+    """Handle some signals while entered."""
+    previous: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                # Shells start background jobs with SIGINT ignored; whoever sends it to one by number means it.
+                # Shells start background jobs with SIGINT ignored; one that is sent explicitly is to be obeyed.
                 if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                    before[number] = signal.signal(number, handler)
+                    previous[number] = signal.signal(number, handler)
         yield
     finally:
-        for number, old in before.items():
+        for number, old in previous.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)

@@ -1,24 +1,23 @@
-"""Scalar functions that keep their digits, and the one way a scalar meets a state."""
+"""Scalar functions without cancellation, and products of scalars with states."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sdediff.types import Scalar
-
-T = TypeVar("T")
+Scalar = float | Tensor
+"""A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
+EntryT = TypeVar("EntryT")
 
 LOG_2PI = math.log(2.0 * math.pi)
 _ROUNDING = 1e-9  # of numbers up to a million in float64, with room
 
 PART = 1 << 20
-"""Entries of a data set that are worked on together where all at once would take memory."""
+"""Number of entries of a data set that are processed at a time."""
 
 
 def as_float64(value: Scalar) -> Tensor:
@@ -31,7 +30,7 @@ def as_float64(value: Scalar) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in float64, in which densities are summed, on devices that have it."""
+    """Return ``x`` in float64, in which densities are summed, on devices that have it."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -41,7 +40,7 @@ def single(x: Tensor) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """``log(1 - exp(x))`` for ``x <= 0`` without cancellation at either end (Maechler, 2012)."""
+    """Compute ``log(1 - exp(x))`` for ``x <= 0`` without cancellation at either end (Maechler, 2012)."""
     near_zero = x > -math.log(2.0)
     # Both branches get arguments at which they are finite, so that gradients are finite too.
     return torch.where(
@@ -57,12 +56,12 @@ def to_nearest(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` in full precision (torch's own turns linear at 20)."""
+    """Compute ``log(1 + exp(x))`` in full precision (torch's own turns linear at 20)."""
     return torch.logaddexp(torch.zeros_like(x), x)
 
 
 def expand(value: Scalar, x: Tensor) -> Scalar:
-    """Shape ``value``, a float or a tensor ``()`` or ``(B,)``, to multiply the state ``x`` of ``(B, *shape)``.
+    """Reshape ``value``, a float or a tensor ``()`` or ``(B,)``, to multiply the state ``x`` ``(B, *shape)``.
 
     Floats pass through (the cheapest way to scale a tensor); tensors take the dtype and device of ``x``.
 
@@ -81,14 +80,14 @@ def expand(value: Scalar, x: Tensor) -> Scalar:
 
 
 def scaled(x: Tensor, factor: Scalar) -> Tensor:
-    """``factor x``, and ``x`` itself where the factor is 1 for the whole batch, but for its own rounding."""
+    """Return ``factor x``, and ``x`` itself where the factor is a float equal to 1 up to rounding."""
     return x if isinstance(factor, float) and abs(factor - 1.0) < 1e-15 else x * expand(factor, x)
 
 
 def combine(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """``sum of factor * tensor`` in few passes over memory: one new tensor, to which the rest is added in place.
+    """Compute ``sum of factor * tensor`` in few passes over memory: one new tensor, updated in place.
 
-    The tensors given are left alone, whoever owns them, and gradients flow through all of them.
+    The tensors themselves are not changed, and gradients flow through all of them.
     """
     terms = [term for term in terms if term[0] != 0.0] or terms[:1]  # zero times infinity counts for nothing here
     (factor, total), rest = terms[0], terms[1:]
@@ -102,14 +101,14 @@ def combine(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or infinite."""
-    # One bad entry spoils the sum, which is 30 times as fast as to look at each; if the sum overflows, look at each.
+    """Return whether no entry is NaN or infinite."""
+    # Any NaN or infinity makes the sum so, which takes a 30th of the time; each entry is tested if the sum overflows.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def flatten(x: Tensor) -> Tensor:
-    """``(B, *shape)`` to ``(B, D)``."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # not -1, which an empty batch leaves open
+    """Reshape ``(B, *shape)`` to ``(B, D)``."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # not -1, which is undefined for an empty batch
 
 
 def sum_features(x: Tensor) -> Tensor:
@@ -118,12 +117,12 @@ def sum_features(x: Tensor) -> Tensor:
 
 
 def error_of_mean(values: Tensor) -> float:
-    """Standard error of the mean of ``(B,)`` as an estimate for their population; NaN for a single one."""
+    """Return the standard error of the mean of ``(B,)`` as an estimate for the population; NaN for one value."""
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """Log-density of N(0, I) in nats: ``(B, *shape)`` to ``(B,)``."""
+    """Return the log-density of N(0, I) in nats: ``(B, *shape)`` to ``(B,)``."""
     return -0.5 * sum_features(x.square() + LOG_2PI)
 
 
@@ -134,23 +133,12 @@ def in_parts(x: Tensor) -> Iterator[Tensor]:
         yield x[start : start + size]
 
 
-def choose(table: Mapping[str, T], name: str, what: str) -> T:
+def choose(table: Mapping[str, EntryT], name: str, what: str) -> EntryT:
     """Look ``name`` up in one of the library's tables.
 
     Raises:
-        ValueError: naming what came and what is allowed.
+        ValueError: naming the unknown name and those that are allowed.
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {ascii(name)[:80]}; choose one of: {', '.join(table)}")
     return table[name]
-
-
-def check_options(given: Mapping[str, object], allowed: type) -> None:
-    """Refuse keyword arguments that a ``TypedDict`` does not name, before they reach a function within.
-
-    Raises:
-        TypeError: naming what came and what is allowed.
-    """
-    unknown = [name for name in given if name not in allowed.__annotations__]
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}; allowed are: {', '.join(allowed.__annotations__)}")

@@ -1,8 +1,8 @@
-r"""What a network may predict, and how each prediction splits a state into its clean and its noise half.
+r"""Parametrisations of the denoiser, and the split of a state by each into a clean and a noise half.
 
 With ``x = alpha x0 + sigma eps``, ``scale = sqrt(alpha^2 + sigma^2)``, ``cos = alpha / scale`` and ``sin = sigma /
-scale``. Each prediction gives both halves in terms of the state and the output alone, by the formula that keeps most
-digits; no half is recovered from the other.
+scale``. Each prediction gives both halves in terms of the state and the output alone, by the formula of least
+rounding; no half is recovered from the other.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ class Prediction(ABC):
 
     @abstractmethod
     def target(self, clean: Split, level: Level) -> Tensor:
-        """The output a perfect network would give for a known pair ``(x0, eps)``."""
+        """Return the training target: the output of a perfect network for a known pair ``(x0, eps)``."""
 
     def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By how much a relative error of the output is magnified in the velocity, at angles of the noise."""
+        """Return the factor from a relative error of the output to that of the velocity, at angles of the noise."""
         return np.ones_like(angle)
 
     @property
     def steady(self) -> bool:
-        """Whether it is nowhere magnified."""
+        """Whether errors are nowhere magnified."""
         return bool((self.gain(np.linspace(0.0, 0.5 * np.pi, 5)) <= 1.0).all())
 
 
 class Linear(Prediction):
-    """An output that is linear in the two halves, so that they are linear in it and in ``y = x / scale``."""
+    """A prediction linear in the two halves, so that they are linear in it and in ``y = x / scale``."""
 
     @abstractmethod
     def halves(self, level: Level) -> tuple[Pair, Pair]:
-        """``(a, b), (c, d)`` with ``x0 = a y + b output`` and ``eps = c y + d output``."""
+        """Return ``(a, b), (c, d)`` with ``x0 = a y + b output`` and ``eps = c y + d output``."""
 
     @final
     def split(self, output: Tensor, x: Tensor, level: Level) -> Split:
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
-_LEAST = 1e-3
-"""A sine or cosine below counts as this: a gain is to stay a number."""
+_SMALLEST = 1e-3
+"""Least sine or cosine in a gain, which is to stay finite."""
 
 
 def _inverse(value: Scalar) -> Scalar:
-    """``1 / value``, infinite at 0 for floats as it is for tensors: one half of the split has no value there."""
+    """Return ``1 / value``, infinite at 0 for floats too: one half of the split has no value there."""
     return math.inf if isinstance(value, float) and value == 0.0 else 1.0 / value
 
 
@@ -68,7 +68,7 @@ class Epsilon(Linear):
         return (_inverse(level.cos), -level.sin * _inverse(level.cos)), (0.0, 1.0)
 
     def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1.0 / np.maximum(np.cos(angle), _LEAST)
+        return 1.0 / np.maximum(np.cos(angle), _SMALLEST)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.eps
@@ -81,7 +81,7 @@ class Sample(Linear):
         return (0.0, 1.0), (_inverse(level.sin), -level.cos * _inverse(level.sin))
 
     def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1.0 / np.maximum(np.sin(angle), _LEAST)
+        return 1.0 / np.maximum(np.sin(angle), _SMALLEST)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return clean.x0
@@ -104,7 +104,7 @@ class Score(Linear):
         return (_inverse(level.cos), level.sin * level.sigma * _inverse(level.cos)), (0.0, -level.sigma)
 
     def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1.0 / np.maximum(np.cos(angle), _LEAST)
+        return 1.0 / np.maximum(np.cos(angle), _SMALLEST)
 
     def target(self, clean: Split, level: Level) -> Tensor:
         return -clean.eps / expand(level.sigma, clean.eps)

@@ -1,4 +1,4 @@
-"""How far some work is: a bar on a terminal, elsewhere a plain line now and then, so that logs stay short."""
+"""Progress of long work: a bar on a terminal, elsewhere a plain line now and then, so that logs stay short."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-FIRST, LONGEST = 5.0, 600.0
-"""Seconds until the first plain line, and the longest between two; between these every wait is half as long again."""
+FIRST_WAIT, LONGEST_WAIT = 5.0, 600.0
+"""Seconds until the first plain line, and at most between two; each wait is 1.5 times the one before."""
 
 
 class Progress:
-    """Reports on the error stream, while entered; a stream that fails is no failure of the work.
+    """A context manager that reports on the error stream; errors of that stream are ignored.
 
     Args:
-        title: of the work.
-        unit: of what is counted, in the singular.
-        total: what there is to do; 0 where that is unknown.
-        done: of it already.
-        show: whether to report at all.
+        title: name of the work.
+        unit: name of a unit of work, in the singular.
+        total: number of units; 0 if unknown.
+        done: number of units done already.
+        show: whether to report.
     """
 
     def __init__(self, title: str, unit: str, total: int = 0, done: int = 0, *, show: bool = True) -> None:
         self.title, self.unit, self.total, self.begin, self.show = title, unit, total, done, show
         self._bar: Any = None
         self._start = self._last = time.monotonic()
-        self._wait = FIRST
+        self._wait = FIRST_WAIT
 
     def __enter__(self) -> Self:
         self.show = self.show and sys.stderr is not None
@@ -47,20 +47,20 @@ class Progress:
             self._try(self._bar.close)
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say that ``done`` of ``total`` is done, and a remark."""
+        """Report that ``done`` of ``total`` units are done, with a note."""
         self.total = self.total if total is None else total
         if not self.show:
             return
         if self._bar is not None:
             self._try(self._move, done, note)
         elif (now := time.monotonic()) - self._last >= self._wait:
-            self._last, self._wait = now, min(1.5 * self._wait, LONGEST)
+            self._last, self._wait = now, min(1.5 * self._wait, LONGEST_WAIT)
             self._try(print, self._line(done, now - self._start, note), file=sys.stderr, flush=True)
 
     def _try(self, write: Any, *args: Any, **settings: Any) -> None:
         try:
             write(*args, **settings)
-        except (OSError, ValueError):  # a terminal that is gone, a full disk, a closed stream
+        except (OSError, ValueError):  # a closed terminal or stream, a full disk
             self.show = False
             if self._bar is not None:
                 self._bar.disable = True
@@ -72,7 +72,7 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
     def _line(self, done: int, seconds: float, note: str) -> str:
-        """``likelihood: 128 of 360 items (36 %), 12 s, about 21 s to go; note``."""
+        """Return a line such as ``likelihood: 128 of 360 items (36 %), 12 s, about 21 s to go; note``."""
         units = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
         if not self.total:
             line = f"{self.title}: {done:,} {units}, {_duration(seconds)}"
@@ -86,7 +86,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120.0:
         return f"{seconds:.0f} s"
     return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"

@@ -1,4 +1,4 @@
-"""``solve``: a state from one time to another by any solver."""
+"""``solve``: the state at one time from that at another, by any solver."""
 
 from __future__ import annotations
 
@@ -9,63 +9,57 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
-from typing_extensions import TypeIs
+from typing_extensions import TypeIs, Unpack
 
-from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
+from sdediff.options import GridLike, SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
-from sdediff.samplers.base import Progress
 from sdediff.types import Solution
 
-GridLike = str | Grid | Sequence[float] | Tensor
 
+def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
+    """Return the sampler of a name, with the tolerances given.
 
-def resolve(
-    solver: str | Sampler,
-    *,
-    steps: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    grid: GridLike | None = None,
-) -> Sampler:
-    """The sampler that a name means, with the tolerances given.
+    Args:
+        solver: a name from ``SAMPLERS`` or a sampler.
+        **options: the steps, see :class:`~sdediff.options.StepOptions`.
 
     Raises:
         ValueError: for an unknown name; for both steps and tolerances; for steps, tolerances or a grid where the solver
             has no such thing.
     """
-    wants_adaptive = rtol is not None or atol is not None
+    check_options(options, StepOptions)
+    steps, tolerances = options.get("steps"), {"rtol": options.get("rtol"), "atol": options.get("atol")}
+    given = {key: value for key, value in tolerances.items() if value is not None}
     if steps is not None and not isinstance(steps, Integral):
         raise ValueError(f"steps must be a whole number, at least 1, not {steps}")
-    if wants_adaptive and steps is not None:
+    if given and steps is not None:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
     if isinstance(solver, str):
-        sampler = choose(SAMPLERS, ADAPTIVE.get(solver, solver) if wants_adaptive else solver, "solver")
+        sampler = choose(SAMPLERS, ADAPTIVE.get(solver, solver) if given else solver, "solver")
     else:
         sampler = solver
-    if wants_adaptive and not sampler.adaptive:
+    if given and not sampler.adaptive:
         choices = [key for key, value in SAMPLERS.items() if value.adaptive or key in ADAPTIVE]
         raise ValueError(f"solver {name!r} takes steps, not rtol/atol; adaptive ones are: {', '.join(choices)}")
     if steps is not None and sampler.adaptive:
         raise ValueError(f"solver {name!r} is adaptive: give rtol/atol, not steps")
-    if grid is not None and sampler.adaptive:
+    if options.get("grid") is not None and sampler.adaptive:
         raise ValueError("an adaptive solver chooses its own steps: give it no grid")
-    given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if len(given) == 1:  # one tolerance given means both
-        value = next(iter(given.values()))
-        given = {"rtol": value, "atol": value}
+        given = dict.fromkeys(tolerances, next(iter(given.values())))
     return dataclasses.replace(sampler, **given) if given else sampler  # type: ignore[type-var]
 
 
-def place(
-    sampler: Sampler, model: Denoiser, steps: int | None, grid: GridLike | None, ends: tuple[float, float]
+def node_times(
+    sampler: Sampler, model: Denoiser, steps: int | None, grid: GridLike | None, interval: tuple[float, float]
 ) -> Tensor:
-    """The times of a solve, float64 ``(N + 1,)``.
+    """Return the times of the nodes of a solve, float64 ``(N + 1,)``.
 
     Raises:
         ValueError: for times that do not run one way or contradict ``steps``.
@@ -80,27 +74,27 @@ def place(
             raise ValueError(f"the grid has {len(times) - 1} steps, but steps = {steps} was given")
         return times
     if sampler.adaptive:
-        return torch.tensor(ends, dtype=torch.float64)
+        return torch.tensor(interval, dtype=torch.float64)
     chosen = sampler.grid if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
-    times = rule(model.sde, count, *ends)
+    times = rule(model.sde, count, *interval)
     snapped = model.snap(times)
-    # Pure noise needs no start, and a network that is best asked at times of its own gets none.
-    if model.sde.t_min <= ends[0] < model.sde.t_max and torch.equal(snapped, times):
-        return graded(rule, model.sde, count, *ends, sampler.startup_order(count))
+    # Neither pure noise nor a network with times of its own needs short first steps.
+    if model.sde.t_min <= interval[0] < model.sde.t_max and torch.equal(snapped, times):
+        return graded(rule, model.sde, count, *interval, sampler.startup_order(count))
     return snapped
 
 
 def _is_times(grid: GridLike | None) -> TypeIs[Sequence[float] | Tensor]:
-    """Whether a grid is given as the times themselves."""
+    """Return whether a grid is given as the times themselves."""
     return grid is not None and not isinstance(grid, str | Grid)
 
 
 def _check_ends(times: Tensor, t_from: float | None, t_to: float | None) -> None:
-    """Refuse times that start or end elsewhere than asked: the state would be taken for one of another level."""
-    for name, wanted, there in (("t_from", t_from, float(times[0])), ("t_to", t_to, float(times[-1]))):
-        if wanted is not None and not math.isclose(wanted, there, rel_tol=0.0, abs_tol=1e-9):
+    """Refuse times that contradict ``t_from`` or ``t_to``: the state would be taken for one of another level."""
+    for name, wanted, found in (("t_from", t_from, float(times[0])), ("t_to", t_to, float(times[-1]))):
+        if wanted is not None and not math.isclose(wanted, found, rel_tol=0.0, abs_tol=1e-9):
             raise ValueError(
                 f"the grid's times run from {float(times[0]):g} to {float(times[-1]):g}: {name} is {wanted:g}"
             )
@@ -113,19 +107,12 @@ def solve(
     *,
     t_from: float | None = None,
     t_to: float | None = None,
-    steps: int | None = None,
-    grid: GridLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
     seed: int = 0,
     first: int = 0,
     path: bool = False,
-    progress: Progress | None = None,
-    condition: ConditionLike = None,
-    differentiable: bool = False,
-    keep_mode: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Take a state from one time to another.
+    """Solve for the state at one time, given the state at another.
 
     Gradients flow from the result to ``x`` where it requires them, and then to the model's parameters too; to these
     alone with ``differentiable=True``. Every forward is kept in memory for them.
@@ -137,21 +124,11 @@ def solve(
         solver: a name from ``SAMPLERS`` or a sampler.
         t_from: time of ``x``; ``t_max`` by default.
         t_to: time of the result; ``t_min`` by default, 0 for the data themselves. Deterministic solvers go both ways.
-        steps: number of intervals of a fixed grid; the solver's default if neither this nor a tolerance is given.
-        grid: a name from ``GRIDS``, a grid, or the times themselves; the solver's default if not given. Where a solve
-            by a multistep method starts inside the process's interval, a grid's first step is divided into a few short
-            ones out of the same number, so that the method's order holds (:func:`~sdediff.grids.graded`).
-        rtol: relative tolerance of an adaptive solver.
-        atol: absolute tolerance; one tolerance given alone stands for both.
-        seed: of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
+        seed: seed of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
         first: index of the batch's first sample.
         path: whether to return the states at all nodes.
-        progress: called as ``progress(done, total)``.
-        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
-            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        differentiable: let gradients flow to the model's parameters although ``x`` requires none.
-        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
-            evaluation mode for the call.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
+            ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
 
     Returns:
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
@@ -159,44 +136,50 @@ def solve(
     Raises:
         ValueError: for a state that is not a finite float tensor, or options that are unknown or do not go together.
         FloatingPointError: if the result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> x = sdediff.solve(model, torch.zeros(1, 2), "ddim", steps=50, t_to=0.0).x
+    >>> x.round(decimals=1)
+    tensor([[2., 0.]])
     """
+    check_options(options, SolveOptions)
     check_state(x)
     check_item(model, x.shape[1:])
-    model = model.given(condition)
-    flows = tracks_gradients(model, x, differentiable)
-    sampler = resolve(solver, steps=steps, rtol=rtol, atol=atol, grid=grid)
+    model = model.given(options.get("condition"))
+    flows = tracks_gradients(model, x, options.get("differentiable", False))
+    sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde
-    ends = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
-    times = place(sampler, model, steps, grid, ends)
+    interval = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
+    times = node_times(sampler, model, options.get("steps"), grid, interval)
     if _is_times(grid):
         _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
-    with evaluating(model, keep_mode), torch.set_grad_enabled(flows):
-        found = sampler.sample(model, sde, y, times, noise, path=path, progress=progress)
+    with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):
+        found = sampler.sample(model, sde, y, times, noise, path=path, progress=options.get("progress"))
         return found._replace(x=found.x.to(x.dtype), path=None if found.path is None else found.path.to(x.dtype))
 
 
-def _one_time(name: str, t: float | None, usual: float) -> float:
-    """Return the one time of a batch.
+def _one_time(name: str, t: float | None, default: float) -> float:
+    """Return one time as a float.
 
     Raises:
         ValueError: for anything else than one number.
     """
     try:
-        return usual if t is None else float(t)
+        return default if t is None else float(t)
     except (TypeError, ValueError, RuntimeError):
         came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
         raise ValueError(f"{name} must be one number, the same for the whole batch, not {came}") from None
 
 
 def tracks_gradients(model: Denoiser, x: Tensor | None, differentiable: bool) -> bool:
-    """Whether gradients are to flow to a state, or to the parameters of a model.
+    """Return whether gradients flow to a state, or to the parameters of a model.
 
     Raises:
-        ValueError: if they are asked for and there is nothing that they could flow to.
+        ValueError: if they are asked for and nothing requires a gradient.
     """
     to_state = x is not None and x.requires_grad
     if differentiable and not to_state and not any(parameter.requires_grad for parameter in model.parameters()):
@@ -208,17 +191,17 @@ def check_item(model: Denoiser, item: Sequence[int]) -> None:
     """Refuse the shape of an item that is not the model's.
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming both shapes.
     """
     if model.data is not None and tuple(item) != tuple(model.data.shape):
         raise ValueError(f"the model's items have shape {tuple(model.data.shape)}, not {tuple(item)}")
 
 
 def check_state(x: Tensor) -> None:
-    """Refuse what is not a batch of finite float states.
+    """Refuse anything but a batch of finite float states.
 
     Raises:
-        ValueError: naming what came.
+        ValueError: naming the type and shape.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

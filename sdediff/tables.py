@@ -1,4 +1,4 @@
-"""Parts of the library's tables that follow them: an entry made later is seen, for nothing is copied."""
+"""Views of the library's tables: nothing is copied, so entries added later are included."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TypeVar
 V = TypeVar("V")
 
 
-class Part(Mapping[str, V]):
-    """The entries of a table that pass a test, looked up when they are asked for.
+class FilteredTable(Mapping[str, V]):
+    """Entries of a table that pass a test, looked up on access.
 
     Args:
         table: the table.
-        keep: whether an entry belongs to the part.
+        keep: test whether an entry belongs to the view.
     """
 
     def __init__(self, table: Mapping[str, V], keep: Callable[[V], bool]) -> None:
@@ -30,3 +30,8 @@ class Part(Mapping[str, V]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def subtable(table: Mapping[str, V], prefix: str) -> dict[str, V]:
+    """Return the entries whose names begin with a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""Safetensors files that others may have written: what they hold is known from their header, before it is read.
+"""Safetensors files, possibly of foreign origin: names and shapes are validated from the header, before the data.
 
 A network is built for its weights in two steps. On the ``meta`` device, where nothing is allocated, its tensors are
-compared by name and shape with those of the file; only if they agree is it built for good. A description cannot ask for
-more memory than the file beside it fills.
+compared by name and shape with those of the file; only if they agree is it built in memory. A description cannot claim
+more memory than the weights beside it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from sdediff.documents import reason
+from sdediff.files import write
 from sdediff.numerics import all_finite
 
 _MOST_HEADER = 1 << 25
@@ -27,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, once its header is known to be of a sensible size.
+    """Open a safetensors file after checking the size of its header.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,6 +70,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, in one step."""
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write(path, to_bytes(copies, metadata))
+
+
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that hold NaN or infinite numbers.
 
@@ -80,34 +88,34 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def build_for(make: Callable[[], nn.Module], shapes: Shapes) -> nn.Module:
-    """Build a network, once its tensors are known to be those of its weights.
+    """Build a network whose tensors have the shapes of its weights.
 
     Args:
-        make: builds it.
-        shapes: of the weights.
+        make: constructor of the network.
+        shapes: shapes of the weights.
 
     Raises:
-        ValueError: if it has other tensors, or cannot be built.
+        ValueError: if the network has other tensors, or cannot be built.
     """
-    with _no_more_than(shapes):
+    with _limit_size(shapes):
         try:
             with torch.device("meta"):
-                plan, whole = make(), None
+                blank, network = make(), None
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error):
                 raise
-            plan = whole = _drawn(make)  # a constructor that looks at its numbers: their count alone bounds it
-    _compare({name: tuple(value.shape) for name, value in plan.state_dict().items()}, shapes)
-    return _drawn(make) if whole is None else whole
+            blank = network = _build(make)  # a constructor that reads its numbers: only their count bounds it
+    _compare_shapes({name: tuple(value.shape) for name, value in blank.state_dict().items()}, shapes)
+    return _build(make) if network is None else network
 
 
-def _drawn(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; what they draw is replaced
+def _build(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights from the global generator, which are replaced
         return make()
 
 
 @contextmanager
-def _no_more_than(shapes: Shapes) -> Iterator[None]:
+def _limit_size(shapes: Shapes) -> Iterator[None]:
     """Stop a constructor that registers more than the weights can fill, before it fills the memory."""
     most, numbers = 2 * len(shapes) + 100, sum(map(torch.Size.numel, map(torch.Size, shapes.values())))
     count = {"parameters": 0, "modules": 0, "numbers": 0}
@@ -133,36 +141,36 @@ def _no_more_than(shapes: Shapes) -> Iterator[None]:
         yield
 
 
-def _compare(own: Shapes, given: Shapes) -> None:
+def _compare_shapes(own: Shapes, given: Shapes) -> None:
     differ = [f"{name} is {given[name]}, not {own[name]}" for name in own if name in given and own[name] != given[name]]
-    for what, names in (
+    for kind, names in (
         ("missing", [name for name in own if name not in given]),
         ("unexpected", [name for name in given if name not in own]),
         ("of other shapes", differ),
     ):
         if names:
-            raise ValueError(f"the weights do not fit the description: {what}: {_some(names)}")
+            raise ValueError(f"the weights do not fit the description: {kind}: {_abbreviate(names)}")
 
 
-def _some(names: Iterable[str]) -> str:
+def _abbreviate(names: Iterable[str]) -> str:
     first = [name[:100] for name in names]
     return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
 @torch.no_grad()
 def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a network its weights, in the dtypes that they have.
+    """Load weights into a network, in the dtypes of the weights.
 
     Raises:
-        ValueError: if they are not the network's, or not finite.
+        ValueError: if the weights do not fit the network, or are not finite.
     """
     check_finite(weights)
     for name, own in (*network.named_parameters(), *network.named_buffers()):
         if name in weights:
-            kind = weights[name].dtype
-            if own.is_floating_point() != kind.is_floating_point or own.is_complex() != kind.is_complex:
-                raise ValueError(f"{name} is of dtype {kind}, not {own.dtype}")
-            own.data = own.data.to(kind)
+            dtype = weights[name].dtype
+            if own.is_floating_point() != dtype.is_floating_point or own.is_complex() != dtype.is_complex:
+                raise ValueError(f"{name} is of dtype {dtype}, not {own.dtype}")
+            own.data = own.data.to(dtype)
     try:
         network.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""The nouns every other module speaks in.
+"""Levels, split states, descriptions of data, and solutions.
 
 A *state* is a float tensor ``(B, *shape)``. A *time* is a float or a float64 tensor of shape ``()`` or ``(B,)``;
-a *level* is what a time means: how much signal and how much noise the state holds.
+a *level* is the signal and noise of a state at one time.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from sdediff.numerics import Scalar as Scalar
 from sdediff.numerics import expand, scaled
 
-Scalar = float | Tensor
-"""A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
 Time = Scalar
 State = Tensor
 S_co = TypeVar("S_co", bound=Scalar, covariant=True, default=Scalar)
 
 
 class UndefinedError(AttributeError, ValueError):
-    """A figure that does not exist for this result: ``hasattr`` says no, and whoever asks all the same is told why."""
+    """Error of a figure that this result does not have; ``hasattr`` is false for it, and the message says why."""
 
 
 def brief(result: Any) -> str:
-    """Show a named tuple or a dataclass by its fields, tensors by shape, type and mean: a result that fits a screen."""
+    """Show a named tuple or a dataclass by its fields, tensors by shape, type and mean."""
     names = getattr(result, "_fields", None) or result.__dataclass_fields__
     parts = [f"{name}={_in_brief(getattr(result, name))}" for name in names]
     line = f"{type(result).__name__}({', '.join(parts)})"
@@ -39,7 +38,7 @@ def brief(result: Any) -> str:
 
 
 def _in_brief(value: Any) -> str:
-    """A value in at most a few lines."""
+    """Show a value in at most a few lines."""
     if isinstance(value, np.ndarray):
         kind = str(value.dtype)
     elif isinstance(value, Tensor):
@@ -64,6 +63,10 @@ class Level(NamedTuple, Generic[S_co]):
     ``angle`` = atan2(sigma, alpha) are the variance-preserving frame ``x_t = scale (cos x0 + sin eps)``.
     All fields are floats (``Level[float]``: one level for the whole batch) or float64 tensors of one shape, ``()`` or
     ``(B,)``.
+
+    >>> level = sdediff.RectifiedFlow().levels([0.25])[0]
+    >>> level.alpha, level.sigma
+    (0.75, 0.25)
     """
 
     t: S_co
@@ -72,6 +75,10 @@ class Level(NamedTuple, Generic[S_co]):
     half_log_snr: S_co
     scale: S_co
     angle: S_co
+
+    def perturb(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return ``alpha x0 + sigma eps``, ``(B, *shape)``: a draw of ``x_t | x0`` when ``eps`` is standard normal."""
+        return expand(self.alpha, x0) * x0 + expand(self.sigma, x0) * eps
 
     @property
     def cos(self) -> S_co:
@@ -89,20 +96,24 @@ CLEAN: Level[float] = Level(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=float("inf
 
 
 Pair = tuple[Scalar, Scalar]
-"""The factors of two tensors."""
+"""Factors of two tensors."""
 
 
 @final
 class Split:
-    """A noisy state taken apart: ``alpha x0 + sigma eps == x_t``. The score is ``-eps / sigma``.
+    """Clean and noise half of a state: ``alpha x0 + sigma eps == x_t``. The score is ``-eps / sigma``.
 
-    Unpacks like a pair, ``x0, eps = split``. Both halves are linear in two tensors (themselves, or a state and what a
-    network said about it), and every combination of them is made from those two when it is asked for: what nobody asks
-    for is never made, and nothing is recovered from a half that was itself recovered.
+    Unpacks like a pair, ``x0, eps = split``. Both halves are linear in two tensors (themselves, or a state and the
+    network's output), from which every combination of them is computed lazily and directly: no half is recovered from
+    the other.
 
     Attributes:
-        fraction: where the network puts the reverse step's log-variance, entry by entry, between the posterior's (0)
-            and the marginal's (1) (Nichol & Dhariwal 2021, eq. 15), shape of the state; ``None`` where it does not say.
+        fraction: place of the network's log-variance of the reverse step, entry by entry, between the posterior's (0)
+            and the marginal's (1) (Nichol & Dhariwal 2021, eq. 15), shape of the state; ``None`` if not learned.
+
+    >>> x0, eps = sdediff.Split(torch.ones(1, 2), torch.zeros(1, 2))
+    >>> x0
+    tensor([[1., 1.]])
     """
 
     fraction: Tensor | None = None
@@ -115,7 +126,7 @@ class Split:
 
     @classmethod
     def linear(cls, x: Tensor, output: Tensor, clean: Pair, noise: Pair, scale: Scalar = 1.0) -> Split:
-        """The halves ``clean[0] y + clean[1] output`` and ``noise[0] y + noise[1] output`` with ``y = x / scale``."""
+        """Return the split of halves ``a y + b output``, with ``(a, b)`` for either half and ``y = x / scale``."""
         split = cls(x, output)
         split._clean, split._noise, split._scale = clean, noise, scale
         return split
@@ -131,7 +142,7 @@ class Split:
         return self.mix(0.0, 1.0)
 
     def mix(self, clean: Scalar, noise: Scalar) -> Tensor:
-        """``clean x0 + noise eps``; one of the two tensors itself where that is all it takes."""
+        """Return ``clean x0 + noise eps``; one of the two tensors itself where it is equal to that."""
         return scaled(*self.direction(clean, noise))
 
     def direction(self, clean: Scalar, noise: Scalar) -> tuple[Tensor, float]:
@@ -158,23 +169,26 @@ class Split:
 
 
 def _zero(factor: Scalar) -> bool:
-    """Whether a factor is 0 for the whole batch (a tensor is not read: that would wait for its device)."""
+    """Return whether a factor is the float 0 (a tensor is not read, which would wait for its device)."""
     return not isinstance(factor, Tensor) and factor == 0.0
 
 
 class DataInfo(NamedTuple):
-    """What a model's data are: enough to sample, to round to pixels and to count bits.
+    """Description of a model's data, for sampling, rounding to pixels and counting bits.
 
     Attributes:
-        shape: of one item, for example ``(1, 8, 8)`` or ``(2,)``.
+        shape: shape of one item, for example ``(1, 8, 8)`` or ``(2,)``.
         levels: number of integer values ``0 .. levels - 1`` an entry takes; ``None`` for continuous data.
         low: the model's value for level 0.
         high: the model's value for level ``levels - 1``; levels are equally spaced between.
-        name: of the data set.
-        shift: of continuous rows ``(D,)``, what the model's coordinates take off each entry; ``None`` for nothing.
-        scale: what they divide each entry by after that, above 0; ``None`` for 1. The model works on
-            ``(x - shift) / scale``, data are given to and come from the library's functions in their own units
+        name: name of the data set.
+        shift: shift m of each entry of continuous rows ``(D,)``; ``None`` for 0.
+        scale: scale s > 0 of each entry; ``None`` for 1. The model's coordinates are ``(x - m) / s``; the library's
+            functions take and return data in their own units
             (:mod:`sdediff.data.units`).
+
+    >>> sdediff.DataInfo(shape=(1, 8, 8), levels=17, name="digits").high
+    1.0
     """
 
     shape: tuple[int, ...]
@@ -187,13 +201,17 @@ class DataInfo(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """What a solver returns.
+    """Result of a solver.
 
     Attributes:
         x: the final state ``(B, *shape)``, in the dtype of the initial state.
-        nfe: forwards of the network, every one counted (a batch is one forward).
-        times: the times of the nodes, float64 ``(N + 1,)``; for adaptive methods the two ends.
-        path: states at the nodes ``(N + 1, B, *shape)`` where asked for, else ``None``.
+        nfe: number of forwards of the network (a batch is one forward).
+        times: times of the nodes, float64 ``(N + 1,)``; for adaptive methods the two ends.
+        path: states at the nodes ``(N + 1, B, *shape)`` with ``path=True``, else ``None``.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.solve(model, torch.zeros(1, 2), "ddim", steps=5).times.shape
+    torch.Size([6])
     """
 
     x: Tensor

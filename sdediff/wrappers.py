@@ -1,8 +1,8 @@
-"""Wrappers: denoisers that change the clean half of another and pass everything else on.
+"""Wrappers: denoisers that change the clean half of another.
 
 ``Clip``, ``Threshold`` and ``Given`` wrap any denoiser and compose. With the clean half changed by ``d``, the noise
-half changes by ``-d cos / sin``, so that the two are still those of the state; where nothing is changed both keep every
-bit. The clean half, like every state, is in the model's coordinates, not in the data's units.
+half changes by ``-d cos / sin``, so that the two remain halves of the state; where nothing is changed both are equal to
+the bit. The clean half, like every state, is in the model's coordinates, not in the data's units.
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from sdediff.types import DataInfo, Level, Scalar, Split
 
 
 class Wrapper(Denoiser):
-    """A denoiser that changes the clean half of another; what else a solver may ask is answered by the one inside."""
+    """A denoiser that changes the clean half of another, from which it takes all else.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> class Halve(sdediff.Wrapper):
+    ...     def change(self, x0, x, level):
+    ...         return 0.5 * x0
+    >>> Halve(model).denoise(torch.zeros(1, 2), 1.0).round(decimals=1)
+    tensor([[1., 0.]])
+    """
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
         self.inner = inner
 
-    # What a denoiser knows is looked up, not copied: whoever changes the one inside changes what the wrapper says.
+    # Properties, not copies: they follow changes of the denoiser inside.
     sde = property(lambda self: self.inner.sde)
     moments = property(lambda self: self.inner.moments)
     data = property(lambda self: self.inner.data)
@@ -45,7 +53,7 @@ class Wrapper(Denoiser):
         return self.inner.snap(times)
 
     def given(self, condition: ConditionLike) -> Self:
-        """Return the wrapper around the denoiser under a condition."""
+        """Return the wrapper around the conditioned denoiser."""
         return self.around(self.inner.given(condition))
 
     def rows(self, index: Rows) -> Self:
@@ -86,18 +94,24 @@ class Wrapper(Denoiser):
 
 
 def _ratio(level: Level) -> Scalar:
-    """``cos / sin``; 0 without noise, where the noise half has no value."""
+    """Return ``cos / sin``; 0 without noise, where the noise half has no value."""
     if isinstance(level.sin, Tensor):
         return torch.where(level.sin > 0.0, level.cos / level.sin, 0.0)
     return level.cos / level.sin if level.sin > 0.0 else 0.0
 
 
 class Given(Wrapper):
-    """A denoiser under a condition, as if every call had been given it.
+    """A denoiser under a condition, the same in every call.
 
     Args:
         inner: the denoiser.
-        condition: a tensor, or a tuple or dict of tensors, one row an item or one for all.
+        condition: tensor, or tuple or dict of tensors, with one row an item or one for all.
+
+    >>> network = lambda x, t, label: x * label[:, None]
+    >>> model = sdediff.Given(sdediff.ScoreModel(network, sdediff.VPSDE(), "sample"), torch.tensor([0.0, 1.0]))
+    >>> model.denoise(torch.ones(2, 2), 0.5)
+    tensor([[0., 0.],
+            [1., 1.]])
     """
 
     def __init__(self, inner: Denoiser, condition: ConditionLike) -> None:
@@ -113,21 +127,25 @@ class Clip(Wrapper):
 
     Args:
         inner: the denoiser.
-        low: the least value, in the model's coordinates; that of the model's data by default, -1 where it knows none.
-        high: the largest value; that of the model's data by default, 1 where it knows none.
+        low: the least value, in the model's coordinates; that of the model's data by default, -1 if unknown.
+        high: the largest value; that of the model's data by default, 1 if unknown.
 
     Raises:
-        ValueError: for an empty range, or none where the data are in units of their own and have no usual one.
+        ValueError: for an empty range, or none where the data are in units of their own.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.Clip(model, high=1.5).denoise(torch.zeros(1, 2), 1.0).max()
+    tensor(1.5000)
     """
 
     def __init__(self, inner: Denoiser, low: float | None = None, high: float | None = None) -> None:
         super().__init__(inner)
-        self.low, self.high = _range(inner, low, high)
+        self.low, self.high = _data_range(inner, low, high)
         if not self.low < self.high:
             raise ValueError(f"clipping needs low < high, not {self.low} and {self.high}")
 
     def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
-        """Clamp."""
+        """Clamp the clean half to the range."""
         return x0.clamp(self.low, self.high)
 
 
@@ -140,11 +158,15 @@ class Threshold(Wrapper):
         inner: the denoiser.
         quantile: the quantile of the magnitudes of a sample's entries.
         most: the largest divisor; 1 is plain clamping.
-        low: the least value, in the model's coordinates; that of the model's data by default, -1 where it knows none.
-        high: the largest value; that of the model's data by default, 1 where it knows none.
+        low: the least value, as for :class:`Clip`.
+        high: the largest value, as for :class:`Clip`.
 
     Raises:
-        ValueError: as for :class:`Clip`, and for a quantile or a divisor that cannot be.
+        ValueError: as for :class:`Clip`, and for a quantile outside (0, 1] or a divisor below 1.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> float(sdediff.Threshold(model, low=-1.0, high=1.0).denoise(torch.zeros(1, 2), 1.0).max())
+    1.0
     """
 
     def __init__(
@@ -161,7 +183,7 @@ class Threshold(Wrapper):
             raise ValueError(f"the quantile must lie in (0, 1], not {quantile}")
         if not most >= 1.0:
             raise ValueError(f"no sample is divided by less than 1, so that its most cannot be {most}")
-        self.low, self.high = _range(inner, low, high)
+        self.low, self.high = _data_range(inner, low, high)
         if not self.low < self.high:
             raise ValueError(f"thresholding needs low < high, not {self.low} and {self.high}")
         self.quantile, self.most = quantile, most
@@ -174,8 +196,8 @@ class Threshold(Wrapper):
         return (centred / expand(divisor, x0)).clamp(-1.0, 1.0) * half + middle
 
 
-def _range(inner: Denoiser, low: float | None, high: float | None) -> tuple[float, float]:
-    """The range that was given, or that of a denoiser's data."""
+def _data_range(inner: Denoiser, low: float | None, high: float | None) -> tuple[float, float]:
+    """Return the range as given, or that of a denoiser's data."""
     info = DataInfo(()) if inner.data is None else inner.data
     if has_units(info) and (low is None or high is None):
         raise ValueError(
@@ -186,7 +208,7 @@ def _range(inner: Denoiser, low: float | None, high: float | None) -> tuple[floa
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
-    """The quantile of every row of ``(B, D)``, linear between order statistics, for rows of any length and dtype.
+    """Return the quantile of every row of ``(B, D)``, linear between order statistics, for any length and dtype.
 
     (torch's own refuses half precision and more than 16 million entries.)
     """

@@ -29,12 +29,12 @@ def run(folder, *args):
     for name, (count, size) in CASES.items():
         items = torch.arange(2.0 * count).reshape(count, 2)
         scores = evaluate(
-            work, items, seed=3, size=size, target=2.0 if name == "measured" else None, processes=processes
+            work, items, seed=3, batch_size=size, target=2.0 if name == "measured" else None, processes=processes
         )
         if processes.main:
             np.savez(Path(folder) / f"{name}.npz", **scores.columns)
     scores = evaluate(
-        told, torch.arange(22.0).reshape(11, 2), seed=3, size=2, condition=torch.arange(11), processes=processes
+        told, torch.arange(22.0).reshape(11, 2), seed=3, batch_size=2, condition=torch.arange(11), processes=processes
     )
     if processes.main:
         np.savez(Path(folder) / "told.npz", **scores.columns)

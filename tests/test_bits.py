@@ -16,7 +16,7 @@ from sdediff import VESDE, VPSDE, DataInfo, ScoreModel
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.likelihood import bits_per_dim, log_likelihood
 from sdediff.likelihood.bits_per_dim import BOUNDS
-from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Decoder, TruncatedNormal, Uniform
+from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, DecodedNormal, TruncatedNormal, Uniform
 
 MEAN, STD, DIM = -0.2, 0.4, 4
 LAW = Gaussian([MEAN] * DIM, STD**2)
@@ -103,6 +103,16 @@ def test_bits_of_discretised_gaussian_data_within_the_stated_error(name, levels)
         assert abs(float(error.mean()) - offset) > 5.0 * of_mean + SLACK
 
 
+def test_an_interval_covers_the_bound_s_expectation():
+    """600 items of 6 draws: a true rate of 95 % shows as 0.91 to 0.99 but for a chance of 1e-5; by 1.96 errors 89 %."""
+    x = integers(17, 600)
+    result = bits_per_dim(LAW.model(VPSDE()), x, levels=17, samples=6, seed=2, **PATH)
+    expected = expected_bits("uniform", x, 17, float(torch.exp(-VPSDE().half_log_snr(result.t_from))))
+    low, high = result.interval()
+    assert 0.91 < float(((low <= expected) & (expected <= high)).double().mean()) < 0.99
+    assert float(((expected - result.bits_per_dim).abs() < 1.96 * result.standard_error).double().mean()) < 0.92
+
+
 POINTS = list(itertools.product(range(5), range(5)))
 CHANCES = np.random.default_rng(0).dirichlet(np.full(25, 0.7))
 GRID = GaussianMixture([[a / 2 - 1.0, b / 2 - 1.0] for a, b in POINTS], 0.0, CHANCES)
@@ -133,7 +143,7 @@ def test_data_of_levels_cost_what_they_should(sde):
 # ---- several draws -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", [Uniform(), TruncatedNormal(1.0), Decoder()], ids=str)
+@pytest.mark.parametrize("law", [Uniform(), TruncatedNormal(1.0), DecodedNormal()], ids=str)
 def test_the_importance_bound_grows_with_its_draws_up_to_the_probability(law):
     """Over 900 items alike: one draw costs more than 8, and these lie between ``-log P`` and the half way to it.
 
@@ -146,7 +156,7 @@ def test_the_importance_bound_grows_with_its_draws_up_to_the_probability(law):
     growth = one.bits_per_dim - many.bits_per_dim
     assert float(growth.mean()) > 5.0 * float(growth.std()) / 30.0
     rho = float(torch.exp(-VPSDE().half_log_snr(many.t_from)))
-    reads = "decoder" if law == Decoder() else "bins"
+    reads = "decoder" if law == DecodedNormal() else "bins"
     exact, error = -float(probability(reads, rows[:1], levels, rho)), float(many.bits_per_dim.std()) / 30.0
     assert -5.0 * error - SLACK < many.mean - exact < 0.5 * (one.mean - exact) + 5.0 * error
     assert 0.7 < float(many.standard_error.square().mean().sqrt()) / (30.0 * error) < 1.15
@@ -182,7 +192,7 @@ def test_what_is_not_the_probes_is_the_dequantisation():
     assert probes > 0.3 * whole  # so that the parts can be told apart
     assert rest == pytest.approx(whole - probes + cut, rel=1e-9)
     assert abs(whole - probes - float(exact.spread.square().mean())) < 5.0 * 0.053 * whole * math.sqrt(2.0)
-    budget = probed.error_budget.as_dict()
+    budget = probed.error_budget.to_dict()
     assert budget["probes"]["item"] == pytest.approx(math.sqrt(probes / 16.0))
     assert budget["dequantisation"]["item"] == pytest.approx(math.sqrt(rest / 16.0))
     assert budget["population"]["mean"] == pytest.approx(probed.mean_standard_error)
@@ -194,7 +204,7 @@ def test_the_budget_has_the_parts_of_the_path():
     x = integers(17, 5)
     for name, law in DEQUANTISATIONS.items():
         result = bits_per_dim(LAW.model(VPSDE()), x, levels=17, dequantisation=name, samples=2, steps=12)
-        parts = result.error_budget.as_dict()
+        parts = result.error_budget.to_dict()
         assert set(parts) == {"probes", "dequantisation", "solver", "quadrature", "prior", "population"} | (
             set() if law.blurs else {"t_min"}
         )
@@ -287,7 +297,7 @@ def test_bits_do_not_hang_on_the_units(name):
 def test_the_noise_follows_the_start_level():
     """Asked for at another time, a law is the one with that level's noise; uint8 are integers like others."""
     model, x = LAW.model(VPSDE()), integers(17, 4)
-    for law in (TruncatedNormal, Decoder):
+    for law in (TruncatedNormal, DecodedNormal):
         own = bits_per_dim(model, x, levels=17, dequantisation=law(1.3), **PATH)
         told = bits_per_dim(model, x.to(torch.uint8), levels=17, dequantisation=law(), t_from=own.t_from, **PATH)
         assert told.t_from == own.t_from

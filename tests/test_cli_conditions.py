@@ -17,7 +17,7 @@ from sdediff import VPSDE, DataInfo, ScoreModel, checkpoint, sample
 from sdediff.checkpoint import save
 from sdediff.cli import main
 from sdediff.data import DATASETS, Dataset
-from sdediff.evaluation import METHODS
+from sdediff.evaluation import LIKELIHOOD_METHODS
 from sdediff.gaussian import Moments
 
 SDE = VPSDE()
@@ -50,7 +50,7 @@ def labelled(seed: int = 0) -> Dataset:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(checkpoint.NETWORKS, "told", Told)
+    monkeypatch.setitem(checkpoint.SAVED_NETWORKS, "told", Told)
     monkeypatch.setitem(DATASETS, "labelled", labelled)
     monkeypatch.setitem(DATASETS, "unlabelled", lambda seed=0: Dataset(*[torch.zeros(3, 2)] * 2, DataInfo(SHAPE)))
     monkeypatch.setattr(Told, "seen", set())
@@ -106,16 +106,16 @@ def test_labels_stay_with_their_items_through_an_interruption(
 ) -> None:
     args = ["labelled", "--run", run, "--labels", "y", "--steps", 3, "--batch-size", 2, "--out"]
     done("likelihood", *args, tmp_path / "whole.csv")
-    method, calls = METHODS["flow"], []
+    method, calls = LIKELIHOOD_METHODS["flow"], []
 
     def work(*given: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return method.work(*given, **options)
+        return method.evaluate(*given, **options)
 
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "flow", method._replace(work=work))
+        patch.setitem(LIKELIHOOD_METHODS, "flow", method._replace(evaluate=work))
         assert call("likelihood", *args, tmp_path / "x.csv").exit_code == 130
     other = call(
         "likelihood", "labelled", "--run", run, "--condition", "y=1", "--steps", 3, "--out", tmp_path / "x.csv"

@@ -25,7 +25,7 @@ from sdediff.checkpoint import save
 from sdediff.cli import evaluation, main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
-from sdediff.evaluation import METHODS, PartialResults, solvers
+from sdediff.evaluation import LIKELIHOOD_METHODS, PartialResults, solvers
 from sdediff.interrupt import ENDING
 
 SIGNALS = (signal.SIGINT, *ENDING)
@@ -102,9 +102,9 @@ def test_the_same_command_finishes_whatever_was_left(
         if step == "table":
             patch.setitem(evaluation.WRITERS, ".csv", at(1, interrupt, evaluation.WRITERS[".csv"]))
         elif step == "picture":
-            patch.setattr(evaluation, "_draw", at(1, interrupt, evaluation._draw))
+            patch.setattr(evaluation, "_draw_picture", at(1, interrupt, evaluation._draw_picture))
         elif step == "summary":
-            patch.setattr(evaluation, "_report", at(1, interrupt, evaluation._report))
+            patch.setattr(evaluation, "_print_evaluation", at(1, interrupt, evaluation._print_evaluation))
         else:
             unlink = Path.unlink
             patch.setattr(
@@ -131,9 +131,13 @@ def test_likelihood_keeps_what_is_done_at_a_signal(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes, number: int
 ) -> None:
     args = ["likelihood", "--run", run, *LIKELIHOOD, "--out", tmp_path / "x.csv"]
-    method = METHODS["flow"]
+    method = LIKELIHOOD_METHODS["flow"]
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "flow", method._replace(work=at(3, lambda: signal.raise_signal(number), method.work)))
+        patch.setitem(
+            LIKELIHOOD_METHODS,
+            "flow",
+            method._replace(evaluate=at(3, lambda: signal.raise_signal(number), method.evaluate)),
+        )
         stopped = call(*args)
     assert stopped.exit_code == 130
     assert "stopped after 8 of 12 items" in stopped.stderr
@@ -218,7 +222,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_resumed(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     args = ["train", "--data", "moons", "--batch-size", 8, "--steps", 4, *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "step", at(3, interrupt, loop._Run.step))
+        patch.setattr(loop._Trainer, "step", at(3, interrupt, loop._Trainer.step))
         assert call(*args).exit_code == 130
     assert not Path("runs/moons/state.safetensors").exists()
     assert "--resume goes on with it" in call(*args).stderr

@@ -21,9 +21,9 @@ from sdediff.checkpoint import load, save
 from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
-from sdediff.evaluation.methods import METHODS
+from sdediff.evaluation.methods import LIKELIHOOD_METHODS
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
-from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
+from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
 
 ROUNDING = 1e-3
 """Float32 sums over a solve differ in their last bits with the batch's shape; that is some hundred times below this."""
@@ -122,7 +122,7 @@ def test_the_budget_is_the_librarys_of_all_items(digits: Path) -> None:
     args = ["--run", digits, "-n", 6, "--steps", 4, "--trace", "hutchinson"]
     figures = done(*args, "--batch-size", 4)
     items, _ = in_order(load_dataset("digits").held_out[:6], 0)
-    expected = log_likelihood(load(digits), items, steps=4, trace="hutchinson").error_budget.as_dict()
+    expected = log_likelihood(load(digits), items, steps=4, trace="hutchinson").error_budget.to_dict()
     budget = figures["error_budget"]
     assert budget.pop("items") == {"item": None, "mean": figures["standard_error"]}
     assert budget.keys() == expected.keys()
@@ -172,15 +172,15 @@ def test_elbo_is_the_librarys(points: Path, steps: str | None) -> None:
 
 def breaking(monkeypatch: pytest.MonkeyPatch, calls: int) -> list[int]:
     """Ctrl-C at a batch; the places where batches began."""
-    method, starts = METHODS["flow"], []
+    method, starts = LIKELIHOOD_METHODS["flow"], []
 
     def work(model: Any, x: Tensor, first: int, **options: Any) -> Mapping[str, Tensor]:
         if len(starts) == calls:
             raise KeyboardInterrupt
         starts.append(first)
-        return method.work(model, x, first, **options)
+        return method.evaluate(model, x, first, **options)
 
-    monkeypatch.setitem(METHODS, "flow", method._replace(work=work))
+    monkeypatch.setitem(LIKELIHOOD_METHODS, "flow", method._replace(evaluate=work))
     return starts
 
 
@@ -276,7 +276,7 @@ def test_every_kind_of_item_has_its_picture(points: Path, digits: Path, tmp_path
         with_points(found, torch.randn(count, dim, generator=rng), tmp_path / "p.png")
         assert shown(tmp_path / "p.png").min() < 128
     with_images(found, torch.zeros(500, 8, 8), tmp_path / "i.png", low=0.0, high=0.0)
-    alone(found, tmp_path / "a.png")
+    histogram_only(found, tmp_path / "a.png")
     assert shown(tmp_path / "a.png").size < shown(tmp_path / "i.png").size
     pictures = done("--run", points, "-n", 9, "--steps", 3, "--picture", tmp_path / "only.png")
     assert Path(pictures["picture"]) == tmp_path / "only.png"

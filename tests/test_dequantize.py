@@ -20,7 +20,7 @@ from sdediff.likelihood.discrete.decoder import (
 )
 from sdediff.likelihood.discrete.dequantization import (
     DEQUANTISATIONS,
-    Decoder,
+    DecodedNormal,
     Dequantisation,
     TruncatedNormal,
     Uniform,
@@ -31,7 +31,7 @@ from sdediff.likelihood.discrete.dequantization import (
 )
 
 INFO = {"17": DataInfo((1,), 17, -1.0, 3.0), "256": DataInfo((1,), 256, 0.0, 1.0)}
-LAWS: dict[str, Dequantisation] = {**DEQUANTISATIONS, "wide": TruncatedNormal(0.4), "wide-decoder": Decoder(0.4)}
+LAWS: dict[str, Dequantisation] = {**DEQUANTISATIONS, "wide": TruncatedNormal(0.4), "wide-decoder": DecodedNormal(0.4)}
 N = 40_000
 LEGENDRE = np.polynomial.legendre.leggauss(400)
 
@@ -162,7 +162,7 @@ def of_levels(v: Tensor, info: DataInfo, rho: float) -> Tensor:
 def exact(law: Dequantisation, density: Density, info: DataInfo, rho: float, k: int) -> tuple[float, float]:
     """``log P(k)`` and the mean of the log-weights by integration, from textbook formulas of q and the decoder."""
     width, centre = delta(info), info.low + k * delta(info)
-    reach = 10.0 * rho if isinstance(law, Decoder) else 0.5 * width
+    reach = 10.0 * rho if isinstance(law, DecodedNormal) else 0.5 * width
     nodes, weights = LEGENDRE
     v = centre + reach * torch.from_numpy(nodes)
     z = (v.numpy() - centre) / rho
@@ -171,7 +171,7 @@ def exact(law: Dequantisation, density: Density, info: DataInfo, rho: float, k: 
     own, read = {
         Uniform: lambda: (-math.log(width) + 0.0 * z, 0.0),
         TruncatedNormal: lambda: (stats.truncnorm(-reach / rho, reach / rho).logpdf(z) - math.log(rho), 0.0),
-        Decoder: lambda: (stats.norm.logpdf(z) - math.log(rho), kernel[:, k] - special.logsumexp(kernel, axis=1)),
+        DecodedNormal: lambda: (stats.norm.logpdf(z) - math.log(rho), kernel[:, k] - special.logsumexp(kernel, axis=1)),
     }[type(law)]()
     log_p = density(v, info, rho).numpy()
     probability = reach * float((weights * np.exp(log_p + read)).sum())
@@ -232,16 +232,16 @@ def test_the_decoders_start_makes_the_worst_case_least():
         separate = -float((torch.from_numpy(weights)[:, None] * posterior).sum()) / math.sqrt(2.0 * math.pi)
         return separate, separate - math.log(rho * math.sqrt(2.0 * math.pi * math.e))
 
-    separate, flat = lost(Decoder().tau)
+    separate, flat = lost(DecodedNormal().tau)
     assert separate == pytest.approx(flat, abs=1e-12)
     assert separate == pytest.approx(0.104, abs=1e-3)
-    assert min(max(lost(tau)) for tau in (0.95 * Decoder().tau, 1.05 * Decoder().tau)) > separate + 1e-3
+    assert min(max(lost(tau)) for tau in (0.95 * DecodedNormal().tau, 1.05 * DecodedNormal().tau)) > separate + 1e-3
 
 
 # ---- start levels --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", [TruncatedNormal(), Decoder(), TruncatedNormal(0.5)], ids=str)
+@pytest.mark.parametrize("law", [TruncatedNormal(), DecodedNormal(), TruncatedNormal(0.5)], ids=str)
 def test_the_start_level_has_the_noise_the_law_wants(sde: SDE, law):
     """Bins of 0.4 are far from either end of every process."""
     info = DataInfo((1,), 6)
@@ -254,14 +254,14 @@ def test_the_start_level_has_the_noise_the_law_wants(sde: SDE, law):
 
 def test_a_start_before_the_process_or_the_chain_begins_is_its_begin():
     info = DataInfo((1,), 2**20)
-    for law in (TruncatedNormal(), Decoder()):
+    for law in (TruncatedNormal(), DecodedNormal()):
         assert law.start(VPSDE(), info) == VPSDE.t_min
         assert law.start(VESDE(), info) == VESDE.t_min
         assert law.start(VPSDE().discretize(100), info) == pytest.approx(0.01)
         assert Uniform().start(VPSDE(), info) == VPSDE.t_min
 
 
-@pytest.mark.parametrize("law", [TruncatedNormal, Decoder])
+@pytest.mark.parametrize("law", [TruncatedNormal, DecodedNormal])
 @pytest.mark.parametrize("tau", [0.0, -1.0, math.inf, math.nan])
 def test_refuses_a_tau_without_meaning(law, tau):
     with pytest.raises(ValueError, match="tau"):
@@ -283,7 +283,7 @@ def test_level_posterior_is_a_law_over_the_levels(levels, std, monkeypatch):
     kernel = -0.5 * ((z - (-1.0 + 2.0 / (levels - 1) * x.double())) / std).square()
     scale = max(1.0, float(kernel.abs().max()))
     assert posterior == pytest.approx(torch.log_softmax(kernel, dim=0), abs=1e-15 * 8 * scale)
-    monkeypatch.setattr("sdediff.likelihood.discrete.decoder._BUDGET", 3 * x.numel())
+    monkeypatch.setattr("sdediff.likelihood.discrete.decoder._TABLE_ENTRIES", 3 * x.numel())
     assert log_level_posterior(x, z, std, info) == pytest.approx(posterior, rel=1e-12)
 
 

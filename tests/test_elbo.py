@@ -13,8 +13,8 @@ from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel
 from sdediff.analytic import Gaussian
 from sdediff.gaussian import Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.bound.chain import STAGE
 from sdediff.likelihood.discrete.decoder import log_bin_mass
+from sdediff.noise import Stage
 
 
 def info(levels: int, low: float = -1.0, high: float = 1.0) -> DataInfo:
@@ -82,7 +82,7 @@ def test_steps_match_the_divergence_between_bridges(sde):
     got = elbo(model, x0, times=times, control="none", seed=4)
     noise = NoiseSource(4, x0.shape, dtype=torch.float64)
     for i in range(1, n):
-        eps, s, t = noise.normal(i, stage=STAGE), times[i - 1], times[i]
+        eps, s, t = noise.normal(i, stage=Stage.BOUND), times[i - 1], times[i]
         x_t = sde.perturb(x0, t, eps)
         real, std = sde.bridge(x_t, x0, t, s)
         guess, _ = sde.bridge(x_t, model.denoise(x_t, t), t, s)

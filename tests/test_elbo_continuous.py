@@ -18,9 +18,10 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
-from sdediff.likelihood.bound.chain import STAGE, Items, Steps, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, reverse_variance, sampled_steps
 from sdediff.likelihood.bound.stratified import LAWS, LevelDistribution, stratified_pairs
-from sdediff.likelihood.discrete.decoder import density
+from sdediff.likelihood.discrete.decoder import density_decoder
+from sdediff.noise import Stage
 from sdediff.types import Level
 
 CONTINUOUS = math.inf
@@ -107,13 +108,15 @@ def test_sampled_steps_are_unbiased_each_of_them(variance, law, control):
 
     assert float(z(got.diffusion).abs().max()) < 4.5
     # Negative control: draws weighted as if all steps were equally likely.
-    steps = Steps(chain.levels(chain.instants[1:]), reverse_variance(variance))
+    steps = ChainSteps(chain.levels(chain.instants[1:]), reverse_variance(variance))
     places = LevelDistribution(
         steps.half_log_snr, LAWS[law](steps.half_log_snr, Moments.of(torch.zeros(2), torch.eye(2)))
     )
     places.probability = torch.full((11,), 1.0 / 11.0, dtype=torch.float64)
     noise = NoiseSource(2, x0.shape, dtype=torch.float64)
-    broken = sampled_steps(model, Items(x0, noise, density(x0), GaussianErrors.none(x0)), steps, places, 4, 2)
+    broken = sampled_steps(
+        model, BoundBatch(x0, noise, density_decoder(x0), GaussianErrors.none(x0)), steps, places, 4, 2
+    )
     assert float(z(broken.diffusion).abs().max()) > 4.5
 
 
@@ -172,7 +175,7 @@ def test_learned_variance_by_the_formulas_of_improved_ddpm(stride):
     low, high = np.log(np.append(posterior[1], posterior[1:])), np.log(betas)
     noise, f, clean = NoiseSource(4, x0.shape, dtype=torch.float64), fraction.numpy(), x0.numpy()
     for i in range(n):
-        eps = noise.normal(i, stage=STAGE).numpy()
+        eps = noise.normal(i, stage=Stage.BOUND).numpy()
         x_t = np.sqrt(bar[i]) * clean + np.sqrt(1.0 - bar[i]) * eps
         guess = (x_t - np.sqrt(1.0 - bar[i]) * 0.5 * x_t) / np.sqrt(bar[i])
         log_own = f * high[i] + (1.0 - f) * low[i]

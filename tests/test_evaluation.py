@@ -53,7 +53,7 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def test_every_item_is_taken_once_in_the_seeds_order_at_its_place():
-    scores = evaluate(work, items(37), seed=5, size=8)
+    scores = evaluate(work, items(37), seed=5, batch_size=8)
     places = order(37, 5)
     assert sorted(places) == list(range(37))
     assert not np.array_equal(places, order(37, 6))
@@ -64,7 +64,7 @@ def test_every_item_is_taken_once_in_the_seeds_order_at_its_place():
 
 @pytest.mark.parametrize("size", [1, 3, 37, 100, None])
 def test_the_batch_size_changes_nothing(size):
-    assert same(evaluate(work, items(37), size=size).columns, evaluate(work, items(37), size=8).columns)
+    assert same(evaluate(work, items(37), batch_size=size).columns, evaluate(work, items(37), batch_size=8).columns)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 4])
@@ -80,18 +80,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, calls, failure):
         return work(x, first)
 
     if failure is KeyboardInterrupt:
-        stopped = evaluate(breaking, items(37), size=8, part=part)
+        stopped = evaluate(breaking, items(37), batch_size=8, partial=part)
         assert stopped.interrupted
         assert stopped.done == 8 * calls
     else:
         with pytest.raises(failure):
-            evaluate(breaking, items(37), size=8, part=part)
+            evaluate(breaking, items(37), batch_size=8, partial=part)
     assert part.path.exists() == (calls > 0)
     starts = []
-    resumed = evaluate(lambda x, first: (starts.append(first), work(x, first))[1], items(37), size=5, part=part)
+    resumed = evaluate(
+        lambda x, first: (starts.append(first), work(x, first))[1], items(37), batch_size=5, partial=part
+    )
     assert starts[0] == 8 * calls
-    assert same(resumed.columns, evaluate(work, items(37), size=8).columns)
-    assert evaluate(work, items(37), part=part, fresh=True, size=8).done == 37
+    assert same(resumed.columns, evaluate(work, items(37), batch_size=8).columns)
+    assert evaluate(work, items(37), partial=part, fresh=True, batch_size=8).done == 37
 
 
 def told(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
@@ -104,7 +106,7 @@ def told(x: Tensor, first: int, condition: Condition) -> dict[str, Tensor]:
 def test_conditions_go_with_their_items(tmp_path, size):
     """Whatever the batches, through pieces that are halved and through an interruption."""
     labels = torch.randperm(37, generator=torch.Generator().manual_seed(0))
-    whole = evaluate(told, items(37), size=size, condition=labels)
+    whole = evaluate(told, items(37), batch_size=size, condition=labels)
     assert np.array_equal(whole.columns["label"], labels.numpy()[whole.columns["item"]])
     part, limited = PartialResults(tmp_path / "x.part", SETTINGS), Limited(3, MemoryError())
 
@@ -114,11 +116,11 @@ def test_conditions_go_with_their_items(tmp_path, size):
             raise KeyboardInterrupt
         return told(x, first, condition)
 
-    stopped = evaluate(stopping, items(37), size=size, condition=labels, part=part)
+    stopped = evaluate(stopping, items(37), batch_size=size, condition=labels, partial=part)
     assert stopped.interrupted
-    resumed = evaluate(told, items(37), size=4, condition=labels, part=part)
+    resumed = evaluate(told, items(37), batch_size=4, condition=labels, partial=part)
     assert same(resumed.columns, whole.columns)
-    one = evaluate(told, items(37), size=size, condition=7)
+    one = evaluate(told, items(37), batch_size=size, condition=7)
     assert (one.columns["label"] == 7.0).all()
     with pytest.raises(ValueError, match="36 rows for 37 items"):
         evaluate(told, items(37), condition=labels[1:])
@@ -126,7 +128,7 @@ def test_conditions_go_with_their_items(tmp_path, size):
 
 def test_a_file_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.part"
-    evaluate(work, items(9), size=3, part=PartialResults(path, SETTINGS))
+    evaluate(work, items(9), batch_size=3, partial=PartialResults(path, SETTINGS))
     before = path.read_bytes()
     for settings, message in {
         "seed 0, now 1": {**SETTINGS, "seed": 1},
@@ -134,9 +136,9 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         "steps None, now 8": {**SETTINGS, "steps": 8},
     }.items():
         with pytest.raises(ValueError, match=f"begun with other settings .{settings}.$"):
-            evaluate(work, items(9), size=3, part=PartialResults(path, message))
+            evaluate(work, items(9), batch_size=3, partial=PartialResults(path, message))
     assert path.read_bytes() == before
-    assert evaluate(work, items(9), size=3, part=PartialResults(path, dict(SETTINGS))).done == 9
+    assert evaluate(work, items(9), batch_size=3, partial=PartialResults(path, dict(SETTINGS))).done == 9
     for content in (b"", b"junk", before[: len(before) // 2]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
@@ -224,14 +226,14 @@ def test_the_target_is_reached_at_the_first_block_that_does():
 @pytest.mark.parametrize("size", [1, 10, 64, 1000])
 def test_where_the_target_stops_does_not_depend_on_the_batches(tmp_path, size):
     part = PartialResults(tmp_path / "x.part", SETTINGS)
-    scores = evaluate(work, items(1000), size=size, target=100.0, part=part)
+    scores = evaluate(work, items(1000), batch_size=size, target=100.0, partial=part)
     assert scores.on_target
     assert scores.done % BLOCK == 0
-    assert same(scores.columns, evaluate(work, items(1000), size=7, target=100.0).columns)
+    assert same(scores.columns, evaluate(work, items(1000), batch_size=7, target=100.0).columns)
     assert mean_and_error(scores.values)[1] <= 100.0 < mean_and_error(scores.values[:-BLOCK])[1]
-    finer = evaluate(work, items(1000), size=size, target=50.0, part=part)
+    finer = evaluate(work, items(1000), batch_size=size, target=50.0, partial=part)
     assert scores.done < finer.done < 1000
-    assert not evaluate(work, items(1000), size=size, target=1.0).on_target
+    assert not evaluate(work, items(1000), batch_size=size, target=1.0).on_target
 
 
 def test_a_partial_mean_is_a_fair_estimate():
@@ -276,7 +278,7 @@ def test_peak_memory_is_exact():
 def test_fitting_is_in_proportion(monkeypatch):
     """Powers of two below what fits, whatever memory this machine has to spare just now."""
     cpu, room = torch.device("cpu"), 100 << 20
-    monkeypatch.setattr(memory, "free_memory", lambda device: room / memory._SHARE)
+    monkeypatch.setattr(memory, "free_memory", lambda device: room / memory._MEMORY_SHARE)
     for items in (1, 3, 64, 1000):
         most = 1 << (items.bit_length() - 1)
         assert fitting(room / (items + 0.5), cpu) == most
@@ -317,7 +319,7 @@ def test_pieces_are_halved_where_memory_runs_out(failure):
 
 def test_a_batch_of_one_where_not_even_the_first_few_fit():
     limited = Limited(1, MemoryError())
-    assert same(evaluate(limited, items(6)).columns, evaluate(work, items(6), size=3).columns)
+    assert same(evaluate(limited, items(6)).columns, evaluate(work, items(6), batch_size=3).columns)
     assert limited.sizes == [1] * 6
 
 
@@ -372,7 +374,7 @@ def test_two_processes_find_what_one_does(tmp_path):
     assert done.stdout.count("mean and standard error") == 1  # one of them speaks
     for name, (count, size) in distributed_likelihood.CASES.items():
         target = 2.0 if name == "measured" else None
-        expected = evaluate(distributed_likelihood.work, items(count), seed=3, size=size, target=target)
+        expected = evaluate(distributed_likelihood.work, items(count), seed=3, batch_size=size, target=target)
         with np.load(tmp_path / f"{name}.npz") as arrays:
             assert same(dict(arrays), expected.columns), name
     with np.load(tmp_path / "told.npz") as arrays:

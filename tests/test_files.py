@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdediff.files import remove_left, replace, write
+from sdediff.files import remove_abandoned, replace, write
 
 HALF_WAY = """
 import os, signal, sys, time
@@ -101,11 +101,11 @@ def test_whose_life_cannot_be_seen_is_given_a_day(tmp_path: Path) -> None:
     foreign, earlier = (tmp_path / seen[0].replace(host, name) for name in ("elsewhere", host))
     foreign.touch()
     earlier.touch()
-    remove_left(tmp_path)
+    remove_abandoned(tmp_path)
     assert names(tmp_path) == [foreign.name, "a"]
     old = time.time() - 100_000.0
     os.utime(foreign, (old, old))
-    remove_left(tmp_path)
+    remove_abandoned(tmp_path)
     assert names(tmp_path) == ["a"]
     assert platform.node() == "" or host[0] == platform.node()[0]
 

@@ -11,7 +11,7 @@ import torch
 from catalogue import PROCESSES
 from sdediff import DDPM, GRIDS, SAMPLERS, SDE, VPSDE, ScoreModel
 from sdediff.grids import Grid, Power, Reference, graded
-from sdediff.sampling import place
+from sdediff.sampling import node_times
 
 STEPS = (1, 2, 3, 10, 50)
 
@@ -167,9 +167,9 @@ def test_who_gets_a_graded_start() -> None:
     )
     ends = (0.3, 0.0)
     plain = GRIDS["reference"](model.sde, 20, *ends)
-    assert not torch.equal(place(SAMPLERS["ab4"], model, 20, None, ends), plain)
-    assert torch.equal(place(SAMPLERS["ab2"], model, 20, None, ends), plain)
-    assert torch.equal(place(SAMPLERS["ab4"], model, 20, plain, ends), plain)
-    assert torch.equal(place(SAMPLERS["ab4"], instants, 20, None, ends), instants.snap(plain))
+    assert not torch.equal(node_times(SAMPLERS["ab4"], model, 20, None, ends), plain)
+    assert torch.equal(node_times(SAMPLERS["ab2"], model, 20, None, ends), plain)
+    assert torch.equal(node_times(SAMPLERS["ab4"], model, 20, plain, ends), plain)
+    assert torch.equal(node_times(SAMPLERS["ab4"], instants, 20, None, ends), instants.snap(plain))
     full = GRIDS["reference"](model.sde, 20, 1.0, 0.0)
-    assert torch.equal(place(SAMPLERS["ab4"], model, 20, None, (1.0, 0.0)), full)
+    assert torch.equal(node_times(SAMPLERS["ab4"], model, 20, None, (1.0, 0.0)), full)

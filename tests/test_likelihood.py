@@ -15,7 +15,7 @@ from sdediff.analytic import GaussianMixture
 from sdediff.likelihood import log_likelihood
 from sdediff.likelihood.flow import divergence
 from sdediff.likelihood.flow.divergence import value_and_diagonal, value_and_products
-from sdediff.likelihood.flow.hutchinson import PROBES, SMALL, ProbeProducts, standard_error
+from sdediff.likelihood.flow.hutchinson import ALWAYS_EXACT_UP_TO, PROBES, ProbeProducts, standard_error
 from sdediff.samplers import SAMPLERS
 from sdediff.types import Level
 
@@ -186,7 +186,7 @@ Y = torch.linspace(-1.0, 1.3, 3 * 2 * 16, dtype=torch.float64).sin().reshape(3, 
 
 @pytest.mark.parametrize("budget", [1, 500, 1 << 16], ids=["one-by-one", "chunks", "at-once"])
 def test_exact_trace_is_that_of_the_jacobian(budget, monkeypatch):
-    monkeypatch.setattr(divergence, "_BUDGET", budget)
+    monkeypatch.setattr(divergence, "_MAX_COTANGENTS", budget)
     jacobian = jacobians(Y)
     axes = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0].T
     value, rows = value_and_diagonal(field, Y, axes)
@@ -326,7 +326,7 @@ def test_stated_interval_covers_the_truth(name, probes):
     """
     make, informed = COVERED[name]
     law = make()
-    if probes >= law.dim or law.dim <= SMALL:
+    if probes >= law.dim or law.dim <= ALWAYS_EXACT_UP_TO:
         pytest.skip("the trace is exact there")
     x, model = law.sample(2000, seed=5).double(), law.model(VPSDE())
     model.moments = model.moments if informed else None
@@ -431,7 +431,7 @@ def test_what_is_missed_between_nodes_is_stated(trace):
         budget = result.error_budget
         stated = budget.systematic["solver"] + budget.systematic["quadrature"].abs()
         assert bool((error < 2.0 * stated).all()), steps
-        assert float(budget.as_dict()["quadrature"]["item"]) > 0.05 * float(error.max()), steps
+        assert float(budget.to_dict()["quadrature"]["item"]) > 0.05 * float(error.max()), steps
         # a multiple of the identity costs signs nothing: the probes state no error, and alone would claim to be exact
         assert float(result.standard_error.max()) < 1e-9
 

@@ -133,7 +133,7 @@ def test_gradient_is_that_of_finite_differences(options, own):
     assert abs(float(sum((g * v).sum() for g, v in zip(found[1:], along[1:], strict=True))) - exact) < error
 
 
-def recorded(parameters: object, field: divergence.Field, y: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def recorded(parameters: object, field: divergence.VectorField, y: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """A look that leaves its whole graph, as autograd does if nothing is done about it."""
     leaf = y if y.requires_grad else y.detach().requires_grad_()
     value = field(leaf)
@@ -154,7 +154,7 @@ def record_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_gradient_is_that_of_the_whole_graph_to_rounding(options, budget, monkeypatch):
     model = make()
-    monkeypatch.setattr(divergence, "_BUDGET", budget)
+    monkeypatch.setattr(divergence, "_MAX_COTANGENTS", budget)
     found = gradients(model, X, steps=5, **options)
     record_everything(monkeypatch)
     whole = gradients(model, X, steps=5, **options)

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from sdediff import BrownianPath, NoiseSource
-from sdediff.noise import _box_muller
+from sdediff.noise import BROWNIAN_STEP, _box_muller
 
 DOUBLE = torch.float64
 
@@ -193,7 +193,7 @@ def test_increments_are_white() -> None:
                 reach = node & -node
                 mean = 0.5 * (self._value(node - reach) + self._value(node + reach))
                 std = math.sqrt((self.end - self.start) * reach / (1 << self.depth))
-                self._cache[node] = mean + std * self.noise.normal(self._TREE + node)
+                self._cache[node] = mean + std * self.noise.normal(BROWNIAN_STEP + node)
             return self._cache[node]
 
     noise = NoiseSource(2, (2000, 2), dtype=DOUBLE)

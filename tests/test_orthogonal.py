@@ -14,20 +14,20 @@ from sdediff.likelihood.flow.trace import NodeDivergence
 from sdediff.noise import NoiseSource
 
 
-def placed(items: int, dim: int, plan: list[int], draw: int = 0, first: int = 0) -> OrthogonalTrace:
+def trace_at(items: int, dim: int, counts: list[int], draw: int = 0, first: int = 0) -> OrthogonalTrace:
     source = NoiseSource(3, (items, dim), first=first, dtype=torch.float64)
-    return OrthogonalTrace(PROBES["rademacher"], 2, source, draw, plan=plan)
+    return OrthogonalTrace(PROBES["rademacher"], 2, source, draw, counts=counts)
 
 
-def looks(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[NodeDivergence]:
-    """What the trace would see of one matrix a node, the same for every item."""
-    seen = []
+def divergences(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[NodeDivergence]:
+    """The divergences of one matrix a node, the same for every item."""
+    found = []
     for node, matrix in enumerate(matrices):
         probes = trace.probes(node)
         products = probes @ matrix
         share = (probes * products).sum(dim=2).mean(dim=1)
-        seen.append(NodeDivergence(share, share.expand(2, -1), share, share, probes, products))
-    return seen
+        found.append(NodeDivergence(share, share.expand(2, -1), share, share, probes, products))
+    return found
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 64])
@@ -41,14 +41,14 @@ def test_rows_are_orthogonal_signs(dim):
 def test_as_many_probes_as_dimensions_know_a_constant_matrix(dim):
     """Each replicate then has every row once, whatever the order and the number at a node."""
     a = torch.randn(dim, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    plan = [4, 2 * dim - 12, 2, 6]
-    weights = torch.tensor(plan, dtype=torch.float64) / (2 * dim)  # the estimate then weighs all probes alike
-    seen = looks(placed(5, dim, plan), weights[:, None, None] * a)
-    estimate = torch.stack([look.share for look in seen]).sum(dim=0)
+    counts = [4, 2 * dim - 12, 2, 6]
+    weights = torch.tensor(counts, dtype=torch.float64) / (2 * dim)  # the estimate then weighs all probes alike
+    nodes = divergences(trace_at(5, dim, counts), weights[:, None, None] * a)
+    estimate = torch.stack([node.share for node in nodes]).sum(dim=0)
     assert estimate == pytest.approx(torch.full((5,), float(a.trace()), dtype=torch.float64), abs=1e-12 * dim)
     # negative control: a probe less, and the off-diagonal shows
-    fewer = looks(placed(5, dim, [4, 2 * dim - 14, 2, 6]), weights[:, None, None] * a)
-    assert float((torch.stack([look.share for look in fewer]).sum(dim=0) - a.trace()).abs().min()) > 1e-3
+    fewer = divergences(trace_at(5, dim, [4, 2 * dim - 14, 2, 6]), weights[:, None, None] * a)
+    assert float((torch.stack([node.share for node in fewer]).sum(dim=0) - a.trace()).abs().min()) > 1e-3
 
 
 @pytest.mark.parametrize("dim", [12, 16])
@@ -61,10 +61,10 @@ def test_stated_error_is_that_of_the_sum(dim):
     ends = torch.randn(2, dim, dim, generator=rng, dtype=torch.float64)
     part = torch.linspace(0.0, 1.0, 12, dtype=torch.float64)[:, None, None]
     matrices = (1.0 - part) * (ends[0] + ends[0].T) + part * (ends[1] + ends[1].T)
-    trace = placed(4000, dim, [2, 4] * 6)
-    seen = looks(trace, matrices)
-    error = torch.stack([look.share for look in seen]).sum(dim=0) - matrices.diagonal(dim1=1, dim2=2).sum()
-    stated = (trace.standard_error(seen) / widening(dim)).square()
+    trace = trace_at(4000, dim, [2, 4] * 6)
+    nodes = divergences(trace, matrices)
+    error = torch.stack([node.share for node in nodes]).sum(dim=0) - matrices.diagonal(dim1=1, dim2=2).sum()
+    stated = (trace.standard_error(nodes) / widening(dim)).square()
     assert abs(float(error.mean())) < 5.0 * float(error.std()) / math.sqrt(4000)
     spread = error.square() - stated
     assert abs(float(spread.mean())) < 5.0 * float(spread.std()) / math.sqrt(4000)
@@ -82,10 +82,10 @@ def test_intervals_of_few_coordinates_cover(dim):
     ends = torch.randn(2, dim, dim, generator=rng, dtype=torch.float64)
     part = torch.linspace(0.0, 1.0, 40, dtype=torch.float64)[:, None, None] ** 2
     matrices = (1.0 - part) * (ends[0] + ends[0].T) + part * (ends[1] + ends[1].T)
-    trace = placed(4000, dim, [2] * 40)
-    seen = looks(trace, matrices)
-    error = (torch.stack([look.share for look in seen]).sum(dim=0) - matrices.diagonal(dim1=1, dim2=2).sum()).abs()
-    stated = trace.standard_error(seen)
+    trace = trace_at(4000, dim, [2] * 40)
+    nodes = divergences(trace, matrices)
+    error = (torch.stack([node.share for node in nodes]).sum(dim=0) - matrices.diagonal(dim1=1, dim2=2).sum()).abs()
+    stated = trace.standard_error(nodes)
     share = float((error <= 1.96 * stated).double().mean())
     assert share >= 0.93 - 0.017
     if dim == 8:
@@ -94,7 +94,7 @@ def test_intervals_of_few_coordinates_cover(dim):
 
 def test_every_probe_alone_is_a_vector_of_independent_signs():
     """Means and correlations of the entries over 20,000 items: 5 standard errors, 78 figures, a chance of 5e-5."""
-    probes = placed(20_000, 12, [2, 6]).probes(1)
+    probes = trace_at(20_000, 12, [2, 6]).probes(1)
     for probe in probes.unbind(dim=1):
         second = probe.T @ probe / len(probe) - torch.eye(12, dtype=probe.dtype)
         assert float(second.abs().max()) < 5.0 / math.sqrt(len(probe))
@@ -103,9 +103,9 @@ def test_every_probe_alone_is_a_vector_of_independent_signs():
 
 
 def test_probes_belong_to_the_item_and_the_draw():
-    whole = placed(5, 12, [2, 4]).probes(1)
-    assert torch.equal(whole[3:4], placed(1, 12, [2, 4], first=3).probes(1))
-    assert not torch.equal(whole, placed(5, 12, [2, 4], draw=1).probes(1))
+    whole = trace_at(5, 12, [2, 4]).probes(1)
+    assert torch.equal(whole[3:4], trace_at(1, 12, [2, 4], first=3).probes(1))
+    assert not torch.equal(whole, trace_at(5, 12, [2, 4], draw=1).probes(1))
 
 
 def test_they_beat_independent_ones():

@@ -129,7 +129,7 @@ def test_trade_offs_are_logarithmic_and_named_at_their_ends(tmp_path: Path, monk
     """Each name has its line's colour, stands no nearer to another than a line of text, and inside the axes' height;
     values that may be nothing are hollow."""
     figures = []
-    monkeypatch.setattr("sdediff.plots.costs.save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("sdediff.plots.costs.save_figure", lambda figure, path: figures.append(figure))
     names = [f"solver {k}" for k in range(9)]
     series = {name: ([5.0, 50.0], [0.1, 1e-4 * (1.0 + 0.01 * k)], [True, False]) for k, name in enumerate(names)}
     plots.trade_off(
@@ -188,8 +188,8 @@ def test_coordinates_of_unlike_units_get_scales_of_their_own(
     """An aspect of 1 would draw them as a line; a coordinate that does not move has no say."""
     seen = []
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(scale)
-    monkeypatch.setattr("sdediff.plots.save", lambda figure, _: seen.append(figure.axes[0]))
-    monkeypatch.setattr("sdediff.plots.likelihoods.save", lambda figure, _: seen.append(figure.axes[1]))
+    monkeypatch.setattr("sdediff.plots.save_figure", lambda figure, _: seen.append(figure.axes[0]))
+    monkeypatch.setattr("sdediff.plots.likelihoods.save_figure", lambda figure, _: seen.append(figure.axes[1]))
     plots.picture(points, DataInfo((2,)), tmp_path / "x.png")
     with_points(Likelihoods(points.sum(1), "nats", 0.0, 0.1, False), points, tmp_path / "y.png")
     assert [axes.get_aspect() for axes in seen] == [aspect, aspect]

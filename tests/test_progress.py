@@ -11,7 +11,7 @@ import pytest
 
 from sdediff import interrupt, progress
 from sdediff.interrupt import ENDING, Interrupt, ending_interrupts
-from sdediff.progress import FIRST, LONGEST, Progress
+from sdediff.progress import FIRST_WAIT, LONGEST_WAIT, Progress
 
 
 class Stream(io.StringIO):
@@ -49,11 +49,11 @@ def reported(monkeypatch: pytest.MonkeyPatch, stream: Stream | None, seconds: in
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """None for short work, soon one for long work, and not many for very long work."""
-    assert reported(monkeypatch, Stream(), int(FIRST) - 1) == []
+    assert reported(monkeypatch, Stream(), int(FIRST_WAIT) - 1) == []
     lines = reported(monkeypatch, Stream(), 40_000, 40_000)
     assert lines[0] == "working: 5 of 40,000 steps (0 %), 5 s, about 11.1 h to go; well"
-    growth = math.log(LONGEST / FIRST) / math.log(1.5)
-    assert growth < len(lines) < growth + 40_000 / LONGEST + 1
+    growth = math.log(LONGEST_WAIT / FIRST_WAIT) / math.log(1.5)
+    assert growth < len(lines) < growth + 40_000 / LONGEST_WAIT + 1
     assert not any("\r" in line for line in lines)
     assert reported(monkeypatch, Stream(), 6)[0] == "working: 5 steps, 5 s; well"
 

@@ -1,5 +1,7 @@
-"""The public names: all there, imported lazily, and what they say they are."""
+"""The public names: all there, imported lazily, and the same for type checkers."""
 
+import ast
+import inspect
 import subprocess
 import sys
 
@@ -13,6 +15,14 @@ def test_every_public_name_is_there_and_documented(name):
     value = getattr(sdediff, name)
     assert name in dir(sdediff)
     assert isinstance(value, dict) or (value.__doc__ or "").strip()
+
+
+def test_type_checkers_see_the_same_names():
+    """Each from the module that it is imported from at run time."""
+    nodes = [node for node in ast.walk(ast.parse(inspect.getsource(sdediff))) if isinstance(node, ast.ImportFrom)]
+    typed = {alias.asname: f"{node.module}.{alias.name}" for node in nodes for alias in node.names if alias.asname}
+    homes = {name: f"sdediff.{module}.{name}" for name, module in sdediff._HOME.items()}
+    assert typed == homes | {"analytic": "sdediff.analytic"}
 
 
 def test_unknown_names_are_attribute_errors():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+from dataclasses import FrozenInstanceError, fields
 from typing import Any, NamedTuple, get_type_hints
 
 import pytest
@@ -43,6 +45,7 @@ def results() -> dict[str, Any]:
         "log_likelihood": sdediff.log_likelihood(model, floats, steps=3),
         "log_likelihood of integers": sdediff.log_likelihood(model, levels, steps=3),
         "bits_per_dim": sdediff.bits_per_dim(model, levels, steps=3),
+        "bits_per_dim of draws": sdediff.bits_per_dim(model, levels, steps=3, samples=3),
         "elbo": sdediff.elbo(chain, floats, draws=4),
         "solve": sdediff.solve(model, floats, steps=200, t_to=0.5, path=True),
         "model": model,
@@ -88,6 +91,35 @@ def test_public_results_with_tensors_are_shown_in_brief() -> None:
                 found.append(name)
                 assert "brief" in (kind.__repr__.__name__, *kind.__repr__.__code__.co_names), name
     assert {"BitsPerDim", "Elbo", "LogLikelihood", "Moments", "Solution"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["log_likelihood", "log_likelihood of integers", "bits_per_dim", "bits_per_dim of draws", "elbo"]
+)
+def test_likelihoods_are_records_alike(results: dict[str, Any], name: str) -> None:
+    """Frozen, with an interval about their values, and as JSON with nothing lost but what JSON has no number for."""
+    result = results[name]
+    values = {"log": "log_prob", "bit": "bits_per_dim", "elb": "total"}[name[:3]]
+    with pytest.raises(FrozenInstanceError):
+        result.nfe = 0
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert {field.name for field in fields(result)} <= set(found)
+    assert found[values] == getattr(result, values).tolist()
+    assert found["nfe"] == result.nfe > 0
+    if hasattr(result, "error_budget"):
+        parts = result.error_budget.to_dict()
+        assert found["error_budget"]["solver"] == parts["solver"]
+        assert set(found["error_budget"]) == set(parts)
+    low, high = result.interval(0.9)
+    wide_low, wide_high = result.interval(0.99)
+    if bool(result.standard_error.isnan().all()):  # a single draw
+        assert found["standard_error"] == [None] * 60
+        assert bool((low.isnan() & high.isnan()).all())
+    else:
+        assert bool(((wide_low <= low) & (low <= getattr(result, values)) & (high <= wide_high)).all())
+    for confidence in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="confidence must lie"):
+            result.interval(confidence)
 
 
 class Pair(NamedTuple):

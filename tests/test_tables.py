@@ -42,7 +42,7 @@ from sdediff.networks import NETWORKS, Levelled
 from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
-from sdediff.tables import Part
+from sdediff.tables import FilteredTable
 from sdediff.training.objective import TIME_LAWS, WEIGHTINGS, Objective
 from sdediff.types import Level, Pair, Split
 
@@ -103,7 +103,7 @@ def test_no_module_holds_a_copy(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_part_of_a_table_follows_it() -> None:
     table = {"a": 1, "b": 2}
-    part = Part(table, lambda value: value % 2 == 1)
+    part = FilteredTable(table, lambda value: value % 2 == 1)
     assert dict(part) == {"a": 1}
     table |= {"c": 3, "d": 4}
     assert list(part) == ["a", "c"]

@@ -31,7 +31,7 @@ def described(name: str, model: sdediff.ScoreModel, images: Tensor, **options: A
     result, seconds = scored(model, images, dequantisation=name, samples=2, steps=STEPS, grid=GRID, **options)
     row: Row = {"dequantisation": name, "noise, bins": noise(model, result.t_from)}
     row |= {"bits/dim": result.mean, "+-": result.mean_standard_error}
-    budget = result.error_budget.as_dict()
+    budget = result.error_budget.to_dict()
     row |= {f"{part} (mean)": value["mean"] for part, value in budget.items() if part != "population"}
     row |= {"forwards": result.nfe, "s/image": seconds / len(images)}
     line(row)
@@ -90,7 +90,7 @@ def convergence(model: sdediff.ScoreModel, images: Tensor) -> list[Row]:
     for grid, ladder in LADDER:
         for steps in ladder:
             result, seconds = scored(model, images, steps=steps, grid=grid)
-            gap, budget = result.bits_per_dim - finest.bits_per_dim, result.error_budget.as_dict()
+            gap, budget = result.bits_per_dim - finest.bits_per_dim, result.error_budget.to_dict()
             both = float((result.probe_error.square() + finest.probe_error.square()).mean().sqrt())
             row: Row = {"grid": "default" if grid is None else grid, "steps": steps, "bits/dim": result.mean}
             stated = math.hypot(budget["solver"]["item"], budget["quadrature"]["item"])

@@ -1,6 +1,6 @@
-"""The command line. ``COMMANDS`` is the list: a new command is one file and one line here.
+"""The command line. ``COMMANDS`` is the table of commands: a new one is one file and one line here.
 
-Each file holds a click command called ``command`` and is imported only when that command is asked for.
+Each file holds a click command named ``command`` and is imported only when that command runs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ COMMANDS = {
     "train": "Train a score network on data.",
     "sample": "Draw samples from a trained run.",
     "tune": "Learn a solver for a run: fewer steps for the same accuracy.",
-    "likelihood": "Log-likelihood of data: nats, or bits/dim for integer data.",
-    "encode": "Data to latents, along the probability-flow ODE.",
-    "decode": "Latents to data: the inverse of encode.",
-    "interpolate": "Paths between data through the latent space.",
-    "compare": "Error against forwards, for several solvers on a run.",
-    "export": "A model as another library reads it.",
-    "info": "What a run holds; without a run, what there is to choose from.",
+    "likelihood": "Evaluate the log-likelihood of data, in nats or, for integer data, bits/dim.",
+    "encode": "Encode data into latents by the probability-flow ODE.",
+    "decode": "Decode latents into data: the inverse of encode.",
+    "interpolate": "Interpolate between data through the latent space.",
+    "compare": "Compare error and cost of several solvers on a run.",
+    "export": "Write a model in the format of another library.",
+    "info": "Describe a run, or list solvers, grids, processes and data.",
 }
 
 
@@ -38,8 +38,7 @@ COMMANDS = {
 def main(context: click.Context) -> None:
     """Score-based diffusion models: train, sample, encode, decode and measure likelihood.
 
-    A run is a folder that `sdediff train` makes. Commands that take one use the most recent under runs/ if none is
-    given.
+    A run is a folder that `sdediff train` writes. The other commands use the most recent one under runs/ by default.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

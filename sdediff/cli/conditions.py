@@ -1,4 +1,4 @@
-"""What the network of a run is told about its items besides the state and the time: by name, for all or from labels."""
+"""Conditions of the network beside state and time: arguments by name, for all items or from labels of the data."""
 
 from __future__ import annotations
 
@@ -10,83 +10,83 @@ import click
 import torch
 from torch import Tensor, nn
 
-from sdediff.cli.items import Read
+from sdediff.cli.items import DataItems
 from sdediff.cli.runs import Run
 
-Told = tuple[tuple[str, Tensor], ...]
-"""Names of the network's arguments and their values, one row for all items each."""
+Assignments = tuple[tuple[str, Tensor], ...]
+"""Names of the network's arguments and their values, each one row for all items."""
 
 CONDITION = "condition_"
-"""How the arrays of a file begin that were told to the network; the rest is the name of the argument."""
+"""Prefix of the arrays of a file that are arguments of the network; the rest is the name of the argument."""
 
-_TRUTHS = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "false": False}
 
 
 class Assignment(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
-    """``NAME=VALUE``: an argument of the network and a number, a truth, or several numbers with commas between."""
+    """``NAME=VALUE``: an argument of the network and a number, a boolean, or several numbers separated by commas."""
 
     name = "name=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Tensor]:
-        """The name, and the value as a row ``(1,)`` or ``(1, k)``; whole numbers stay whole."""
+        """Return the name, and the value as a row ``(1,)`` or ``(1, k)``; integers stay integers."""
         if isinstance(value, tuple):
             return value
-        name, sign, text = (part.strip() for part in str(value).partition("="))
-        parts = [part.strip() for part in text.split(",")]
+        name, sign, text = (word.strip() for word in str(value).partition("="))
+        numbers = [word.strip() for word in text.split(",")]
         if not sign or not name.isidentifier():
             self.fail(f"wants NAME=VALUE, NAME an argument of the network, not {value!r}", param, ctx)
         try:
-            row = torch.tensor([_TRUTHS[text]] if text in _TRUTHS else _numbers(parts))
-        except (ValueError, RuntimeError):  # no numbers, or whole ones of more than 64 bits
+            row = torch.tensor([_BOOLEANS[text]] if text in _BOOLEANS else _parse_numbers(numbers))
+        except (ValueError, RuntimeError):  # no numbers, or integers of more than 64 bits
             self.fail(f"{name}: give a number, or several with commas between, not {text!r}", param, ctx)
-        return name, row if len(parts) == 1 else row[None]
+        return name, row if len(numbers) == 1 else row[None]
 
 
-def _numbers(parts: Sequence[str]) -> list[int] | list[float]:
+def _parse_numbers(texts: Sequence[str]) -> list[int] | list[float]:
     try:
-        return [int(part) for part in parts]
+        return [int(text) for text in texts]
     except ValueError:
-        return [float(part) for part in parts]
+        return [float(text) for text in texts]
 
 
 condition_option = click.option(
     "--condition",
-    "told",
+    "condition",
     type=Assignment(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="What the network is told besides: an argument of its and a number, or several with commas. May be repeated.",
+    help="Condition: an argument of the network and a number, or several separated by commas. May be repeated.",
 )
-labels_option = click.option("--labels", metavar="NAME", help="Tell the network the labels of DATA, as this argument.")
+labels_option = click.option("--labels", metavar="NAME", help="Condition on the labels of DATA, as this argument.")
 
 
-def tell(run: Run, told: Told) -> Run:
-    """Put the run's model under a condition for all items.
+def with_condition(run: Run, condition: Assignments) -> Run:
+    """Condition the run's model on the same values for all items.
 
     Raises:
         ValueError: if the network takes no such arguments, or needs others.
     """
-    named = dict(told)
+    named = dict(condition)
     check_names(run, named)
     return run._replace(model=run.model.given(named)) if named else run
 
 
-def tell_labels(run: Run, told: Told, labels: str | None, read: Read) -> tuple[Run, dict[str, Tensor]]:
-    """Put the run's model under a condition for all items or, with labels, one row an item; the condition as well.
+def with_labels(run: Run, condition: Assignments, labels: str | None, data: DataItems) -> tuple[Run, dict[str, Tensor]]:
+    """Condition the run's model on values for all items and, optionally, on labels; return the condition too.
 
     Raises:
-        ValueError: if the data have no labels, or as :func:`tell`.
+        ValueError: if the data have no labels, or as :func:`with_condition`.
     """
-    named = dict(told)
+    named = dict(condition)
     if labels is not None:
-        if read.labels is None:
-            raise ValueError(f"{read.words}: the data have no labels for --labels {labels}")
-        named[labels] = read.labels
-    return tell(run, tuple(named.items())), named
+        if data.labels is None:
+            raise ValueError(f"{data.name}: the data have no labels for --labels {labels}")
+        named[labels] = data.labels
+    return with_condition(run, tuple(named.items())), named
 
 
 def check_names(run: Run, names: Collection[str]) -> None:
-    """Refuse arguments that the network does not take, and the lack of those that it needs.
+    """Refuse arguments that the network does not take, and missing ones that it needs.
 
     Raises:
         ValueError: naming them.
@@ -94,7 +94,7 @@ def check_names(run: Run, names: Collection[str]) -> None:
     network = run.model.network
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
-    except (TypeError, ValueError):  # a callable that does not say
+    except (TypeError, ValueError):  # a callable without a signature
         return
     kinds = inspect.Parameter
     parameters = list(signature.parameters.values())

@@ -1,7 +1,7 @@
-"""What a command says: text for people, one JSON object for machines, a bar for those who wait.
+"""Output of commands: text, one JSON object for programs, progress bars.
 
-Remarks and bars are no work: a stream that does not take them is passed over. A result that cannot be said is an error,
-unless whoever read it has had enough.
+Failures to write remarks and bars are ignored. A result that cannot be written is an error, unless the reader has
+closed the pipe.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ import click
 
 from sdediff.progress import Progress
 
-Report = Callable[[int, int], None]
-"""Called as ``report(done, total)``; ``total`` is 0 where it is unknown."""
+ProgressReport = Callable[[int, int], None]
+"""Function called as ``report(done, total)``; ``total`` is 0 if unknown."""
 
 
 @dataclass(frozen=True)
 class Console:
-    """Where text goes.
+    """The streams of a command.
 
     Args:
-        as_json: keep the standard output for one JSON object; text goes to the error stream.
+        as_json: reserve the standard output for one JSON object; text goes to the error stream.
     """
 
     as_json: bool = False
 
     def say(self, text: str) -> None:
-        """A line of the result."""
+        """Print a line of the result."""
         if self.as_json:
             self.note(text)
         else:
-            _tell(text)
+            _print(text)
 
     def note(self, text: str) -> None:
-        """A remark, always on the error stream."""
-        complain(text)
+        """Print a remark, always on the error stream."""
+        print_error(text)
 
     def result(self, **figures: Any) -> None:
-        """What a machine wants: printed only if asked for."""
+        """Print the JSON object, if ``as_json``."""
         if self.as_json:
-            _tell(json.dumps(_plain(figures), allow_nan=False))
+            _print(json.dumps(json_value(figures), allow_nan=False))
 
     @contextmanager
-    def bar(self, title: str, unit: str = "step") -> Iterator[Report]:
-        """Progress on the error stream: a bar, gone when done, or plain lines where it is no terminal."""
+    def bar(self, title: str, unit: str = "step") -> Iterator[ProgressReport]:
+        """Show progress on the error stream: a bar, removed when done, or plain lines without a terminal."""
         with Progress(title, unit) as progress:
             yield progress
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     """Print on the standard output.
 
     Raises:
@@ -67,50 +67,50 @@ def _tell(text: str) -> None:
     try:
         click.echo(text)
     except BrokenPipeError:  # as of `| head`
-        _to_nowhere(sys.stdout)
+        _discard(sys.stdout)
     except OSError as error:
         error.filename = "standard output"
         raise
 
 
-def complain(text: str) -> None:
-    """Print on the error stream, if that takes it."""
+def print_error(text: str) -> None:
+    """Print on the error stream; failures are ignored."""
     try:
         click.echo(text, err=True)
     except (OSError, ValueError):
-        _to_nowhere(sys.stderr)
+        _discard(sys.stderr)
 
 
 def open_streams() -> None:
-    """Put something in the place of standard streams that came closed, lest files take their numbers and get text."""
+    """Open standard streams that are closed, so that no other file gets their descriptors and their text."""
     with suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the error stream's number
             pass
         os.close(number)
 
 
-def end(code: int) -> NoReturn:
-    """Exit; what the streams still hold and cannot write is lost in silence."""
+def exit_with(code: int) -> NoReturn:
+    """Exit; buffered text that cannot be written is discarded."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except (OSError, ValueError):
-            _to_nowhere(stream)
+            _discard(stream)
     sys.exit(code)
 
 
-def _to_nowhere(stream: TextIO) -> None:
-    """Let a stream that failed end in nothing, for Python writes to it once more in the end."""
+def _discard(stream: TextIO) -> None:
+    """Redirect a failed stream to the null device, for Python flushes it once more at exit."""
     with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 @contextmanager
 def warnings_as_lines(*, show: bool = True) -> Iterator[None]:
-    """Print what the library warns of in data, each once and in one line on the error stream, whatever the filters."""
+    """Print the library's warnings about data, each once and in one line on the error stream, whatever the filters."""
     from sdediff.data import DataWarning
 
     with warnings.catch_warnings(record=True) as caught:
@@ -119,20 +119,22 @@ def warnings_as_lines(*, show: bool = True) -> Iterator[None]:
             yield
         finally:
             for text in dict.fromkeys(str(warning.message) for warning in caught) if show else ():
-                complain(f"warning: {text}")
+                print_error(f"warning: {text}")
 
 
-def _plain(value: Any) -> Any:
-    """What JSON knows: paths as text, numbers that are none as null."""
+def json_value(value: Any) -> Any:
+    """Convert to JSON values: paths to text, infinite numbers and NaN to null."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [json_value(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
 
 
 def columns(rows: list[list[str]], indent: str = "  ") -> str:
-    """A table as text, columns aligned."""
+    """Format a table as text with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(indent + line.rstrip() for line in padded)

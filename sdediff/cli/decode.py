@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -13,113 +12,85 @@ import torch
 from torch import Tensor
 
 from sdediff.cli import tables
-from sdediff.cli.conditions import CONDITION, Told, condition_option, tell
-from sdediff.cli.console import Console
+from sdediff.cli.conditions import CONDITION, with_condition
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import in_batches, write_samples
-from sdediff.cli.options import (
-    PATH,
-    batch_size_option,
-    device_option,
-    force_option,
-    json_option,
-    number_option,
-    run_option,
-    solver_options,
-)
-from sdediff.cli.output import plan
-from sdediff.cli.runs import Run, counting, open_run
-from sdediff.cli.transport import DETERMINISTIC, transport_options
+from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_option, run_option, solver_options
+from sdediff.cli.runs import Run, open_run
+from sdediff.cli.tables import DETERMINISTIC
 from sdediff.data.files import load_items
 from sdediff.samplers import SAMPLERS
 from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
   sdediff decode runs/digits/latents/latents.npz
-  sdediff decode z.npz --out back.png --solver heun --steps 50   # by another solver than encoded them"""
+  sdediff decode z.npz --out back.png --solver heun --steps 50   # another solver than encoded them"""
+
+
+class Latents(NamedTuple):
+    """Latents of a file, with the solver, options and condition that encoded them, as far as the file names them."""
+
+    z: Tensor
+    solver: str
+    options: dict[str, Any]
+    condition: dict[str, Tensor]
 
 
 @click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
 @click.argument("latents", type=PATH)
 @run_option
 @number_option
-@solver_options(DETERMINISTIC, None, "  [default: the one that encoded them, as it did]")
+@solver_options(DETERMINISTIC, None, "  [default: the solver and options of the file]")
 @batch_size_option(256)
-@condition_option
-@device_option
-@click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: decoded/ in the run]")
-@force_option
-@json_option
-def command(
-    latents: Path,
-    run: Path | None,
-    number: int | None,
-    solver: str | None,
-    steps: int | None,
-    rtol: float | None,
-    atol: float | None,
-    grid: str | None,
-    batch_size: int,
-    told: Told,
-    device: str,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Data of LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
+@frame_options("Folder, or name of the two files.  [default: decoded/ in the run]")
+def command(frame: CommandFrame, latents: Path, number: int | None, solver: SolverChoice, batch_size: int) -> None:
+    """Decode LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
 
-    It undoes encode by the solver that the file names. Latents of any other origin are decoded by an adaptive solve,
+    It inverts encode with the solver that the file names. Latents of any other origin are decoded by an adaptive solve,
     at a tolerance of 1e-6.
     """
-    console = Console(as_json)
-    z, named, own, condition = _read(latents)
-    if all(option is None for option in (solver, steps, rtol, atol, grid)):
-        solver, options = named, own
+    file = _read_latents(latents)
+    name, options = file.solver if solver.name is None else solver.name, solver.options
+    if any(value is not None for value in solver):
+        solver.resolve(name)  # refuses options that do not fit
     else:
-        solver = named if solver is None else solver
-        options = transport_options(solver, steps, rtol, atol, grid)
-    rows = {name: value if len(value) == 1 else value[:number] for name, value in condition.items()}
-    opened = tell(open_run(run, device, console), tuple({**rows, **dict(told)}.items()))
-    z = _fitting(z[:number], latents, opened, states_of(SAMPLERS[solver]), (solver, options) == (named, own))
-    files = plan(out, opened.folder / "decoded", latents.stem, (".png", ".npz"), force=force)
-    start = time.perf_counter()
-    with console.bar("decoding", unit="item") as report, counting(opened.model) as count:
-        x = in_batches(opened.model, z, batch_size, lambda model, part: decode(model, part, solver, **options), report)
-    seconds, nfe = time.perf_counter() - start, count.items / len(z)
-    if tuple(x.shape[1:]) != opened.info.shape:  # a reversible solve from plain latents leaves several states
+        options = file.options
+    rows = {key: value if len(value) == 1 else value[:number] for key, value in file.condition.items()}
+    condition = tuple({**rows, **dict(frame.condition)}.items())
+    run = with_condition(open_run(frame.run, frame.device, frame.console), condition)
+    same = (name, options) == (file.solver, file.options)
+    z = _check_latents(file.z[:number], latents, run, states_of(SAMPLERS[name]), same)
+    files = frame.plan(run.folder / "decoded", latents.stem, ".png", ".npz")
+    with frame.measure(run.model, "decoding", "item") as measured:
+        x = in_batches(
+            run.model, z, batch_size, lambda model, part: decode(model, part, name, **options), measured.report
+        )
+    nfe = measured.items / len(z)
+    if tuple(x.shape[1:]) != run.info.shape:  # a reversible solve from plain latents leaves several states
         x = x[:, 0]
-    names = write_samples(x, opened, files, solver=solver)
-    console.say(
-        f"{len(x)} items of {latents}, solver {solver}, NFE {nfe:g}, {seconds:.2f} s\n"
-        f"  picture  {files['.png']}\n  numbers  {files['.npz']}  ({names})"
-    )
-    console.result(
-        run=opened.folder,
-        latents=latents,
-        solver=solver,
-        items=len(x),
-        nfe=nfe,
-        seconds=seconds,
-        picture=files[".png"],
-        numbers=files[".npz"],
-    )
+    arrays = write_samples(x, run, files, solver=name)
+    text = f"{len(x)} items of {latents}, solver {name}, NFE {nfe:g}, {measured.seconds:.2f} s"
+    figures = {"latents": latents, "solver": name, "items": len(x), "nfe": nfe, "seconds": measured.seconds}
+    frame.finish(run, text, files, arrays, **figures)
 
 
-def _read(file: Path) -> tuple[Tensor, str, dict[str, Any], dict[str, Tensor]]:
-    """The latents of a file, and the solver, its options and the condition that the file names, if it does."""
-    z = load_items(file, ("latents",), layout=None).x
-    named: dict[str, str] = {}
+def _read_latents(path: Path) -> Latents:
+    """Read a file of latents."""
+    z = load_items(path, ("latents",), layout=None).x
+    texts: dict[str, str] = {}
     condition: dict[str, Tensor] = {}
-    if file.suffix == ".npz":
-        with np.load(file) as arrays:
-            named = {name: str(arrays[name]) for name in ("solver", "options") if name in arrays}
-            told = [name for name in arrays.files if name.startswith(CONDITION)]
-            condition = {name.removeprefix(CONDITION): torch.from_numpy(arrays[name]) for name in told}
-    solver = named.get("solver", "ode")
-    return z, solver if solver in DETERMINISTIC else "ode", json.loads(named.get("options", "{}")), condition
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            texts = {key: str(arrays[key]) for key in ("solver", "options") if key in arrays}
+            names = [key for key in arrays.files if key.startswith(CONDITION)]
+            condition = {key.removeprefix(CONDITION): torch.from_numpy(arrays[key]) for key in names}
+    solver = texts.get("solver", "ode")
+    options = json.loads(texts.get("options", "{}"))
+    return Latents(z, solver if solver in DETERMINISTIC else "ode", options, condition)
 
 
-def _fitting(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:
-    """Latents ``(n, *shape)``, or ``(n, states, *shape)`` if they are decoded as they came, on the run's device.
+def _check_latents(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:
+    """Return latents on the run's device, ``(n, *shape)``, or ``(n, states, *shape)`` if decoded as they were encoded.
 
     Raises:
         ValueError: if they are not of the run's shape, or are states that another solve has left.

@@ -1,4 +1,4 @@
-"""What ``sdediff likelihood`` says and writes: a bar, a table, a picture, a summary."""
+"""Output of ``sdediff likelihood``: progress bar, table of items, picture, summary."""
 
 from __future__ import annotations
 
@@ -15,83 +15,83 @@ from sdediff import evaluation, plots
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
-from sdediff.evaluation import METHODS, Evaluation
+from sdediff.evaluation import LIKELIHOOD_METHODS, Evaluation
 from sdediff.evaluation.methods import EFFECT, ERROR, TERM
 from sdediff.likelihood.result import ErrorBudget
-from sdediff.plots.likelihoods import Likelihoods, alone, with_images, with_points
+from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
 from sdediff.progress import Progress
-from sdediff.types import DataInfo
+from sdediff.tables import subtable
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {".npz": write_npz, ".csv": write_csv}
-"""What ``--out`` may be, by suffix."""
+"""Writers of ``--out`` by suffix."""
 
 
-class Files(NamedTuple):
-    """Where things go, if anywhere: the table, its unfinished form, the picture."""
+class OutputFiles(NamedTuple):
+    """Paths of the table of items, its unfinished form, and the picture; ``None`` if not wanted."""
 
     out: Path | None
-    part: Path | None
+    unfinished: Path | None
     picture: Path | None
 
 
 class Task(NamedTuple):
-    """What is scored, how, and where it goes."""
+    """The evaluated items, the method, and the output."""
 
     console: Console
     run: Run
     items: Tensor
-    words: str
+    name: str
     method: str
-    files: Files
+    files: OutputFiles
 
 
 @contextmanager
-def bar(task: Task, show: bool) -> Iterator[Callable[[Evaluation], None]]:
-    """Progress over the items with the mean so far."""
+def evaluation_bar(task: Task, show: bool) -> Iterator[Callable[[Evaluation], None]]:
+    """Show the progress over the items, with the mean so far."""
     unit = evaluation.unit(task.items)[0]
     with Progress("likelihood", "item", len(task.items), show=show) as progress:
-        yield lambda scores: progress(scores.done, note=f"{mean_of(scores)} {unit}")
+        yield lambda result: progress(result.done, note=f"{_mean_text(result)} {unit}")
 
 
-def mean_of(scores: Evaluation) -> str:
-    """The mean and its standard error."""
-    mean, error = evaluation.mean_and_error(scores.values)
+def _mean_text(result: Evaluation) -> str:
+    """Format the mean and its standard error."""
+    mean, error = evaluation.mean_and_error(result.values)
     return f"{mean:.5g} +- {error:.2g}"
 
 
-def finish(task: Task, scores: Evaluation, target: float | None) -> None:
-    """Write the files and say what came out; of an interrupted run only how far it came."""
+def write_evaluation(task: Task, result: Evaluation, target: float | None) -> None:
+    """Write the files and print the result; after an interruption, print the number of items done."""
     console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
-    if scores.interrupted:
-        so_far = f": {mean_of(scores)} {unit} so far" if scores.done else ""
-        console.note(f"stopped after {scores.done} of {scores.total} items{so_far}")
-        if files.part is not None and scores.done:
-            console.note(f"  next  the same command goes on with {files.part}")
-        elif files.part is None:
+    if result.interrupted:
+        so_far = f": {_mean_text(result)} {unit} so far" if result.done else ""
+        console.note(f"stopped after {result.done} of {result.total} items{so_far}")
+        if files.unfinished is not None and result.done:
+            console.note(f"  next  the same command goes on with {files.unfinished}")
+        elif files.unfinished is None:
             console.note("  nothing is kept; with --out it would be")
         return
     if files.out is not None:
-        WRITERS[files.out.suffix](files.out, _sorted(scores))
+        WRITERS[files.out.suffix](files.out, _in_order(result))
     if files.picture is not None:
-        _draw(task, scores, files.picture)
-    _report(task, scores, target)
-    if files.part is not None and not scores.on_target:  # else the rest can still be gone on with
-        files.part.unlink(missing_ok=True)  # the last thing: until then the same command finishes what is left
+        _draw_picture(task, result, files.picture)
+    _print_evaluation(task, result, target)
+    if files.unfinished is not None and not result.on_target:  # at a target, further items can still be added
+        files.unfinished.unlink(missing_ok=True)  # last: until then the same command completes the output
 
 
-def _report(task: Task, scores: Evaluation, target: float | None) -> None:
-    """The figures, for people and for machines."""
+def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> None:
+    """Print the result as text and as JSON."""
     console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
-    mean, error = evaluation.mean_and_error(scores.values)
-    budget, nfe = _budget(scores, unit), float(scores.columns["nfe"].astype(np.float64).mean())
-    terms = {name: float(part.mean()) for name, part in _named(scores, TERM).items()}
-    count = f"{scores.done} of {scores.total} items" if scores.on_target else f"{scores.done} items"
-    lines = [f"{mean_of(scores)} {unit} ({task.words}, {count}; mean and standard error)"]
-    if scores.on_target:
+    mean, error = evaluation.mean_and_error(result.values)
+    budget, nfe = _total_budget(result, unit), float(result.columns["nfe"].astype(np.float64).mean())
+    terms = {name: float(torch.from_numpy(x).mean()) for name, x in subtable(result.columns, TERM).items()}
+    count = f"{result.done} of {result.total} items" if result.on_target else f"{result.done} items"
+    lines = [f"{_mean_text(result)} {unit} ({task.name}, {count}; mean and standard error)"]
+    if result.on_target:
         lines.append(f"  stopped at the target of {target:g}; the items are a random part, their mean a fair estimate")
     elif target is not None and not error <= target:
         lines.append(f"  the target of {target:g} was not reached: there are no more items")
-    lines.append(f"  {METHODS[task.method].words}, {nfe:g} forwards, {scores.seconds:.1f} s")
+    lines.append(f"  {LIKELIHOOD_METHODS[task.method].description}, {nfe:g} forwards, {result.seconds:.1f} s")
     if terms:
         lines.append(f"  = {' + '.join(f'{value:.4g} {name}' for name, value in terms.items())} (costs)")
     lines += ["", *(f"  {line}" for line in str(budget).splitlines()), ""]
@@ -99,66 +99,51 @@ def _report(task: Task, scores: Evaluation, target: float | None) -> None:
     console.say("\n".join(lines).rstrip())
     console.result(
         run=task.run.folder,
-        data=task.words,
+        data=task.name,
         method=task.method,
         unit=unit,
         mean=mean,
         standard_error=error,
-        items=scores.done,
-        total=scores.total,
-        on_target=scores.on_target,
+        items=result.done,
+        total=result.total,
+        on_target=result.on_target,
         terms=terms,
-        error_budget=budget.as_dict(),
+        error_budget=budget.to_dict(),
         nfe=nfe,
-        seconds=scores.seconds,
+        seconds=result.seconds,
         out=files.out,
         picture=files.picture,
     )
 
 
-def _sorted(scores: Evaluation) -> dict[str, Any]:
-    """The columns in the order of the data, the index first."""
-    place = np.argsort(scores.columns["item"])
-    names = ("item", *(name for name in scores.columns if name != "item"))
-    return {name: scores.columns[name][place] for name in names}
+def _in_order(result: Evaluation) -> dict[str, Any]:
+    """Return the columns in the order of the data, the index first."""
+    order = np.argsort(result.columns["item"])
+    names = ("item", *(name for name in result.columns if name != "item"))
+    return {name: result.columns[name][order] for name in names}
 
 
-def _draw(task: Task, scores: Evaluation, path: Path) -> None:
-    """The picture that suits the items."""
+def _draw_picture(task: Task, result: Evaluation, path: Path) -> None:
+    """Draw images, points or a histogram, by the shape of the items."""
     unit, name, _ = evaluation.unit(task.items)
-    mean, error = evaluation.mean_and_error(scores.values)
+    mean, error = evaluation.mean_and_error(result.values)
     label = "log p, nats (larger is likelier)" if name == "log_prob" else f"{unit} (smaller is likelier)"
-    found = Likelihoods(torch.from_numpy(scores.values.astype(np.float64)), label, mean, error, name != "log_prob")
-    items, info = task.items[torch.from_numpy(scores.columns["item"])], task.run.info
+    values = torch.from_numpy(result.values.astype(np.float64))
+    likelihoods = Likelihoods(values, label, mean, error, name != "log_prob")
+    items, info = task.items[torch.from_numpy(result.columns["item"])], task.run.info
     if plots.is_image(info.shape):
-        low, high = _shades(items, info)
-        with_images(found, items, path, low=low, high=high)
+        low, high = plots.shades(items, info)
+        with_images(likelihoods, items, path, low=low, high=high)
     elif len(info.shape) == 1:
-        with_points(found, items, path)
+        with_points(likelihoods, items, path)
     else:
-        alone(found, path)
+        histogram_only(likelihoods, path)
 
 
-def _shades(items: Tensor, info: DataInfo) -> tuple[float, float]:
-    """Black and white."""
-    if info.levels is None:
-        return float(items.min()), float(items.max())
-    return (info.low, info.high) if items.is_floating_point() else (0.0, info.levels - 1.0)
-
-
-def _budget(scores: Evaluation, unit: str) -> ErrorBudget:
-    """The parts of the error over all items, and their spread; parts that nothing is known of are left out."""
+def _total_budget(result: Evaluation, unit: str) -> ErrorBudget:
+    """Return the parts of the error over all items, and their spread; parts with unknown values are left out."""
     random, effects = (
-        {name: part for name, part in _named(scores, prefix).items() if not bool(part.isnan().any())}
+        {key: torch.from_numpy(x) for key, x in subtable(result.columns, prefix).items() if not np.isnan(x).any()}
         for prefix in (ERROR, EFFECT)
     )
-    return ErrorBudget(random, effects, {"items": evaluation.mean_and_error(scores.values)[1]}, unit=unit)
-
-
-def _named(scores: Evaluation, prefix: str) -> dict[str, Tensor]:
-    """The columns whose names begin so, by the rest of the name."""
-    return {
-        name.removeprefix(prefix): torch.from_numpy(column)
-        for name, column in scores.columns.items()
-        if name.startswith(prefix)
-    }
+    return ErrorBudget(random, effects, {"items": evaluation.mean_and_error(result.values)[1]}, unit=unit)

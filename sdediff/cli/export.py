@@ -12,7 +12,7 @@ from sdediff.cli.options import PATH, TableName, force_option, json_option
 from sdediff.interop import export
 
 FORMATS = {"diffusers": export}
-"""What a model can be written as."""
+"""Formats of export."""
 
 EPILOG = """\b
 Examples:
@@ -30,10 +30,10 @@ Examples:
 @force_option
 @json_option
 def command(run: Path, folder: Path, form: str, force: bool, as_json: bool) -> None:
-    """Write the model of RUN into FOLDER as another library reads it.
+    """Write the model of RUN into FOLDER in the format of another library.
 
-    To diffusers go models whose network is one of diffusers, on a DDPM chain: those read from its folders, or runs
-    saved from them. sdediff's own networks are no classes of diffusers and cannot be exported.
+    Models whose network is one of diffusers, on a DDPM chain, can be exported to diffusers: those read from its
+    folders, or runs saved from them. sdediff's own networks are no classes of diffusers and cannot be exported.
     """
     console = Console(as_json)
     FORMATS[form](load(run), folder, force=force)

@@ -1,4 +1,4 @@
-"""A group of commands that are imported when needed, and whose failures are one line.
+"""A group of commands that are imported on use and report failures in one line.
 
 Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted by Ctrl-C, SIGTERM or SIGHUP. ``SDEDIFF_DEBUG=1``
 shows the traceback instead.
@@ -15,21 +15,21 @@ from typing import Any, NoReturn
 
 import click
 
-from sdediff.cli.console import complain, end, open_streams
+from sdediff.cli.console import exit_with, open_streams, print_error
 from sdediff.interrupt import ending_interrupts
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-"""What of an operating system's errors is no fault of the input."""
+"""Errors of the operating system that are not caused by the input."""
 
 
 class CommandTable(click.Group):
-    """Commands from a table of names and one-line descriptions; each lives in the module of its name.
+    """Commands of a table of names and one-line descriptions, each in the module of its name.
 
     Args:
         table: name to description, in the order of the help.
         package: the package of the modules.
-        **settings: of the group.
+        **settings: settings of the group.
     """
 
     def __init__(self, *, table: Mapping[str, str], package: str, **settings: Any) -> None:
@@ -37,7 +37,7 @@ class CommandTable(click.Group):
         self.table, self.package = dict(table), package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """Return the names, in the order of the table."""
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -70,19 +70,19 @@ class CommandTable(click.Group):
         except click.ClickException as error:
             fail(error, error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            complain("interrupted")
-            end(INTERRUPTED)
+            print_error("interrupted")
+            exit_with(INTERRUPTED)
         except (ValueError, OSError) as error:
-            fail(error, describe(error), FAILED if isinstance(error, OSError) and error.errno in _DISK else BAD_INPUT)
+            fail(error, message_of(error), FAILED if isinstance(error, OSError) and error.errno in _DISK else BAD_INPUT)
         except (ArithmeticError, RuntimeError, MemoryError) as error:
-            fail(error, describe(error) or type(error).__name__, FAILED)
-        except Exception as error:  # a fault of the program, which the user still deserves to see in one line
+            fail(error, message_of(error) or type(error).__name__, FAILED)
+        except Exception as error:  # a fault of the program, also reported in one line
             fail(error, f"internal error ({type(error).__name__}: {error}); SDEDIFF_DEBUG=1 shows where", FAILED)
-        end(code if isinstance(code, int) else 0)
+        exit_with(code if isinstance(code, int) else 0)
 
 
-def describe(error: Exception) -> str:
-    """What an exception says, without Python's decoration."""
+def message_of(error: Exception) -> str:
+    """Return the message of an exception, without Python's decoration."""
     if isinstance(error, OSError) and error.strerror is not None:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
     return str(error)
@@ -92,16 +92,16 @@ def fail(error: Exception, message: str, code: int) -> NoReturn:
     """Print one line on the error stream and exit."""
     if os.environ.get("SDEDIFF_DEBUG") == "1":
         raise error
-    complain(f"error: {' '.join(message.split())}")
-    end(code)
+    print_error(f"error: {' '.join(message.split())}")
+    exit_with(code)
 
 
 def choices(names: Mapping[str, Any]) -> str:
-    """``choose one of: a, b``."""
+    """Return ``choose one of: a, b``."""
     return f"choose one of: {', '.join(names)}"
 
 
 def nearest(name: str, names: Mapping[str, Any]) -> str:
-    """`` (did you mean 'a'?)`` if something is near, else nothing."""
-    found = difflib.get_close_matches(name.lower(), list(names), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    """Return `` (did you mean 'a'?)`` if a name is similar, else nothing."""
+    similar = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sdediff.checkpoint import describe, latest_run
+from sdediff.checkpoint import describe_model, latest_run
 from sdediff.cli import tables
 from sdediff.cli.console import Console, columns
 from sdediff.cli.options import json_option, run_option
@@ -31,18 +31,18 @@ Examples:
 
 @click.command("info", epilog=EPILOG)
 @run_option
-@click.option("--list", "listing", is_flag=True, help="What there is to choose from, instead of a run.")
+@click.option("--list", "listing", is_flag=True, help="The available solvers, grids, processes and data, not a run.")
 @json_option
 def command(run: Path | None, listing: bool, as_json: bool) -> None:
-    """What a run holds: process, network, data, training.
+    """Describe a run: process, network, data, training.
 
-    With --list, or where there is no run yet: the solvers, grids, processes and data sets.
+    With --list, or without any run: the available solvers, grids, processes and data sets.
     """
     console = Console(as_json)
     if listing or (run is None and not _any_run()):
-        return _list(console)
+        return _list_tables(console)
     opened = open_run(run, "cpu", console)
-    facts = _facts(opened)
+    facts = _describe_run(opened)
     console.say(f"{opened.folder}\n" + columns([[name, line] for name, line in _lines(facts).items()]))
     return console.result(run=opened.folder, **facts)
 
@@ -55,7 +55,7 @@ def _any_run() -> bool:
     return True
 
 
-def _list(console: Console) -> None:
+def _list_tables(console: Console) -> None:
     console.say("\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.datasets()]))
     console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
     lists: dict[str, Mapping[str, object]] = {
@@ -71,12 +71,12 @@ def _list(console: Console) -> None:
     console.result(**{name: list(table) for name, table in lists.items()})
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """Everything there is to say about a run, for machines."""
+def _describe_run(run: Run) -> dict[str, Any]:
+    """Return the description of a run as JSON values."""
     config, metrics = run_config(run.folder), read_metrics(run.folder)
     sde = run.model.sde
     return {
-        **describe(run.model),
+        **describe_model(run.model),
         "log_snr": [2.0 * float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min)],
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "steps": max((steps[-1] for steps, _ in metrics.values()), default=None),
@@ -86,7 +86,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:
-    """The same for people."""
+    """Format the description of a run as lines by title."""
     data, training = facts["data"], facts["training"]
     low, high = facts["log_snr"]
     lines = {
@@ -96,8 +96,8 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
             if data["levels"] is None
             else f"{data['levels']} levels on [{data['low']:g}, {data['high']:g}]"
         ),
-        "process": f"{_entry(facts['sde'])}, log-SNR {low:.3g} to {high:.3g}",
-        "network": f"{_entry(facts['network'])}, {facts['parameters']:,} parameters",
+        "process": f"{_name_and_parameters(facts['sde'])}, log-SNR {low:.3g} to {high:.3g}",
+        "network": f"{_name_and_parameters(facts['network'])}, {facts['parameters']:,} parameters",
         "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
     }
     if training is not None:
@@ -110,12 +110,12 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _entry(section: dict[str, Any]) -> str:
-    """Name and parameters; a chain's thousand betas as their number."""
-    hidden = ("name", "shape", "settings", "scheduler")  # long ones of foreign networks
-    given = {name: value for name, value in section.items() if name not in hidden and value is not None}
+def _name_and_parameters(section: dict[str, Any]) -> str:
+    """Format name and parameters of an entry; long lists, as of betas, by their length."""
+    hidden = ("name", "shape", "settings", "scheduler")  # the last two are long, of networks of diffusers
     texts = (
         f"{name}={f'({len(value)} values)' if isinstance(value, list | tuple) and len(value) > 8 else value}"
-        for name, value in given.items()
+        for name, value in section.items()
+        if name not in hidden and value is not None
     )
     return f"{section['name']}({', '.join(texts)})"

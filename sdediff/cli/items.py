@@ -1,4 +1,4 @@
-"""Items in and out: what a command reads as DATA, and how it writes samples."""
+"""Items: reading DATA, evaluation in batches, writing samples."""
 
 from __future__ import annotations
 
@@ -12,104 +12,102 @@ import torch
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.cli.console import Report, warnings_as_lines
+from sdediff.cli.console import ProgressReport, warnings_as_lines
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import Run, run_config
 from sdediff.data import DATASETS, Dataset, load_dataset, to_levels, to_values
 from sdediff.data.files import load_items
 from sdediff.data.layout import AUTO
-from sdediff.data.remarks import DataWarning, are_levels, said_of_levels
+from sdediff.data.remarks import DataWarning, are_levels, levels_message
 from sdediff.denoiser import Denoiser
 
-NAMES = ("x_test", "data", "levels", "samples")
+ITEM_ARRAYS = ("x_test", "data", "levels", "samples")
 """Arrays of an ``.npz`` that are items; the levels of samples go before their values."""
 
-SHOWN = {True: 400, False: 20_000}
+MOST_SHOWN = {True: 400, False: 20_000}
 """Most items in one picture: images, points."""
 
 
-class Read(NamedTuple):
-    """What was read.
+class DataItems(NamedTuple):
+    """Items of a data set or file.
 
     Attributes:
         items: ``(n, *shape)`` in the order of their file, integer levels or floats.
-        words: what they are.
-        labels: the class of each, ``(n,)``, where the data have labels.
+        name: name of the items, for messages.
+        labels: classes of the items, ``(n,)``, if the data have labels.
     """
 
     items: Tensor
-    words: str
+    name: str
     labels: Tensor | None
 
 
-def read_items(data: str | None, run: Run, number: int | None = None) -> Read:
+def read_items(data: str | None, run: Run, number: int | None = None) -> DataItems:
     """Read the items that a command works on.
 
     Args:
-        data: a name (its held-out part), a file or folder (all of it), or ``None``, or what the run was trained on, for
-            what it held out.
-        run: whose data they must be like.
-        number: only the first so many.
+        data: a data set's name for its held-out part, a file or folder for all of it; ``None``, or the name of the
+            run's own data, for its held-out part.
+        run: run whose data have the same shape and levels.
+        number: number of leading items; all by default.
 
     Raises:
-        FileNotFoundError: if they are not there.
+        FileNotFoundError: if there is no such file.
         ValueError: if they cannot be read, or are not of the shape of the run's data.
     """
     with warnings_as_lines():
-        items, words, labels = _items(data, run)
+        items, name, labels = _load_items(data, run)
     if len(items) == 0:
-        raise ValueError(f"{words}: there are no items")
+        raise ValueError(f"{name}: there are no items")
     if tuple(items.shape[1:]) != run.info.shape:
-        raise ValueError(f"{words}: the run's items have shape {run.info.shape}, these {tuple(items.shape[1:])}")
+        raise ValueError(f"{name}: the run's items have shape {run.info.shape}, these {tuple(items.shape[1:])}")
     if run.info.levels is None:
         items = items.float()
     elif not items.is_floating_point():
-        to_values(items, run.info)  # says which levels are allowed
+        to_values(items, run.info)  # refuses levels out of range
     elif are_levels(items, run.info):
-        raise ValueError(f"{words}: {said_of_levels(run.info)}")
-    return Read(items[:number], words, None if labels is None else labels[:number])
+        raise ValueError(f"{name}: {levels_message(run.info)}")
+    return DataItems(items[:number], name, None if labels is None else labels[:number])
 
 
-def _items(data: str | None, run: Run) -> Read:
+def _load_items(data: str | None, run: Run) -> DataItems:
     config = run_config(run.folder)
     if data is None and config is None:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
-    if config is not None and own:  # with its own seed: another would hold out what it was trained on
-        section = config.data
-        found = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
-        return _held_out(found, section.name)
+    if config is not None and own:  # with its own seed: another would hold out training data
+        return _held_out(config.data.load(), config.data.name)
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
-    read = load_items(Path(name), NAMES, AUTO if config is None else config.data.layout, run.info.shape)
-    return Read(read.x, name, read.labels)
+    loaded = load_items(Path(name), ITEM_ARRAYS, AUTO if config is None else config.data.layout, run.info.shape)
+    return DataItems(loaded.x, name, loaded.labels)
 
 
-def _held_out(dataset: Dataset, name: str) -> Read:
-    return Read(dataset.held_out, f"held-out {name}", dataset.held_out_labels)
+def _held_out(dataset: Dataset, name: str) -> DataItems:
+    return DataItems(dataset.held_out, f"held-out {name}", dataset.held_out_labels)
 
 
 def as_values(items: Tensor, run: Run) -> Tensor:
-    """Items as the library takes them, on its device: levels at the centres of their bins, floats as they are."""
+    """Return items as values on the run's device: levels at the centres of their bins, floats unchanged."""
     values = items if items.is_floating_point() else to_values(items, run.info)
     return values.to(run.device)
 
 
 def in_batches(
-    model: Denoiser, x: Tensor, size: int, work: Callable[[Denoiser, Tensor], Tensor], report: Report
+    model: Denoiser, x: Tensor, size: int, work: Callable[[Denoiser, Tensor], Tensor], report: ProgressReport
 ) -> Tensor:
-    """``work`` on ``size`` items at a time and the model of these; the results in one tensor on the CPU."""
+    """Apply ``work`` to the model and ``size`` items at a time, and join the results on the CPU."""
     model.check_batch(len(x))
-    parts = []
+    results = []
     for start in range(0, len(x), size):
-        parts.append(work(model.part(start, size, len(x)), x[start : start + size]).cpu())
+        results.append(work(model.part(start, size, len(x)), x[start : start + size]).cpu())
         report(min(start + size, len(x)), len(x))
-    return torch.cat(parts)
+    return torch.cat(results)
 
 
 def arrays_of(x: Tensor, run: Run) -> dict[str, Any]:
-    """Samples as they are and, for integer data, as levels in the smallest type that holds them."""
+    """Return samples as values and, for integer data, as levels in the smallest type that holds them."""
     if run.info.levels is None:
         return {"samples": x.numpy()}
     levels = to_levels(x, run.info).numpy()
@@ -117,22 +115,22 @@ def arrays_of(x: Tensor, run: Run) -> dict[str, Any]:
 
 
 def write_samples(x: Tensor, run: Run, files: Mapping[str, Path], **also: Any) -> str:
-    """Write samples ``(n, *shape)`` as ``.npz``, with what else there is, and a picture; the arrays' names.
+    """Write samples ``(n, *shape)`` and other arrays as ``.npz`` and draw a picture; return the samples' arrays' names.
 
-    The picture shows at most as many as can be told apart; points lie on the held-out data.
+    The picture shows the first ``MOST_SHOWN``; points are drawn on the held-out data.
     """
     arrays = arrays_of(x, run)
     write_npz(files[".npz"], {**arrays, **also})
     image = plots.is_image(run.info.shape)
-    plots.picture(x[: SHOWN[image]], run.info, files[".png"], reference=None if image else backdrop(run))
+    plots.picture(x[: MOST_SHOWN[image]], run.info, files[".png"], reference=None if image else backdrop(run))
     return ", ".join(arrays)
 
 
 def backdrop(run: Run) -> Tensor | None:
-    """The held-out points to draw beneath others, if they are still there."""
+    """Return the held-out points to draw beneath others, if they can still be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # it was said when the run was trained
-            return _items(None, run).items
+            warnings.simplefilter("ignore", DataWarning)  # it was printed when the run was trained
+            return _load_items(None, run).items
     except (ValueError, OSError):  # a picture without them is better than none
         return None

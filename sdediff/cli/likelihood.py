@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,64 +16,56 @@ from torch import Tensor
 
 from sdediff import evaluation
 from sdediff.checkpoint import latest_run
-from sdediff.cli.conditions import Told, condition_option, labels_option, tell_labels
-from sdediff.cli.console import Console
-from sdediff.cli.evaluation import WRITERS, Files, Task, bar, finish
+from sdediff.cli.conditions import labels_option, with_labels
+from sdediff.cli.evaluation import WRITERS, OutputFiles, Task, evaluation_bar, write_evaluation
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
     COUNT,
     PATH,
     POSITIVE,
+    Decorator,
     TableName,
     data_argument,
-    device_option,
-    force_option,
-    json_option,
     number_option,
     run_option,
     seed_option,
     together,
 )
 from sdediff.cli.output import plan
-from sdediff.cli.runs import counting, find_run, open_run, pick_device
-from sdediff.data import describe
+from sdediff.cli.runs import MAIN, counting, find_run, open_run, pick_device
+from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
-from sdediff.evaluation import METHODS, Method
-from sdediff.evaluation.methods import Columns, Work
+from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
+from sdediff.evaluation.methods import BatchLikelihood, TensorColumns
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES
 from sdediff.samplers.ancestral import VARIANCES
 
-MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-
 TRACES = {"auto": f"exact up to {EXACT_UP_TO} dimensions", "exact": "D products", "hutchinson": "random probes"}
 PRIORS = {"moments": "the data's mean and covariance", "standard": "N(0, sigma^2)"}
 
 EPILOG = """\b
 Examples:
-  sdediff likelihood                              # what the run held out
-  sdediff likelihood --out bits.csv               # a row for each item, and a picture; again: goes on
-  sdediff likelihood --target-error 0.01          # as many items as that takes
+  sdediff likelihood                              # the run's held-out data
+  sdediff likelihood --out bits.csv               # a row for each item, and a picture; repeated: resumed
+  sdediff likelihood --target-error 0.01          # as many items as needed
   sdediff likelihood test.npz --trace hutchinson --probes 8 --json
   sdediff likelihood --elbo --samples 4           # the variational bound
   torchrun --nproc_per_node 2 -m -- sdediff likelihood    # several processes
 """
 
 
-def _names(table: Mapping[str, Any]) -> str:
-    return ", ".join(table)
-
-
-class Steps(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
+class StepCount(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
     """A number of steps, or ``inf``."""
 
     name = "integer|inf"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
+        """Return the number."""
         if value == "inf":
             return math.inf
         if not str(value).isdecimal() or int(value) < 1:
@@ -82,13 +73,18 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic in newer rele
         return int(value)
 
 
+def _table_option(flag: str, table: Mapping[str, Any], what: str, words: str, default: str = "") -> Decorator[Any]:
+    """Make an option whose values are the names of a table."""
+    return click.option(flag, type=TableName(table, what), help=f"{words}: {', '.join(table)}.{default}")
+
+
 method_options = together(
     click.option("--elbo", is_flag=True, help="The variational bound instead of the flow's likelihood."),
-    click.option("--solver", metavar="NAME", help="Of the flow's path.  [default: the library's choice]"),
+    click.option("--solver", metavar="NAME", help="Solver of the flow.  [default: the library's choice]"),
     click.option(
-        "--steps", type=Steps(), help="Steps of a fixed grid; of --elbo, of the chain, or inf: continuous time."
+        "--steps", type=StepCount(), help="Steps of a fixed grid; with --elbo, of the chain, or inf: continuous time."
     ),
-    click.option("--grid", type=TableName(GRIDS, "grid"), help=f"Where the steps go: {_names(GRIDS)}."),
+    _table_option("--grid", GRIDS, "grid", "Spacing of the steps"),
     click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
     click.option("--atol", type=POSITIVE, help="Absolute tolerance."),
     click.option(
@@ -97,23 +93,23 @@ method_options = together(
         help=f"The divergence: {'; '.join(f'{name}, {what}' for name, what in TRACES.items())}.  [default: auto]",
     ),
     click.option("--probes", type=COUNT, help="Probes of the hutchinson trace, per item."),
-    click.option("--noise", type=TableName(PROBES, "law of the probes"), help=f"Law of the probes: {_names(PROBES)}."),
-    click.option("--item-error", "target_error", type=POSITIVE, help="Probe for each item until its error is this."),
-    click.option(
+    _table_option("--noise", PROBES, "law of the probes", "Distribution of the probes"),
+    click.option("--item-error", "target_error", type=POSITIVE, help="Add probes until each item's error is this."),
+    _table_option(
         "--dequantisation",
-        type=TableName(DEQUANTISATIONS, "dequantisation"),
-        help=f"Of integer data: {_names(DEQUANTISATIONS)}.  [default: uniform]",
+        DEQUANTISATIONS,
+        "dequantisation",
+        "Dequantisation of integer data",
+        "  [default: uniform]",
     ),
     click.option("--samples", type=COUNT, help="Draws per item: of the dequantisation or, with --elbo, the noise."),
     click.option(
         "--draws", type=COUNT, help="Noise levels per item that --elbo samples.  [default: all steps of a chain]"
     ),
-    click.option("--bound", type=TableName(BOUNDS, "bound"), help=f"From several draws: {_names(BOUNDS)}."),
-    click.option(
-        "--variance", type=TableName(VARIANCES, "variance"), help=f"Of the steps of --elbo: {_names(VARIANCES)}."
-    ),
-    click.option("--prior", type=TableName(PRIORS, "prior"), help=f"At the noise's end: {_names(PRIORS)}."),
-    click.option("--t-from", type=POSITIVE, help="Time of the data's end.  [default: t_min]"),
+    _table_option("--bound", BOUNDS, "bound", "Bound from several draws"),
+    _table_option("--variance", VARIANCES, "variance", "Variance of the steps of --elbo"),
+    _table_option("--prior", PRIORS, "prior", "Prior at t_max"),
+    click.option("--t-from", type=POSITIVE, help="Time at which the likelihood is evaluated.  [default: t_min]"),
 )
 
 
@@ -125,85 +121,75 @@ method_options = together(
 @method_options
 @seed_option
 @click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
-@condition_option
 @labels_option
-@device_option
-@click.option("--out", type=PATH, help=f"A row for each item: {', '.join(WRITERS)}; an unfinished one is gone on with.")
 @click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
-@force_option
-@json_option
+@frame_options(f"A row for each item: {', '.join(WRITERS)}; an unfinished file is resumed.")
 def command(
+    frame: CommandFrame,
     data: str | None,
-    run: Path | None,
     number: int | None,
     target: float | None,
     elbo: bool,
     seed: int,
     batch_size: int | None,
-    told: Told,
     labels: str | None,
-    device: str,
-    out: Path | None,
     picture: Path | None,
-    force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
-    """Log-likelihood of DATA, with its errors.
+    """Evaluate the log-likelihood of DATA and its errors.
 
-    DATA is a data set's name, a file or a folder; by default what the run's training left out. Integer data are
-    dequantised and answered in bits/dim (smaller is better), continuous data in nats (larger is better), by the density
-    in the units of DATA.
+    DATA is a data set's name, a file or a folder; by default the run's held-out data. Integer data are dequantised, and
+    the result is in bits/dim (smaller is better); continuous data have a density in nats, in the units of DATA (larger
+    is better).
 
     Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
-    mean over all. With --out what is done is kept: after Ctrl-C, or any other end, the same command goes on.
+    mean over all. With --out the items done are kept: after Ctrl-C, or any other end, the same command resumes.
     """
-    console = Console(as_json)
-    name = "elbo" if elbo else "flow"
+    method = "elbo" if elbo else "flow"
     given = {option: value for option, value in options.items() if value is not None}
-    _check_method(name, given)
-    files = _place(out, picture, force)
-    processes = evaluation.Processes(pick_device(device))
-    folder = (find_run(console) if MAIN else latest_run()) if run is None else run
-    opened = open_run(folder, str(processes.device), console)
-    items, words, _ = read = read_items(data, opened, number)
-    condition = tell_labels(opened, told, labels, read)[1] or None
+    _check_method(method, given)
+    files = _plan_files(frame, picture)
+    processes = evaluation.Processes(pick_device(frame.device))
+    folder = frame.run or (find_run(frame.console) if MAIN else latest_run())
+    run = open_run(folder, str(processes.device), frame.console)
+    items, name, _ = loaded = read_items(data, run, number)
+    condition = with_labels(run, frame.condition, labels, loaded)[1] or None
     if MAIN:
-        console.note(f"data: {words}, {describe(items, opened.info)}")
-    _check_data(METHODS[name], given, items)
-    task = Task(console, opened, items, words, name, files)
-    settings = {**evaluation.identity(opened.model, items, condition), "method": name, "seed": seed, **given}
-    with bar(task, MAIN) as report, _hint():
-        scores = evaluation.evaluate(
-            partial(_counted, METHODS[name].work, opened.model, seed=seed, **given),
+        frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
+    _check_data(LIKELIHOOD_METHODS[method], given, items)
+    task = Task(frame.console, run, items, name, method, files)
+    settings = {**evaluation.identity(run.model, items, condition), "method": method, "seed": seed, **given}
+    with evaluation_bar(task, MAIN) as report, _hint_at_force():
+        result = evaluation.evaluate(
+            partial(_with_nfe, LIKELIHOOD_METHODS[method].evaluate, run.model, seed=seed, **given),
             items,
             seed=seed,
-            size=batch_size,
+            batch_size=batch_size,
             target=target,
-            part=None if files.part is None else evaluation.PartialResults(files.part, settings),
-            fresh=force,
+            partial=None if files.unfinished is None else evaluation.PartialResults(files.unfinished, settings),
+            fresh=frame.force,
             processes=processes,
-            model=opened.model,
+            model=run.model,
             condition=condition,
             report=report,
         )
     if MAIN:
-        finish(task, scores, target)
+        write_evaluation(task, result, target)
     processes.close()
-    if scores.interrupted:
+    if result.interrupted:
         sys.exit(INTERRUPTED)
 
 
-def _counted(work: Work, model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
-    """Score a batch, and say how often the network saw each of its items, in the mean."""
-    with counting(model) as count:
-        columns = work(model, x, first, **options)
-    return {**columns, "nfe": torch.full((len(x),), count.items / len(x), dtype=torch.float64)}
+def _with_nfe(function: BatchLikelihood, model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
+    """Evaluate a batch, and add a column of the mean number of network evaluations of its items."""
+    with counting(model) as measured:
+        columns = function(model, x, first, **options)
+    return {**columns, "nfe": torch.full((len(x),), measured.items / len(x), dtype=torch.float64)}
 
 
 @contextmanager
-def _hint() -> Iterator[None]:
-    """Say what helps against an unfinished file that cannot be gone on with."""
+def _hint_at_force() -> Iterator[None]:
+    """Add the advice to use ``--force`` to errors of an unfinished file that cannot be resumed."""
     try:
         yield
     except evaluation.ResumeError as error:
@@ -212,17 +198,23 @@ def _hint() -> Iterator[None]:
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:
     """Refuse the options of another method."""
-    wrong = [option for option in given if option not in METHODS[name].options + METHODS[name].integers]
+    wrong = [
+        option
+        for option in given
+        if option not in LIKELIHOOD_METHODS[name].options + LIKELIHOOD_METHODS[name].integer_options
+    ]
     if wrong:
         flags = ", ".join(_flag(option) for option in wrong)
-        raise ValueError(f"{flags}: not an option of the {METHODS[name].words}{' (--elbo)' * (name == 'elbo')}")
+        raise ValueError(
+            f"{flags}: not an option of the {LIKELIHOOD_METHODS[name].description}{' (--elbo)' * (name == 'elbo')}"
+        )
     if name == "flow" and given.get("steps") == math.inf:
         raise ValueError("--steps inf is of the variational bound (--elbo); a path has a number of steps")
 
 
-def _check_data(method: Method, given: Mapping[str, Any], items: Tensor) -> None:
+def _check_data(method: LikelihoodMethod, given: Mapping[str, Any], items: Tensor) -> None:
     """Refuse the options of integer data for continuous ones."""
-    wrong = [_flag(option) for option in method.integers if option in given]
+    wrong = [_flag(option) for option in method.integer_options if option in given]
     if wrong and items.is_floating_point():
         raise ValueError(f"{', '.join(wrong)}: only integer data are dequantised, these are continuous")
 
@@ -231,17 +223,18 @@ def _flag(option: str) -> str:
     return {"target_error": "--item-error"}.get(option, f"--{option.replace('_', '-')}")
 
 
-def _place(out: Path | None, picture: Path | None, force: bool) -> Files:
-    """The files to write, known to be of kinds that can be, and free or unfinished."""
+def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
+    """Choose the files to write, and refuse unknown suffixes and files that exist, unless they are unfinished."""
+    out = frame.out
     if out is not None and out.suffix not in WRITERS:
         hint = "; the picture's name is --picture" if out.suffix == ".png" else ""
         raise ValueError(f"--out must end in one of: {', '.join(WRITERS)}; not {str(out)!r}{hint}")
-    part = None if out is None else out.with_name(f"{out.name}.part")
-    ours = force or (part is not None and part.exists())  # what an earlier run, stopped at a target, wrote
+    unfinished = None if out is None else out.with_name(f"{out.name}.part")
+    force = frame.force or (unfinished is not None and unfinished.exists())  # written by a run stopped at a target
     if picture is not None:
-        picture = plan(picture, picture.parent, "likelihood", (".png",), force=ours)[".png"]
+        picture = plan(picture, picture.parent, "likelihood", (".png",), force=force)[".png"]
     if out is None:
-        return Files(None, None, picture)
+        return OutputFiles(None, None, picture)
     suffixes = (out.suffix,) if picture is not None else (out.suffix, ".png")
-    paths = plan(out, out.parent, out.stem, suffixes, force=ours)
-    return Files(paths[out.suffix], part, paths.get(".png", picture))
+    paths = plan(out, out.parent, out.stem, suffixes, force=force)
+    return OutputFiles(paths[out.suffix], unfinished, paths.get(".png", picture))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from sdediff.cli.group import choices, nearest
 
-F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+if TYPE_CHECKING:
+    from sdediff.samplers import Sampler
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+Decorator = Callable[[AnyCommand], AnyCommand]
 
 POSITIVE = click.FloatRange(min=0.0, min_open=True)
 COUNT = click.IntRange(min=1)
@@ -23,7 +27,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
     Args:
         table: the table.
-        what: its entries are called.
+        what: word for an entry of the table.
     """
 
     name = "name"
@@ -32,7 +36,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
         self.table, self.what = table, what
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself, if it is one."""
+        """Return the name if it is in the table."""
         if value not in self.table:
             self.fail(
                 f"unknown {self.what} {value!r}{nearest(str(value), self.table)}; {choices(self.table)}", param, ctx
@@ -42,12 +46,12 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
-        """Names that begin so."""
+        """Return the names with a prefix."""
         return [click.shell_completion.CompletionItem(name) for name in self.table if name.startswith(incomplete)]
 
 
 def together(*options: Decorator[Any]) -> Decorator[Any]:
-    """Several options as one decorator, in the order of the help."""
+    """Combine several options into one decorator, in the order of the help."""
 
     def apply(command: Any) -> Any:
         for option in reversed(options):
@@ -57,11 +61,42 @@ def together(*options: Decorator[Any]) -> Decorator[Any]:
     return apply
 
 
+class SolverChoice(NamedTuple):
+    """A solver and its options, as given on the command line."""
+
+    name: str | None
+    steps: int | None
+    rtol: float | None
+    atol: float | None
+    grid: str | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {key: value for key, value in self._asdict().items() if key != "name" and value is not None}
+
+    def resolve(self, solver: str | Sampler) -> Sampler:
+        """Return the sampler of a solver with these options.
+
+        Raises:
+            ValueError: if the options do not fit together, or not to the solver.
+        """
+        from sdediff.sampling import resolve
+
+        return resolve(solver, **self.options)
+
+
 def solver_options(table: Mapping[str, Any], default: str | None = "ode", otherwise: str = "") -> Decorator[Any]:
-    """``--solver --steps --rtol --atol --grid`` for the solvers in ``table``; ``otherwise``: what no default means."""
+    """Add ``--solver --steps --rtol --atol --grid``; the command gets them as ``solver``, a :class:`SolverChoice`.
+
+    Args:
+        table: the solvers that may be chosen.
+        default: name of the default solver.
+        otherwise: help text of ``--solver`` about a default of ``None``.
+    """
     from sdediff.grids import GRIDS
 
-    return together(
+    options = together(
         click.option(
             "--solver",
             type=TableName(table, "solver"),
@@ -75,22 +110,31 @@ def solver_options(table: Mapping[str, Any], default: str | None = "ode", otherw
         click.option(
             "--grid",
             type=TableName(GRIDS, "grid"),
-            help=f"Where the steps go: {', '.join(GRIDS)}.  [default: the solver's own]",
+            help=f"Spacing of the steps: {', '.join(GRIDS)}.  [default: the solver's own]",
         ),
     )
 
+    def apply(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def with_choice(*, solver: str | None, steps: Any, rtol: Any, atol: Any, grid: Any, **values: Any) -> Any:
+            return command(solver=SolverChoice(solver, steps, rtol, atol, grid), **values)
+
+        return options(with_choice)
+
+    return apply
+
 
 def batch_size_option(default: int) -> Decorator[Any]:
-    """``--batch-size``."""
+    """Add ``--batch-size``."""
     return click.option(
         "--batch-size", type=COUNT, default=default, show_default=True, help="Items the network sees at a time."
     )
 
 
 run_option = click.option("--run", type=PATH, help="Folder of the run.  [default: the most recent under runs/]")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest there is."
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest available."
 )
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")

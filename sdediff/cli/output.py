@@ -1,4 +1,4 @@
-"""Files that a command writes: named and checked before the work, written in one step after it."""
+"""Output files of commands: named and checked before the work, written in one step after it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sdediff.files import write
 
 
 def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, force: bool = False) -> dict[str, Path]:
-    """Where the files of a command go, by suffix.
+    """Return the paths of a command's files by suffix.
 
     Args:
-        out: what the user said: a folder that exists, or a file whose suffix, if it has one, is replaced by each of
-            ``suffixes``. ``None`` leaves the choice here.
-        folder: where files go if nothing is said.
-        name: of the files if only a folder is known. Without ``force`` a number is added until the name is free.
-        suffixes: of the files.
+        out: the user's choice: a folder that exists, or a file whose suffix, if it has one, is replaced by each of
+            ``suffixes``; ``None`` for the default.
+        folder: folder of the files by default.
+        name: name of the files in a folder. Without ``force`` a number is added until the name is free.
+        suffixes: suffixes of the files.
         force: replace files that exist.
 
     Raises:
@@ -33,14 +33,14 @@ def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, 
     if out is None or out.is_dir():
         folder = folder if out is None else out
         stem, number = folder / name, 1
-        while not force and any(path.exists() for path in _files(stem, suffixes).values()):
+        while not force and any(path.exists() for path in _with_suffixes(stem, suffixes).values()):
             number += 1
             stem = folder / f"{name}-{number}"
     elif out.suffix not in suffixes and out.suffix[1:].isalpha():
         raise ValueError(f"--out must end in {' or '.join(suffixes)} (or in nothing), not {out.suffix!r}: {out}")
     else:
         stem = out.with_suffix("") if out.suffix in suffixes else out
-    paths = _files(stem, suffixes)
+    paths = _with_suffixes(stem, suffixes)
     taken = [str(path) for path in paths.values() if path.exists()]
     if taken and not force:
         raise FileExistsError(f"{' and '.join(taken)} exist{'s' if len(taken) == 1 else ''}; --force replaces")
@@ -50,7 +50,7 @@ def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, 
 
 
 def _check_writable(folder: Path) -> None:
-    """Learn now and not after the work that a folder is read-only; made if need be."""
+    """Create a folder if missing, and refuse a read-only one before the work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -59,19 +59,19 @@ def _check_writable(folder: Path) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def _files(stem: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def _with_suffixes(stem: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return {suffix: stem.with_name(stem.name + suffix) for suffix in suffixes}
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Named arrays as a compressed ``.npz``."""
+    """Write named arrays as a compressed ``.npz``."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write(path, buffer.getvalue())
 
 
 def write_csv(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Columns of one length; single values are repeated."""
+    """Write columns of one length; single values are repeated."""
     rows = max(np.size(array) for array in arrays.values())
     buffer = io.StringIO()
     writer = csv.writer(buffer)

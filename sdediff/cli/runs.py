@@ -1,8 +1,10 @@
-"""A run as commands use it: the folder, its model, its data, a device."""
+"""Runs: their folders, models, configurations and metrics, and the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +17,21 @@ from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.training.loop import CONFIG
-from sdediff.training.record import read
+from sdediff.training.record import read_record
 from sdediff.types import DataInfo
+
+MAIN = os.environ.get("RANK", "0") == "0"
+"""Whether this is the one of several processes that writes and prints."""
 
 
 class Run(NamedTuple):
-    """A trained run, opened.
+    """A trained run.
 
     Attributes:
-        folder: of the run.
-        model: on ``device``, in evaluation mode.
-        info: what its data are.
-        device: where it works.
+        folder: folder of the run.
+        model: the model on ``device``, in evaluation mode.
+        info: description of its data.
+        device: device of the model.
     """
 
     folder: Path
@@ -40,19 +45,19 @@ def open_run(folder: Path | None, device: str, console: Console) -> Run:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: for a device that does not exist, or a model that is damaged or does not say what its data are.
+        ValueError: if the device does not exist, or the model is damaged or without a description of its data.
     """
-    place = pick_device(device)
+    chosen = pick_device(device)
     folder = find_run(console) if folder is None else folder
-    model = load(folder, device=place)
+    model = load(folder, device=chosen)
     folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
     if model.data is None:
         raise ValueError(f"the model in {folder} does not say what its data are (save it with data=DataInfo(...))")
-    return Run(folder, model, model.data, place)
+    return Run(folder, model, model.data, chosen)
 
 
 def find_run(console: Console, holding: str = DESCRIPTION) -> Path:
-    """The most recent run that holds a file, the model's by default, and a remark which it is.
+    """Return the most recent run that holds a file, the model's by default, and print its name.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -66,14 +71,14 @@ def find_run(console: Console, holding: str = DESCRIPTION) -> Path:
 
 
 def run_config(folder: Path) -> Config | None:
-    """The configuration a run was trained with, if it was trained here."""
+    """Return the configuration that a run was trained with, if its folder holds one."""
     return Config.load(folder / CONFIG) if (folder / CONFIG).is_file() else None
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of everything a run wrote down, by name; empty if it wrote nothing."""
+    """Return steps and values of a run's metrics by name; an empty table if there are none."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    for entry in read(folder):
+    for entry in read_record(folder):
         step = int(entry.pop("step"))
         for name, value in entry.items():
             steps, values = series.setdefault(name, ([], []))
@@ -82,37 +87,47 @@ def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-class Count:
-    """Forwards of a model: how often it was called, and with how many items in all."""
+class Measurement:
+    """Network evaluations and time of some work.
+
+    Attributes:
+        calls: number of calls of the network.
+        items: number of items over all calls.
+        seconds: duration.
+        report: progress function, called with the work done and in all.
+    """
 
     calls = 0
     items = 0
+    seconds = 0.0
+    report: Callable[[int, int], None]
 
 
 @contextmanager
-def counting(model: Denoiser) -> Iterator[Count]:
-    """Count the forwards of a model while entered."""
-    count = Count()
+def counting(model: Denoiser) -> Iterator[Measurement]:
+    """Count the evaluations of a model and measure the time while entered."""
+    measured, start = Measurement(), time.perf_counter()
 
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        forwards = model.nfe(inputs[1])
-        count.calls += forwards
-        count.items += forwards * len(inputs[0])
+        nfe = model.nfe(inputs[1])
+        measured.calls += nfe
+        measured.items += nfe * len(inputs[0])
 
     handle = model.register_forward_pre_hook(add)
     try:
-        yield count
+        yield measured
     finally:
         handle.remove()
+        measured.seconds = time.perf_counter() - start
 
 
 def pick_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is CUDA, else MPS, else the CPU.
+    """Return a device by name; ``auto`` is CUDA, else MPS, else the CPU.
 
     Raises:
         ValueError: if there is no such device here.
     """
-    available = [kind for kind, present in _present().items() if present]
+    available = [kind for kind, present in _devices().items() if present]
     if name == "auto":
         return torch.device(available[0])
     try:
@@ -123,6 +138,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _present() -> dict[str, bool]:
-    """Kinds of devices, the fastest first."""
+def _devices() -> dict[str, bool]:
+    """Return which kinds of devices are present, the fastest first."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import ChainMap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,27 +11,16 @@ from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli import tables
-from sdediff.cli.conditions import Told, condition_option, tell
-from sdediff.cli.console import Console
+from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import write_samples
-from sdediff.cli.options import (
-    COUNT,
-    PATH,
-    batch_size_option,
-    device_option,
-    force_option,
-    json_option,
-    run_option,
-    seed_option,
-    solver_options,
-)
-from sdediff.cli.output import plan
-from sdediff.cli.runs import Run, counting, open_run
+from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
+from sdediff.cli.runs import Run
 from sdediff.generation import sample
 from sdediff.likelihood.flow.of_samples import sampling_path
+from sdediff.numerics import error_of_mean
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.ancestral import Ancestral
-from sdediff.sampling import place, resolve
+from sdediff.sampling import node_times
 
 EXAMPLES = """\
   sdediff sample                                 # 64, from the most recent run
@@ -45,89 +32,76 @@ EXAMPLES = """\
   sdediff sample --solver ancestral-learned      # a checkpoint with a learned variance"""
 
 TUNED = "tuned"
-SPECIAL: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
-"""Solvers for some models alone: those that have learned the variance of their steps."""
-NAMES: Mapping[str, Any] = ChainMap({**SPECIAL, TUNED: None}, SAMPLERS)
+LEARNED: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
+"""Solvers for models with a learned variance."""
+SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None}, SAMPLERS)
 
 
 @click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
 @run_option
-@solver_options(NAMES)
-@click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="How many.")
+@solver_options(SAMPLE_SOLVERS)
+@click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="Number of samples.")
 @seed_option
-@click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, found along the way.")
+@click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, from the same solve.")
 @batch_size_option(256)
-@condition_option
-@device_option
-@click.option("--out", type=PATH, help="Folder, or name of the two files.  [default: samples/ in the run]")
-@force_option
-@json_option
-def command(
-    run: Path | None,
-    solver: str,
-    steps: int | None,
-    rtol: float | None,
-    atol: float | None,
-    grid: str | None,
-    number: int,
-    seed: int,
-    log_prob: bool,
-    batch_size: int,
-    told: Told,
-    device: str,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+@frame_options("Folder, or name of the two files.  [default: samples/ in the run]")
+def command(frame: CommandFrame, solver: SolverChoice, number: int, seed: int, log_prob: bool, batch_size: int) -> None:
     """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
 
     Sample k is a function of the seed and k alone, whatever the number of samples and the batch size. The .npz holds
     `samples`, continuous ones in the units of the data, and, for integer data, `levels`; with --log-prob, `log_prob` in
-    nats, of the data blurred by the noise of t_min: by a deterministic solver of one forward a step, 40 of them by
+    nats, of the data blurred by the noise of t_min: by a deterministic solver with one evaluation a step, 40 steps by
     default.
     """
-    console = Console(as_json)
-    default = "ode" if solver == TUNED else SPECIAL.get(solver, solver)
-    sampler = resolve(default, steps=steps, rtol=rtol, atol=atol, grid=grid)
-    if solver == TUNED and (sampler.adaptive or grid is not None):
+    name = str(solver.name)
+    sampler = solver.resolve("ode" if name == TUNED else LEARNED.get(name, name))
+    if name == TUNED and (sampler.adaptive or solver.grid is not None):
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
-    opened = tell(open_run(run, device, console), told)
-    if solver == TUNED:
-        sampler = _tuned(opened, steps)
-    intervals = _intervals(sampler, opened, steps, grid, log_prob)
-    files = plan(out, opened.folder / "samples", f"{solver}-seed{seed}", (".png", ".npz"), force=force)
-    start = time.perf_counter()
-    with console.bar("sampling") as report, counting(opened.model) as count:
-        options: dict[str, Any] = {"steps": steps, "grid": grid, "seed": seed, "batch_size": batch_size}
-        x, densities = _draw(opened, (number, *opened.info.shape), sampler, log_prob, progress=report, **options)
-    seconds = time.perf_counter() - start
-    nfe = count.items / number
-    also = {} if densities is None else {"log_prob": densities.numpy()}
-    arrays = write_samples(x, opened, files, seed=seed, solver=solver, nfe=nfe, **also)
-    console.say(
-        f"{number} samples, solver {solver}, {'adaptive' if intervals is None else f'{intervals} steps'}, "
-        f"NFE {nfe:g}, {seconds:.2f} s"
-    )
+    run = frame.open()
+    if name == TUNED:
+        sampler = _load_tuned(run, solver.steps)
+    steps = _count_steps(sampler, run, solver, log_prob)
+    files = frame.plan(run.folder / "samples", f"{name}-seed{seed}", ".png", ".npz")
+    with frame.measure(run.model, "sampling") as measured:
+        options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
+        x, densities = _draw_samples(run, number, sampler, log_prob, progress=measured.report, **options)
+    nfe = measured.items / number
+    others = {} if densities is None else {"log_prob": densities.numpy()}
+    arrays = write_samples(x, run, files, seed=seed, solver=name, nfe=nfe, **others)
+    kind = "adaptive" if steps is None else f"{steps} steps"
+    text = f"{number} samples, solver {name}, {kind}, NFE {nfe:g}, {measured.seconds:.2f} s"
     if densities is not None:
-        console.say(f"  log p    {_mean(densities)} nats, the mean")
-    console.say(f"  picture  {files['.png']}\n  numbers  {files['.npz']}  ({arrays})")
-    console.result(
-        run=opened.folder,
-        solver=solver,
-        steps=intervals,
+        error = f" +- {float(error_of_mean(densities)):.3f}" if number > 1 else ""
+        text += f"\n  log p    {float(densities.mean()):.3f}{error} nats, the mean"
+    frame.finish(
+        run,
+        text,
+        files,
+        arrays,
+        solver=name,
+        steps=steps,
         nfe=nfe,
-        forwards=count.calls,
-        seconds=seconds,
+        forwards=measured.calls,
+        seconds=measured.seconds,
         seed=seed,
         number=number,
         log_prob=None if densities is None else float(densities.mean()),
-        picture=files[".png"],
-        numbers=files[".npz"],
     )
 
 
-def _tuned(run: Run, steps: int | None) -> Sampler:
-    """The run's tuned solver.
+def _draw_samples(
+    run: Run, number: int, sampler: Sampler, log_prob: bool, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return samples and, optionally, their log-densities, on the CPU."""
+    shape = (number, *run.info.shape)
+    if not log_prob:
+        return sample(run.model, shape, sampler, **options).cpu(), None
+    x, densities = sample(run.model, shape, sampler, return_log_prob=True, **options)
+    return x.cpu(), densities.cpu()
+
+
+def _load_tuned(run: Run, steps: int | None) -> Sampler:
+    """Load the run's tuned solver.
 
     Raises:
         ValueError: if there is none that fits.
@@ -139,26 +113,10 @@ def _tuned(run: Run, steps: int | None) -> Sampler:
         raise ValueError(f"{error}; `sdediff tune --run {run.folder}{wanted}` makes one") from None
 
 
-def _draw(
-    run: Run, shape: tuple[int, ...], sampler: Sampler, log_prob: bool, **options: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Samples and, if wanted, their log-densities, on the CPU."""
-    if not log_prob:
-        return sample(run.model, shape, sampler, **options).cpu(), None
-    x, densities = sample(run.model, shape, sampler, return_log_prob=True, **options)
-    return x.cpu(), densities.cpu()
-
-
-def _mean(densities: Tensor) -> str:
-    """Of the samples' log-densities, with its standard error where there is one."""
-    error = f" +- {float(densities.std()) / len(densities) ** 0.5:.3f}" if len(densities) > 1 else ""
-    return f"{float(densities.mean()):.3f}{error}"
-
-
-def _intervals(sampler: Sampler, run: Run, steps: int | None, grid: str | None, log_prob: bool) -> int | None:
-    """Steps that the solve will take, ``None`` where it chooses them itself."""
+def _count_steps(sampler: Sampler, run: Run, solver: SolverChoice, log_prob: bool) -> int | None:
+    """Return the number of steps of the solve, ``None`` if it is adaptive."""
     if log_prob:
-        return len(sampling_path(run.model, sampler, steps, grid).levels) - 1
+        return len(sampling_path(run.model, sampler, solver.steps, solver.grid).levels) - 1
     if sampler.adaptive:
         return None
-    return len(place(sampler, run.model, steps, grid, (run.model.sde.t_max, 0.0))) - 1
+    return len(node_times(sampler, run.model, solver.steps, solver.grid, (run.model.sde.t_max, 0.0))) - 1

@@ -1,4 +1,4 @@
-"""The library's tables as text: what the help and ``sdediff info`` show of them."""
+"""The library's tables as text, for the help and ``sdediff info``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from sdediff.data import DATASETS
 from sdediff.data.toy import TOYS
 from sdediff.grids import GRIDS
 from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.tables import FilteredTable
 
 
 def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
-    """Name, order, cost and kind of every solver."""
+    """List name, order, cost and kind of every solver."""
     rows = [
         [
             name,
@@ -28,11 +29,15 @@ def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
         ]
         for name, solver in table.items()
     ]
-    return columns([["solver", "order", "forwards", "steps by default", "kind", "method"], *rows])
+    return columns([["solver", "order", "NFE", "default steps", "kind", "method"], *rows])
+
+
+DETERMINISTIC: Mapping[str, Sampler] = FilteredTable(SAMPLERS, lambda solver: not solver.stochastic)
+"""Solvers between data and latents, in both directions; those added to ``SAMPLERS`` later included."""
 
 
 def cost(solver: Sampler) -> str:
-    """The forwards of a solve of N steps that ends on the data, as a formula."""
+    """Return the NFE of a solve of N steps that ends on the data, as a formula."""
     one, two = (solver.nfe(steps) for steps in (1, 2))
     if one is None or two is None:
         return "by tolerance"
@@ -41,35 +46,35 @@ def cost(solver: Sampler) -> str:
 
 
 def grids() -> str:
-    """Name and rule of every grid."""
+    """List name and rule of every grid."""
     return columns(
         [["grid", "nodes", "rule"], *([name, summary(type(grid)), repr(grid)] for name, grid in GRIDS.items())]
     )
 
 
 def processes() -> str:
-    """Name and parameters of every forward process."""
-    rows = [[name, _parameters(make), summary(make)] for name, make in PROCESSES.items()]
-    return columns([["process", "parameters", "what"], *rows])
+    """List name and parameters of every forward process."""
+    rows = [[name, _signature(make), summary(make)] for name, make in PROCESSES.items()]
+    return columns([["process", "parameters", "description"], *rows])
 
 
 def datasets() -> str:
-    """Names of the data sets."""
+    """List the data sets."""
     rows = [[name, summary(TOYS.get(name, make))] for name, make in DATASETS.items()]
-    return columns([["data", "what"], *rows])
+    return columns([["data", "description"], *rows])
 
 
 def summary(thing: object) -> str:
-    """The first sentence of a docstring, without markup."""
+    """Return the first sentence of a docstring, without markup."""
     text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split()).replace("`", "")
     return re.split(r"\.(?: (?=[A-Z])|$)", text, maxsplit=1)[0]
 
 
-def _parameters(make: Callable[..., Any]) -> str:
-    given = inspect.signature(make).parameters.values()
-    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given)
+def _signature(make: Callable[..., Any]) -> str:
+    parameters = inspect.signature(make).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
 
 
 def as_epilog(examples: str, *tables: str) -> str:
-    r"""Examples and tables as the end of a help text, each kept as it is (click's ``\b``)."""
+    r"""Return examples and tables as the end of a help text, without rewrapping (click's ``\b``)."""
     return "\n\n".join(f"\b\n{block}" for block in (f"Examples:\n{examples}", *tables))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +14,15 @@ from sdediff import plots
 from sdediff.cli.console import Console, warnings_as_lines
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.options import COUNT, PATH, POSITIVE, device_option, json_option
-from sdediff.cli.runs import find_run, pick_device, read_metrics
+from sdediff.cli.runs import MAIN, find_run, pick_device, read_metrics
 from sdediff.config import PROCESSES, Config
-from sdediff.data import DATASETS, load_dataset
+from sdediff.data import DATASETS
 from sdediff.training import TrainResult, train
 from sdediff.training.loop import CONFIG, SAMPLES
 
 RUNS = Path("runs")
 DEFAULTS = Config().training
-MAIN = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+
 
 EPILOG = f"""\b
 Examples:
@@ -41,7 +40,7 @@ Data by name:
 Processes, for --set sde.name=:
   {", ".join(PROCESSES)}
 
-{CONFIG} in the run shows every setting, to be used with --config or --set.
+{CONFIG} in the run lists all settings, for --config or --set.
 """
 
 
@@ -49,14 +48,14 @@ Processes, for --set sde.name=:
 @click.option(
     "--data", metavar="NAME|PATH", help="Data set, .npy or .npz file, or folder of images.  [default: digits]"
 )
-@click.option("--config", "file", type=PATH, help="Settings, as TOML or JSON; flags come on top.")
+@click.option("--config", "file", type=PATH, help="Settings, as TOML or JSON; other options override them.")
 @click.option("--run", type=PATH, help="Folder of the run.  [default: runs/<data>]")
 @click.option("--steps", type=COUNT, help=f"Optimiser steps.  [default: {DEFAULTS.steps}]")
 @click.option("--batch-size", type=COUNT, help=f"Items a step.  [default: {DEFAULTS.batch_size}]")
 @click.option("--lr", type=POSITIVE, help=f"Learning rate.  [default: {DEFAULTS.learning_rate:g}]")
-@click.option("--seed", type=int, help=f"Of weights, order, noise levels and noise.  [default: {DEFAULTS.seed}]")
+@click.option("--seed", type=int, help=f"Seed of weights, data order and noise.  [default: {DEFAULTS.seed}]")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on with the run, with its own settings.")
+@click.option("--resume", is_flag=True, help="Continue the run, with its own settings.")
 @click.option("--force", is_flag=True, help="Replace a run that exists.")
 @device_option
 @json_option
@@ -76,11 +75,11 @@ def command(
 ) -> None:
     """Train a score network on data and write a run.
 
-    The network's moving average, its settings and metrics go to the run's folder, with a picture of samples every so
-    often. Ctrl-C, SIGTERM and SIGHUP save first; --resume goes on, bit for bit.
+    The run's folder holds the moving average of the network, settings, metrics and, every few hundred steps, pictures
+    of samples. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; --resume continues from it bit for bit.
     """
     console = Console(as_json)
-    place = pick_device(device)
+    chosen = pick_device(device)
     flags = {
         "data.name": data,
         "training.steps": steps,
@@ -91,38 +90,37 @@ def command(
     changes = {key: value for key, value in flags.items() if value is not None} | _assignments(settings)
     if resume and run is None:
         run = find_run(console, CONFIG) if data is None else RUNS / Path(data).stem
-    kept = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
-    source = file or kept
+    saved = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
+    source = file or saved
     config = (Config() if source is None else Config.load(source)).updated(changes)
     folder = run or RUNS / Path(config.data.name).stem
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
     with warnings_as_lines(show=MAIN):
-        section = config.data
-        dataset = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
+        dataset = config.data.load()
     if MAIN:
-        console.note(f"training on {config.data.name}: {dataset} ({place}), to {folder}")
+        console.note(f"training on {config.data.name}: {dataset} ({chosen}), to {folder}")
 
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
 
-    result = train(config, folder, data=dataset, resume=resume, force=force, device=str(place), on_sample=draw)
+    result = train(config, folder, data=dataset, resume=resume, force=force, device=str(chosen), on_sample=draw)
     if MAIN:
-        _report(result, console)
+        _print_result(result, console)
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
 
 def _assignments(settings: Sequence[str]) -> dict[str, str]:
-    """``section.key=value`` of each ``--set``."""
+    """Parse ``section.key=value`` of each ``--set``."""
     for setting in settings:
         if "=" not in setting:
             raise ValueError(f"--set wants SECTION.KEY=VALUE, not {setting!r}")
     return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
 
 
-def _report(result: TrainResult, console: Console) -> None:
-    """Say what came out, where it is, and what to do next."""
+def _print_result(result: TrainResult, console: Console) -> None:
+    """Print the losses, the files and the next command, and draw the curves of the losses."""
     folder = result.run_dir
     metrics = read_metrics(folder)
     lines = {"training": "loss", "held out": "held_out_loss"}

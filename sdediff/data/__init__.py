@@ -8,7 +8,7 @@ from pathlib import Path
 from sdediff.data.dataset import Dataset
 from sdediff.data.digits import digits
 from sdediff.data.files import load_file
-from sdediff.data.layout import AUTO, LAYOUTS, describe
+from sdediff.data.layout import AUTO, LAYOUTS, describe_items
 from sdediff.data.levels import bin_width, to_levels, to_values
 from sdediff.data.remarks import DataWarning, remarks, warn
 from sdediff.data.toy import TOYS, toy
@@ -22,17 +22,17 @@ def load_dataset(name_or_path: str | Path, seed: int = 0, layout: str = AUTO, *,
 
     Args:
         name_or_path: a key of ``DATASETS``, a ``.npy`` or ``.npz`` file, or a folder of images.
-        seed: chooses the hold-out, and draws the synthetic ones.
-        layout: the axes of an item in a file, a name of ``LAYOUTS``.
-        standardise: let the model see continuous rows of a file in coordinates in which each column of the training
-            part has mean 0 and deviation 1 (``info.shift`` and ``info.scale``). The data themselves stay as they are.
+        seed: seed of the hold-out and of synthetic data.
+        layout: layout of an item's axes in a file, a name of ``LAYOUTS``.
+        standardise: whether the model's coordinates of continuous rows of a file are those in which each column of the
+            training part has mean 0 and deviation 1 (``info.shift`` and ``info.scale``). The data stay as they are.
 
     Raises:
         FileNotFoundError: if it is neither a name nor a path that exists.
-        ValueError: if what is there cannot be used; in one line.
+        ValueError: if the data cannot be used; in one line.
 
     Warns:
-        DataWarning: of data that can be used but hardly mean what they say, with the cure.
+        DataWarning: for oddities such as constant columns or levels stored as floats, with the cure.
     """
     if str(name_or_path) in DATASETS:
         return DATASETS[str(name_or_path)](seed)
@@ -54,7 +54,7 @@ __all__ = [
     "DataWarning",
     "Dataset",
     "bin_width",
-    "describe",
+    "describe_items",
     "load_dataset",
     "standardised",
     "to_data",

@@ -1,8 +1,8 @@
-"""NumPy files: an array is read if it is asked for, holds numbers, and can be as large as it says.
+"""NumPy files, read lazily and safely.
 
 A header of a few bytes can promise petabytes, and an array of objects is a pickle, which executes. So the header of an
-array is read first, and what it promises is held against what the file has. A ``.npy`` is then mapped, not read: its
-pages come as they are used. Of an ``.npz`` every array stays where it is until it is asked for.
+array is read first, and its size is checked against that of the file. A ``.npy`` is then memory-mapped; each array of
+an ``.npz`` is read when it is first used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RATIO = 1032  # the most bytes that deflate makes of one
 
 
 def members(path: Path) -> Members:
-    """Return what a ``.npy`` (under the name ``data``) or an ``.npz`` holds.
+    """Return the arrays of a ``.npy`` (under the name ``data``) or an ``.npz``.
 
     Raises:
         ValueError: if the file is damaged; its arrays raise the same when they are read, and for objects.
@@ -46,7 +46,7 @@ def members(path: Path) -> Members:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a reader of files raises on a damaged one into one line that names it."""
+    """Convert any exception of a reader on a damaged file into one line that names the file."""
     try:
         yield
     except Exception as error:  # decoders raise nearly anything on damaged bytes, from KeyError to SyntaxError
@@ -75,7 +75,7 @@ def _member(path: Path, name: str) -> Array:
 
 
 def _check_header(file: IO[bytes], size: int) -> None:
-    """Refuse objects, and shapes that ``size`` bytes do not hold."""
+    """Refuse pickled objects, and shapes of more than ``size`` bytes."""
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"unknown version {version} of the format")
@@ -83,6 +83,6 @@ def _check_header(file: IO[bytes], size: int) -> None:
     shape, _, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which could execute anything: save arrays of numbers")
-    promised, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or promised > held:
-        raise ValueError(f"its header promises {dtype} {shape}, {promised:,} bytes; the file holds {held:,}")
+    promised, available = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or promised > available:
+        raise ValueError(f"its header promises {dtype} {shape}, {promised:,} bytes; the file holds {available:,}")

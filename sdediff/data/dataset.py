@@ -1,4 +1,4 @@
-"""What every source of data returns."""
+"""Data sets: items of data with their labels, and their split into training and held-out parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.data.layout import describe
+from sdediff.data.layout import describe_items
 from sdediff.data.units import has_units
 from sdediff.types import DataInfo, brief
 
@@ -16,10 +16,10 @@ HELD_OUT_SHARE = 0.2
 
 
 class Items(NamedTuple):
-    """Items as they stand in a file.
+    """Items of data as a file has them.
 
     Attributes:
-        x: ``(n, *shape)``; integer levels, or float32 for continuous data.
+        x: items ``(n, *shape)``; integer levels, or float32 for continuous data.
         labels: the class of each, int64 ``(n,)``, where the file has labels.
         classes: names of the classes ``0, 1, ...``, where they have names.
     """
@@ -40,15 +40,14 @@ class Items(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Data split once into a part to learn from and a part to judge by.
+    """Data split into a training part and a held-out part.
 
     Attributes:
-        train: ``(n, *shape)``; integer levels of the type that they are stored in, or float32 for continuous data, in
-            their own units.
-        held_out: the same for the rest.
+        train: training items ``(n, *shape)``; integer levels as in the file, or float32 in units of the data.
+        held_out: held-out items, likewise.
         info: shape, levels, range, name and units.
         train_labels: the class of each item of ``train``, int64 ``(n,)``, where the source has labels.
-        held_out_labels: the same for the rest.
+        held_out_labels: the class of each item of ``held_out``, likewise.
         classes: names of the classes ``0, 1, ...``, where they have names.
     """
 
@@ -61,7 +60,7 @@ class Dataset:
 
     def __str__(self) -> str:
         """Return one line, for example ``256 images 1x8x8, grey, 17 levels; 64 held out; 10 classes``."""
-        parts = [describe(self.train, self.info), f"{len(self.held_out):,} held out"]
+        parts = [describe_items(self.train, self.info), f"{len(self.held_out):,} held out"]
         if self.train_labels is not None:
             names = f" ({', '.join(self.classes)})" * bool(self.classes)
             parts.append(f"{len(self.classes) or 1 + int(self.train_labels.max())} classes{names}")

@@ -11,8 +11,8 @@ HELD_OUT = 360
 
 
 def digits(seed: int = 0) -> Dataset:
-    """All digits, 360 of them held out with the classes in their proportions; ``seed`` chooses which."""
-    from sklearn.datasets import load_digits  # slow to import, and wanted nowhere else
+    """All digits, 360 of them held out with the classes in their proportions, chosen by ``seed``."""
+    from sklearn.datasets import load_digits  # slow to import, and used nowhere else
     from sklearn.model_selection import train_test_split
 
     source = load_digits()

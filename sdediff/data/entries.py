@@ -1,4 +1,4 @@
-"""Arrays to tensors: items checked, in the smallest type that PyTorch handles, and their class labels."""
+"""Conversion of arrays to tensors: checked items, in the smallest type that PyTorch handles, and class labels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from sdediff.data.arrays import Array
-from sdediff.data.levels import MOST_LEVELS, extremes
+from sdediff.data.levels import LEVEL_LIMIT, extremes
 from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
 
 def as_items(array: Array, where: str) -> Tensor:
-    """Return an array as items ``(n, ...)``: float32, or integers of the type they have; views where that is possible.
+    """Return an array as items ``(n, ...)``: float32, or integers of their own type; views where that is possible.
 
-    Bytes stay bytes, and are not looked at; a wider unsigned type becomes the signed one of its width where its values
+    Bytes stay bytes, unexamined; a wider unsigned type becomes the signed one of its width where its values
     allow that, which costs nothing.
 
     Raises:
@@ -34,8 +34,8 @@ def as_items(array: Array, where: str) -> Tensor:
     if data.dtype == torch.uint8:
         return data
     low, high = extremes(data)
-    if low < 0 or high >= MOST_LEVELS:
-        raise ValueError(f"{where}: integer data are levels 0 .. {MOST_LEVELS - 1}; came {low} to {high}")
+    if low < 0 or high >= LEVEL_LIMIT:
+        raise ValueError(f"{where}: integer data are levels 0 .. {LEVEL_LIMIT - 1}; came {low} to {high}")
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(data.dtype)
     return data if signed is None or high > torch.iinfo(signed).max else data.view(signed)
 
@@ -68,5 +68,5 @@ def as_labels(array: Array, count: int, where: str) -> Tensor:
 
 
 def info_of(name: str, *parts: Tensor) -> DataInfo:
-    """Return what items are, given all parts of them."""
+    """Return the description of items, given all parts of them."""
     return DataInfo(shape=tuple(parts[0].shape[1:]), levels=levels_of(*parts), name=name)

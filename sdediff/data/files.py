@@ -1,4 +1,4 @@
-"""Data from files: NumPy arrays and folders of images, checked before anything is learned from them."""
+"""Data from files: NumPy arrays and folders of images, checked before training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sdediff.data.layout import AUTO, arrange
 from sdediff.data.remarks import warn
 
 LABELS = {"x_train": "y_train", "x_test": "y_test"}
-"""Arrays of items, and those of their labels; the labels of all others are ``labels``."""
+"""Names of arrays of items, with the names of their labels; the labels of all other arrays are ``labels``."""
 
-OURS = ("samples", "levels", "latents")
-"""Arrays that the commands write: their axes are in order."""
+WRITTEN = ("samples", "levels", "latents")
+"""Names of arrays that the commands write, whose axes are in order."""
 
 _LABELS = "labels"
 
 
 def load_file(path: Path, seed: int = 0, layout: str = AUTO) -> Dataset:
-    """Read a ``.npy``, a ``.npz`` or a folder of images of one size, and hold a part out.
+    """Read a ``.npy``, a ``.npz`` or a folder of images of one size, and split it into training and held-out parts.
 
     An ``.npz`` is read as ``x_train`` and, if present, ``x_test`` (else a fifth is held out), or as ``data`` or its
     only array; class labels as ``y_train`` and ``y_test``, or ``labels``. Arrays are ``(n, *item)``. Integers are
@@ -34,8 +34,8 @@ def load_file(path: Path, seed: int = 0, layout: str = AUTO) -> Dataset:
 
     Args:
         path: the file or folder.
-        seed: chooses the hold-out.
-        layout: the axes of an item, a name of :data:`~sdediff.data.layout.LAYOUTS`.
+        seed: seed of the hold-out.
+        layout: layout of an item's axes, a name of :data:`~sdediff.data.layout.LAYOUTS`.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
@@ -44,9 +44,9 @@ def load_file(path: Path, seed: int = 0, layout: str = AUTO) -> Dataset:
     name = path.stem or str(path)
     source = _source(path, layout)
     if not {"x_train", "x_test"} <= set(source.arrays):
-        items = _items(source, ("x_train", "data"))
+        items = _read_items(source, ("x_train", "data"))
         return split(items, info_of(name, items.x), seed)
-    train, held_out = (_items(source, (part,)) for part in ("x_train", "x_test"))
+    train, held_out = (_read_items(source, (part,)) for part in ("x_train", "x_test"))
     if held_out.x.shape[1:] != train.x.shape[1:] or held_out.x.dtype != train.x.dtype:
         raise ValueError(
             f"{path}: x_train and x_test differ in kind: {tuple(train.x.shape)} {train.x.dtype}, "
@@ -65,19 +65,19 @@ def load_items(
 
     Args:
         path: the file or folder.
-        names: the arrays of an ``.npz`` to look for, in order; else its only one.
-        layout: the axes of an item; ``None`` for arrays whose axes are in order.
-        shape: of an item whose axes are in order, if it is known: an array of that shape stays as it is.
+        names: names of the arrays of an ``.npz`` to read, in order of preference; else its only one.
+        layout: layout of an item's axes; ``None`` for arrays whose axes are in order.
+        shape: shape of an item whose axes are in order, if known: an array of that shape stays as it is.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
         ValueError: if it cannot be read or used, in one line.
     """
-    return _items(_source(path, layout), names, None if shape is None else tuple(shape))
+    return _read_items(_source(path, layout), names, None if shape is None else tuple(shape))
 
 
 class _Source(NamedTuple):
-    """What is at a path: arrays by name, the axes of their items (``None``: in order), names of classes."""
+    """The arrays at a path by name, the layout of their items (``None``: axes in order), and names of classes."""
 
     path: Path
     arrays: Members
@@ -101,21 +101,21 @@ def _same(array: Array) -> Array:
     return array
 
 
-def _items(source: _Source, names: Sequence[str], shape: tuple[int, ...] | None = None) -> Items:
+def _read_items(source: _Source, names: Sequence[str], shape: tuple[int, ...] | None = None) -> Items:
     """Read the first of the named arrays, or the only one, with its labels."""
-    held = [name for name in source.arrays if name not in (*LABELS.values(), _LABELS)]
-    name = next((name for name in names if name in held), held[0] if len(held) == 1 else None)
+    found = [name for name in source.arrays if name not in (*LABELS.values(), _LABELS)]
+    name = next((name for name in names if name in found), found[0] if len(found) == 1 else None)
     if name is None:
         others = ", ".join(source.arrays) or "none"
         raise ValueError(f"{source.path} must hold one array, or {' or '.join(names)}; it holds {others}")
-    x, ordered = as_items(source.arrays[name](), str(source.path)), source.layout is None or name in OURS
+    x, ordered = as_items(source.arrays[name](), str(source.path)), source.layout is None or name in WRITTEN
     if not (ordered or (source.layout == AUTO and x.shape[1:] == shape)):
         x = arrange(x, str(source.layout), str(source.path)).contiguous()
     return Items(x, _labels(source, LABELS.get(name, _LABELS), len(x)), source.classes)
 
 
 def _labels(source: _Source, name: str, count: int) -> Tensor | None:
-    """Read labels, if there are any; what is none is left out, with a warning."""
+    """Read labels, if there are any; leave out arrays that are no labels, with a warning."""
     if name not in source.arrays:
         return None
     try:

@@ -1,12 +1,12 @@
-"""Which axes an array of items has, and what items of a shape are called.
+"""Layouts of the axes of items, and descriptions of items in words.
 
-Everything behind the readers has channels first: rows ``(D,)``, series ``(C, L)``, images ``(C, H, W)``, volumes
-``(C, D, H, W)``. A layout names the axes of one item as they stand in a file, a letter each: ``C`` channels, ``L`` the
+Everything after the readers has channels first: rows ``(D,)``, series ``(C, L)``, images ``(C, H, W)``, volumes
+``(C, D, H, W)``. A layout names the axes of one item in a file, a letter each: ``C`` channels, ``L`` the
 length of a series, ``D``, ``H`` and ``W`` depth, height and width; where none is ``C`` there is one channel.
 
-``"auto"`` reads the layout off the shape where only one can be meant: an axis of at most 4 entries, first or last, is
+``"auto"`` infers the layout from the shape where it is unambiguous: an axis of at most 4 entries, first or last, is
 the channels; integers without such an axis, and square items of floats, are grey images. Floats ``(128, 12)`` may be a
-series in either order or an image, and ``(16, 16, 16)`` a volume or channels: those are refused, with what to say.
+series in either order or an image, and ``(16, 16, 16)`` a volume or channels: those are refused, with the remedy.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LAYOUTS = {
     "DHWC": "volumes, channels last",
     "DHW": "volumes of one channel",
 }
-"""What ``data.layout`` may be."""
+"""Values of ``data.layout``, with their meanings."""
 
 MOST_CHANNELS = 4
-"""The longest axis that is taken for channels without being told."""
+"""Length of the longest axis that ``"auto"`` takes for channels."""
 
 _NAMES = {1: "rows", 2: "series", 3: "images", 4: "volumes"}
 _COLOURS = {1: "grey", 3: "colour"}
@@ -45,9 +45,9 @@ def arrange(data: Tensor, layout: str, where: str) -> Tensor:
     """Return items ``(n, *item)`` with their channels first, as a view.
 
     Args:
-        data: the items as they stand in the file.
-        layout: a name of ``LAYOUTS``.
-        where: the name of the file.
+        data: items in the layout of the file.
+        layout: name of a layout in ``LAYOUTS``.
+        where: name of the file.
 
     Raises:
         ValueError: for an unknown layout, one with another number of axes, or a shape that may mean several.
@@ -63,7 +63,7 @@ def arrange(data: Tensor, layout: str, where: str) -> Tensor:
 
 
 def _guess(item: tuple[int, ...], floats: bool, where: str) -> str | None:
-    """Return the layout that a shape must have; ``None`` for rows, and for more axes than a volume's."""
+    """Return the layout inferred from a shape; ``None`` for rows, and for more axes than a volume's."""
     if len(item) not in (2, 3, 4):
         return None
     layouts = [name for name in LAYOUTS if name != AUTO and len(name) == len(item)]
@@ -79,12 +79,12 @@ def _guess(item: tuple[int, ...], floats: bool, where: str) -> str | None:
     raise ValueError(f"{where}: items {item} can mean several things; say which by data.layout, one of: {meanings}")
 
 
-def describe(data: Tensor, info: DataInfo) -> str:
-    """Return in a few words what items are, for example ``320 images 1x128x12, grey, 256 levels``.
+def describe_items(data: Tensor, info: DataInfo) -> str:
+    """Describe items in a few words, for example ``320 images 1x128x12, grey, 256 levels``.
 
     Args:
-        data: the items ``(n, *shape)``.
-        info: of the data.
+        data: items ``(n, *shape)``.
+        info: description of the data.
     """
     words = [f"{len(data):,} {_what(data.shape[1:])}"]
     if len(info.shape) > 1:

@@ -1,7 +1,7 @@
-"""Integer levels and the values that a model sees.
+"""Integer levels and their values in the model's coordinates.
 
 Level k of K sits at ``low + k delta`` with ``delta = (high - low) / (K - 1)``: the convention of the discretised
-decoder of Ho et al. (2020, eq. 13). A level owns the bin of width ``delta`` about it, so dequantised data reach half a
+decoder of Ho et al. (2020, eq. 13). Each level has a bin of width ``delta`` about it, so dequantised data reach half a
 bin beyond ``low`` and ``high``.
 """
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
-MOST_LEVELS = 1 << 16
-"""The most levels that the readers take integers for."""
+LEVEL_LIMIT = 1 << 16
+"""Largest number of levels that the readers accept."""
 
 _BARE = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
 def level_count(info: DataInfo) -> int:
-    """The number of levels.
+    """Return the number of levels.
 
     Raises:
         ValueError: if the data are continuous.
@@ -31,7 +31,7 @@ def level_count(info: DataInfo) -> int:
 
 
 def bin_width(info: DataInfo) -> float:
-    """``delta``, the distance between two levels in the model's units.
+    """Return ``delta``, the distance between two levels in the model's units.
 
     Raises:
         ValueError: if the data are continuous.
@@ -40,7 +40,7 @@ def bin_width(info: DataInfo) -> float:
 
 
 def plain(x_int: Tensor) -> Tensor:
-    """Return integers in a type that every operation knows: booleans and wider unsigned types as ``int64``.
+    """Return integers in a type that every operation supports: booleans and wider unsigned types as ``int64``.
 
     PyTorch stores, indexes and converts ``uint16``, ``uint32`` and ``uint64``, but neither compares nor subtracts them.
     """
@@ -54,14 +54,14 @@ def extremes(x_int: Tensor) -> tuple[int, int]:
 
 
 def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Levels to the model's values.
+    """Convert levels to the model's values.
 
     Args:
         x_int: integer tensor with entries in ``0 .. levels - 1``.
-        info: of the data.
+        info: description of the data, with the number of levels.
         u: uniform numbers in [0, 1) of the same shape, which place each entry within its bin (dequantisation);
             without them entries sit at the centres.
-        dtype: of the result; that of ``u``, else the default one.
+        dtype: dtype of the result; that of ``u``, else the default one.
 
     Raises:
         ValueError: for entries that are no levels.
@@ -79,5 +79,5 @@ def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: tor
 
 
 def to_levels(x: Tensor, info: DataInfo) -> Tensor:
-    """The nearest level of each value, clamped to the range: an integer tensor of the shape of ``x``."""
+    """Return the nearest level of each value, clamped to the range: an integer tensor of the shape of ``x``."""
     return ((x - info.low) / bin_width(info)).round().clamp(0, level_count(info) - 1).to(torch.int64)

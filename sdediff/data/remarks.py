@@ -1,8 +1,8 @@
-"""What is odd about data, said before anything is learned from them, with the cure.
+"""Warnings of odd data before training, with the remedy.
 
-A network works on values of about unit size, and a density exists where values are spread: columns in other units,
-constant columns, columns of a few values and levels stored as floats train without an error and give numbers that mean
-little. None of that is refused. The library warns, with :class:`DataWarning`; the command line prints the same lines.
+A network works on values of about unit size, and a density exists for continuous values: columns in other units,
+constant columns, columns of few distinct values and levels stored as floats train without an error and give meaningless
+numbers. They are not refused. The library warns, with :class:`DataWarning`; the command line prints the same lines.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.data.levels import MOST_LEVELS
+from sdediff.data.levels import LEVEL_LIMIT
 from sdediff.data.units import has_units
 from sdediff.types import DataInfo
 
 LARGEST, SMALLEST = 10.0, 0.1
-"""Means and deviations up to the one, and deviations down to the other, are of about unit size."""
+"""Bounds of unit size: of the magnitudes of means and deviations from above, of deviations from below."""
 
 FEW = 256
-"""Values that a quarter of the items could not share if they were continuous."""
+"""Number of distinct values up to which a column of at least four times as many items is not continuous."""
 
-_LOOK, _ITEMS, _TO_NAME = 1 << 20, 8, 3  # entries looked at; items that tell something; columns that are named
+_EXAMINED, _FEWEST, _LISTED = 1 << 20, 8, 3  # most entries examined; fewest items; most columns in a message
 
 
 class DataWarning(UserWarning):
-    """Data that can be used, but hardly mean what they say; the message names the cure."""
+    """Warning of data that can be used but are odd; the message names the remedy."""
 
 
 def warn(text: str) -> None:
-    """Warn of data at the line outside of the library that led here."""
+    """Warn of data at the line of the caller outside of the library."""
     frame, depth = inspect.currentframe(), 0
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "sdediff":
         frame, depth = frame.f_back, depth + 1
@@ -43,7 +43,7 @@ def warn(text: str) -> None:
 def warn_of_levels(x: Tensor, info: DataInfo | None) -> None:
     """Warn where floats for a model of integer data are the levels themselves, not the model's values for them."""
     if info is not None and are_levels(x, info):
-        warn(said_of_levels(info))
+        warn(levels_message(info))
 
 
 def are_levels(x: Tensor, info: DataInfo) -> bool:
@@ -57,8 +57,8 @@ def are_levels(x: Tensor, info: DataInfo) -> bool:
     return bool((x > info.high).any() or (off.any() and (x != x.flatten()[0]).any()))
 
 
-def said_of_levels(info: DataInfo) -> str:
-    """Return what is to be said of floats that are levels."""
+def levels_message(info: DataInfo) -> str:
+    """Return the message for floats that are levels."""
     top = (info.levels or 1) - 1
     return (
         f"these floats are the levels 0 .. {top} of {info.name or 'the data'}, not the model's values, which lie on "
@@ -67,15 +67,14 @@ def said_of_levels(info: DataInfo) -> str:
 
 
 def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
-    """Return a line for each oddity of continuous data ``(n, *shape)``, each with its cure.
+    """Return a line for each oddity of continuous data ``(n, *shape)``, each with its remedy.
 
-    A column is an entry of rows ``(D,)``, else a channel. Of units nothing is said where the model has coordinates of
-    its own, by ``info``.
+    A column is an entry of rows ``(D,)``, else a channel. Units are ignored where ``info`` has a shift or scale.
     """
-    x = x[: max(_ITEMS, _LOOK * len(x) // max(1, x.numel()))]
-    if len(x) < _ITEMS:
+    x = x[: max(_FEWEST, _EXAMINED * len(x) // max(1, x.numel()))]
+    if len(x) < _FEWEST:
         return []
-    if (levels := _levels(x.flatten())) is not None:
+    if (levels := _count_levels(x.flatten())) is not None:
         return [
             f"the floats lie on {levels:,} evenly spaced values from {float(x.min()):g} to {float(x.max()):g}, as "
             f"levels do: stored as integers 0 .. {levels - 1} they are dequantised and counted in bits/dim"
@@ -90,10 +89,10 @@ def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
     what = "column" if x.ndim == 2 else "channel"
     inside = "leave data.standardise on, or " if x.ndim == 2 else ""
 
-    def line(found: Tensor, does: str, detail: Callable[[int], str], cure: str) -> list[str]:
+    def line(found: Tensor, does: str, detail: Callable[[int], str], remedy: str) -> list[str]:
         places = [int(i) for i in found.nonzero()]
-        named = ", ".join(f"{i} ({detail(i)})" for i in places[:_TO_NAME]) + ", ..." * (len(places) > _TO_NAME)
-        return [f"{len(places)} of {len(found)} {what}s {does}: {named}; {cure}"] * bool(places)
+        named = ", ".join(f"{i} ({detail(i)})" for i in places[:_LISTED]) + ", ..." * (len(places) > _LISTED)
+        return [f"{len(places)} of {len(found)} {what}s {does}: {named}; {remedy}"] * bool(places)
 
     return [
         *line(
@@ -119,11 +118,11 @@ def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
     ]
 
 
-def _levels(x: Tensor) -> int | None:
-    """Return how many levels floats ``(n,)`` lie on, if on an even grid whose values come again and again."""
+def _count_levels(x: Tensor) -> int | None:
+    """Return the number of levels of floats ``(n,)`` on an even grid of repeated values; ``None`` for others."""
     values = np.unique(x.numpy()).astype(np.float64)
     if len(values) < 2 or len(x) < 4 * len(values):
         return None
     position = (values - values[0]) / np.diff(values).min()
-    even = bool((np.abs(position - position.round()) < 1e-2).all()) and float(position[-1]) < MOST_LEVELS
+    even = bool((np.abs(position - position.round()) < 1e-2).all()) and float(position[-1]) < LEVEL_LIMIT
     return 1 + round(float(position[-1])) if even else None

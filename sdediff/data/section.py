@@ -11,12 +11,13 @@ from sdediff.data.units import check_units
 from sdediff.documents import Finite, Section
 from sdediff.types import DataInfo
 
-_MOST_ENTRIES = 1 << 28  # numbers in an item
+MOST_ENTRIES = 1 << 28
+"""Largest number of entries in an item."""
 
 
 def _sensible(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if math.prod(shape) > _MOST_ENTRIES:
-        raise ValueError(f"an item of shape {shape} has more than {_MOST_ENTRIES} entries")
+    if math.prod(shape) > MOST_ENTRIES:
+        raise ValueError(f"an item of shape {shape} has more than {MOST_ENTRIES} entries")
     return shape
 
 
@@ -39,7 +40,7 @@ class Data(Section):
         return self
 
     def info(self) -> DataInfo:
-        """Return what the data are."""
+        """Return the description as a :class:`~sdediff.types.DataInfo`."""
         return DataInfo(**self.model_dump())
 
 

@@ -1,4 +1,4 @@
-"""Points in the plane: the usual shapes, drawn from a seed, of about unit size."""
+"""Synthetic points in the plane, of about unit size; the docstring of each function describes its data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdediff.types import DataInfo
 POINTS = 20_000
 
 Points = NDArray[np.floating]
-Draw = Callable[[int, np.random.Generator], Points]
+DrawPoints = Callable[[int, np.random.Generator], Points]
 
 
 def _polar(radius: Points, angle: Points) -> Points:
@@ -70,7 +70,7 @@ def pinwheel(n: int, rng: np.random.Generator) -> Points:
     return np.stack([radial * cos - across * sin, radial * sin + across * cos], axis=1)
 
 
-TOYS: dict[str, Draw] = {
+TOYS: dict[str, DrawPoints] = {
     "moons": moons,
     "circles": circles,
     "spirals": spirals,
@@ -82,6 +82,6 @@ TOYS: dict[str, Draw] = {
 
 
 def toy(name: str, seed: int = 0) -> Dataset:
-    """20,000 points of ``TOYS[name]``, a fifth of them held out."""
+    """Draw 20,000 points of ``TOYS[name]``, a fifth of them held out."""
     points = TOYS[name](POINTS, np.random.default_rng(seed % (1 << 64)))
     return split(Items(torch.from_numpy(points).float()), DataInfo(shape=(2,), name=name), seed)

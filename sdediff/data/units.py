@@ -1,13 +1,13 @@
-r"""The units of continuous rows, and the coordinates in which a model works.
+r"""The units of continuous rows, and the model's coordinates.
 
-A network and a process want values of about unit size; the columns of a table have units of their own. With the shift m
+A network and a process need values of about unit size; the columns of a table have units of their own. With the shift m
 and the scale s of :class:`~sdediff.types.DataInfo`, a number a column,
 
     z = (x - m) / s,    log p(x) = log p(z) - sum of log s.
 
-The network, the process, its moments and every state of a solve are in the model's coordinates z. What takes data or
-hands them out turns them once: ``sample``, ``decode``, ``encode``, ``interpolate``, ``log_likelihood`` and ``elbo``
-speak of x. Where there is neither shift nor scale the two are the same.
+The network, the process, its moments and every state of a solve are in the model's coordinates z. Functions
+that take or return data convert them once: ``sample``, ``decode``, ``encode``, ``interpolate``, ``log_likelihood`` and
+``elbo`` are in terms of x. Without shift and scale the two are the same.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def to_model(x: Tensor, info: DataInfo | None) -> Tensor:
     """Return data in the model's coordinates.
 
     Args:
-        x: ``(..., *shape)`` in the data's units; floats, of which the result has the dtype.
-        info: of the data; ``None`` for data of which nothing is known.
+        x: data ``(..., *shape)`` in their units, floats; the result has their dtype.
+        info: description of the data; ``None`` for unknown data.
 
     Raises:
-        ValueError: if the shift or the scale are none of such items.
+        ValueError: if the shift or the scale do not fit the items.
     """
     if info is None or not has_units(info) or not x.is_floating_point():
         return x
@@ -44,7 +44,7 @@ def to_data(z: Tensor, info: DataInfo | None) -> Tensor:
     """Return values of the model's coordinates in the data's units: the inverse of :func:`to_model`.
 
     Raises:
-        ValueError: if the shift or the scale are none of such items.
+        ValueError: if the shift or the scale do not fit the items.
     """
     if info is None or not has_units(info):
         return z
@@ -57,22 +57,22 @@ def log_scale(info: DataInfo | None) -> float:
     """Return the sum of log s in nats: a log-density in the model's coordinates less this is one in the data's units.
 
     Raises:
-        ValueError: if the scale is none of such items.
+        ValueError: if the scale does not fit the items.
     """
     return 0.0 if info is None else math.fsum(map(math.log, check_units(info)[1]))
 
 
 def has_units(info: DataInfo) -> bool:
-    """Return whether the model's coordinates are others than the data's units."""
+    """Return whether the model's coordinates differ from the data's units."""
     return info.shift is not None or info.scale is not None
 
 
 def standardised(train: Tensor, info: DataInfo) -> DataInfo:
-    """Return what rows are, in coordinates in which each column has mean 0 and deviation 1.
+    """Return the description with the shift and scale that give each column of rows mean 0 and deviation 1.
 
     Args:
-        train: the rows to learn from, ``(n, D)``; a column of one value keeps its scale.
-        info: of the data; returned as it is where they are no continuous rows.
+        train: training rows ``(n, D)``; a constant column keeps its scale.
+        info: description of the data; returned as it is for all but continuous rows.
     """
     if info.levels is not None or len(info.shape) != 1:
         return info
@@ -82,15 +82,15 @@ def standardised(train: Tensor, info: DataInfo) -> DataInfo:
 
 
 def fit_moments(train: Tensor, info: DataInfo) -> Moments:
-    """Return mean and covariance of continuous data in the model's coordinates, found a part at a time."""
-    return Moments.fit(train, turn=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
+    """Return mean and covariance of continuous data in the model's coordinates."""
+    return Moments.fit(train, transform=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
 
 
 def check_units(info: DataInfo) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return shift and scale, a number an entry of continuous rows; nothing where there are none.
+    """Return shift and scale, a number an entry of continuous rows; empty tuples where there are none.
 
     Raises:
-        ValueError: naming what is wrong with them.
+        ValueError: if they are no such numbers.
     """
     if not has_units(info):
         return (), ()
@@ -107,7 +107,7 @@ def check_units(info: DataInfo) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _units(info: DataInfo, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return shift and scale as tensors ``(D,)`` to go with items."""
+    """Return shift and scale as tensors ``(D,)`` of the dtype and device of items."""
     shift, scale = check_units(info)
     if like.shape[-1:] != info.shape:
         raise ValueError(f"the model's items have shape {info.shape}, not {tuple(like.shape[1:])}")

@@ -1,14 +1,14 @@
-"""A whole data set scored: in batches sized to memory, in several processes, stopped and gone on with at will."""
+"""Likelihoods of whole data sets: batches sized to memory, several processes, interruption and resumption."""
 
 from sdediff.evaluation.dataset import Evaluation, evaluate, mean_and_error, order
-from sdediff.evaluation.methods import METHODS, Method, unit
+from sdediff.evaluation.methods import LIKELIHOOD_METHODS, LikelihoodMethod, unit
 from sdediff.evaluation.processes import Processes
 from sdediff.evaluation.resume import PartialResults, ResumeError, identity
 
 __all__ = [
-    "METHODS",
+    "LIKELIHOOD_METHODS",
     "Evaluation",
-    "Method",
+    "LikelihoodMethod",
     "PartialResults",
     "Processes",
     "ResumeError",

@@ -1,13 +1,13 @@
-r"""The loop over a data set: rounds of batches, in an order that makes every beginning a fair sample of the whole.
+r"""The evaluation of a data set in rounds of batches, in an order whose every beginning is a random sample.
 
 Items are taken in a random order that ``seed`` fixes, so that the mean over the first m of them estimates the mean over
-all without bias, and their noise goes by the place in that order: neither the batch size, nor the number of processes,
-nor an interruption changes a figure.
+all without bias, and their noise depends on the position in that order: neither the batch size, nor the number of
+processes, nor an interruption changes a figure.
 
 With a target, the run ends at the first multiple of ``BLOCK`` items where the standard error of their mean,
 ``std / sqrt(m)``, has come down to it. The mean's interval is right in the limit of a small target (Chow & Robbins
-1965); above that, values whose large ones are rare are stopped a little too early. ``BLOCK`` keeps a lucky start from
-ending it.
+1965); for larger targets the run stops a little too early on values with rare large ones. ``BLOCK`` prevents a stop by
+a lucky start.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from sdediff.evaluation.resume import Columns, PartialResults
 from sdediff.types import brief
 
 BLOCK = 32
-"""Items between two looks at the target, whatever the batches are."""
+"""Number of items between two checks of the target, whatever the batches are."""
 
-FIRST = 4
-"""Items of the batch that memory is measured on."""
+MEASURED_ITEMS = 4
+"""Number of items of the batch whose memory is measured."""
 
-_ROUNDS, _SMALL = 8, 16  # at least so many rounds, unless they get that small: a bar should move, a file be saved
-_SAVE_EVERY = 2.0  # seconds
-_ORDER = 1  # of the seed's streams
+_MIN_ROUNDS, _MIN_BATCH = 8, 16  # rounds, for progress and saved files, unless their batches are that small
+_SAVE_EVERY = 2.0  # seconds between two writes of the file
+_ORDER_STREAM = 1  # stream of the seed's random numbers for the order
 
-Score = Callable[..., Mapping[str, Tensor]]
-"""``work(x, first)``: from items ``(B, *shape)`` and the place of the first to named columns ``(B,)``; the first column
-is averaged. Where there is a condition, ``work(x, first, condition=rows)``."""
+BatchEvaluation = Callable[..., Mapping[str, Tensor]]
+"""Function ``evaluate_batch(x, first)`` from items ``(B, *shape)`` and the position of the first to named columns
+``(B,)``, the first of which is averaged; with a condition, ``evaluate_batch(x, first, condition=rows)``."""
 
 
 def order(count: int, seed: int) -> NDArray[np.int64]:
-    """The order in which the items ``0 .. count - 1`` are taken."""
-    return np.random.default_rng((seed % (1 << 64), _ORDER, count)).permutation(count)
+    """Return the order in which the items ``0 .. count - 1`` are taken."""
+    return np.random.default_rng((seed % (1 << 64), _ORDER_STREAM, count)).permutation(count)
 
 
 def mean_and_error(values: NDArray[np.generic]) -> tuple[float, float]:
-    """Mean and its standard error as an estimate for the data's population; of a single item that is unknown (NaN)."""
+    """Return the mean and its standard error as an estimate for the data's population, NaN for a single item."""
     numbers = np.asarray(values, dtype=np.float64)
     error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
     return float(numbers.mean()), error
 
 
 def reached(values: NDArray[np.generic], target: float | None) -> int | None:
-    """The first multiple of ``BLOCK`` items whose mean has a standard error of at most ``target``, if there is one."""
+    """Return the first multiple of ``BLOCK`` items whose mean has a standard error of at most ``target``, if any."""
     if target is None:
         return None
     shifted = np.asarray(values, dtype=np.float64) - (float(np.asarray(values[0])) if len(values) else 0.0)
@@ -69,14 +69,14 @@ def reached(values: NDArray[np.generic], target: float | None) -> int | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a data set came to.
+    """The result of a data set.
 
     Attributes:
-        columns: of the items, in the order they were taken; ``item`` is their index in the data.
-        total: items there are.
-        seconds: spent, earlier runs included.
-        on_target: whether the target ended the run.
-        interrupted: whether a ``KeyboardInterrupt`` did.
+        columns: columns of the items, in the order they were taken; ``item`` is their index in the data.
+        total: number of items of the data set.
+        seconds: time spent, earlier runs included.
+        on_target: whether the run ended at the target.
+        interrupted: whether the run was ended by a ``KeyboardInterrupt``.
     """
 
     columns: Columns
@@ -89,157 +89,158 @@ class Evaluation:
 
     @property
     def done(self) -> int:
-        """Items that are done."""
+        """Number of finished items."""
         return len(self.values)
 
     @property
     def values(self) -> NDArray[np.generic]:
-        """The likelihoods, ``(done,)``."""
+        """Values of the first column, ``(done,)``."""
         return next(iter(self.columns.values()), np.empty(0))
 
     def more(self, rows: Columns, seconds: float) -> Evaluation:
-        """With the rows of a round."""
+        """Return the evaluation with the rows of another round."""
         joined = {name: np.concatenate([self.columns[name], rows[name]]) for name in rows} if self.columns else rows
         return Evaluation(joined, self.total, seconds)
 
 
 def evaluate(
-    work: Score,
+    evaluate_batch: BatchEvaluation,
     items: Tensor,
     *,
     seed: int = 0,
-    size: int | None = None,
+    batch_size: int | None = None,
     target: float | None = None,
-    part: PartialResults | None = None,
+    partial: PartialResults | None = None,
     fresh: bool = False,
     processes: Processes | None = None,
     model: nn.Module | None = None,
     condition: ConditionLike = None,
     report: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Score items until all are done or the target is reached.
+    """Evaluate items until all are done or the target is reached.
 
     Args:
-        work: the scoring of a batch.
-        items: ``(n, *shape)``.
-        seed: of the order.
-        size: items a process takes at a time; by default as many as memory holds, by what the first few took.
+        evaluate_batch: evaluation of a batch; see ``BatchEvaluation``.
+        items: items of the data set, ``(n, *shape)``.
+        seed: seed of the order.
+        batch_size: number of items a process takes at a time; by default as many as memory holds, by the first few.
         target: standard error of the mean of the first column at which to stop.
-        part: the file that keeps what is done; it stays if items are left.
-        fresh: start anew instead of from what the file has.
-        processes: the processes that share the items.
-        model: that the work calls; a few of its forwards are enough to measure memory on.
-        condition: what the network is told about each item, one row an item or one for all, in the order of ``items``;
-            the work gets the rows of its batch.
-        report: called in the main process after every round, with what is done so far.
+        partial: file of the finished items; it stays if items are left.
+        fresh: whether to start anew instead of from the file.
+        processes: processes that share the items.
+        model: network of the evaluation, a few of whose forwards are enough to measure memory.
+        condition: condition of the items, one row an item or one for all, in the order of ``items``; every batch gets
+            its own rows.
+        report: function called in the main process after every round, with the evaluation so far.
 
     Raises:
         ResumeError: if the file is damaged or was begun with other settings.
         ValueError: if the condition has another number of rows.
     """
-    told = Condition.of(condition)
-    told.check(len(items))
+    conditions = Condition.of(condition)
+    conditions.check(len(items))
     processes = Processes() if processes is None else processes
-    columns, before = ({}, 0.0) if part is None or fresh else part.read()
-    state, keep = Evaluation(columns, len(items), before), _Keep(part if processes.main else None, columns)
-    run = _Run(work, items, told, order(len(items), seed), processes, size, model)
+    columns, before = ({}, 0.0) if partial is None or fresh else partial.read()
+    state, save = Evaluation(columns, len(items), before), _Saver(partial if processes.main else None, columns)
+    rounds = _Rounds(evaluate_batch, items, conditions, order(len(items), seed), processes, batch_size, model)
     processes.wait()  # all have read the file before one replaces it
     start, interrupted = time.monotonic(), False
     end = reached(state.values, target)
     try:
         while end is None and state.done < len(items):
-            state = state.more(run.round(state.done), before + time.monotonic() - start)
-            keep(state)
+            state = state.more(rounds.round(state.done), before + time.monotonic() - start)
+            save(state)
             if processes.main and report is not None:
                 report(state)
             end = reached(state.values, target)
     except KeyboardInterrupt:
         interrupted = True
-    finally:  # failures keep what is done, too
-        keep(state, now=True)
+    finally:  # finished items are saved after failures, too
+        save(state, now=True)
     kept = {name: values[:end] for name, values in state.columns.items()}
     return Evaluation(kept, len(items), state.seconds, end is not None and end < len(items), interrupted)
 
 
-class _Keep:
-    """Writes the file, if there is one, every now and then."""
+class _Saver:
+    """A writer of the file, if there is one, at intervals."""
 
-    def __init__(self, part: PartialResults | None, columns: Columns) -> None:
-        self.part, self.done, self.last = part, len(columns.get("item", ())), time.monotonic()
+    def __init__(self, partial: PartialResults | None, columns: Columns) -> None:
+        self.partial, self.done, self.last = partial, len(columns.get("item", ())), time.monotonic()
 
     def __call__(self, state: Evaluation, *, now: bool = False) -> None:
-        if self.part is None or state.done == self.done:
+        if self.partial is None or state.done == self.done:
             return
         if now or time.monotonic() - self.last > _SAVE_EVERY:
-            self.part.write(state.columns, state.seconds)
+            self.partial.write(state.columns, state.seconds)
             self.done, self.last = state.done, time.monotonic()
 
 
-class _Run:
-    """Rounds, shared evenly by the processes, each of which takes its share in pieces that fit its memory.
+class _Rounds:
+    """Rounds, shared evenly by the processes, each of which takes its share in microbatches that fit its memory.
 
-    Nothing is exchanged within a share: processes that need more forwards, or smaller pieces, only take longer.
+    No process waits for another within a share, whatever its number of forwards or microbatches.
     """
 
     def __init__(
         self,
-        work: Score,
+        evaluate_batch: BatchEvaluation,
         items: Tensor,
         condition: Condition,
-        places: NDArray[np.int64],
+        order: NDArray[np.int64],
         processes: Processes,
         size: int | None,
         model: nn.Module | None,
     ) -> None:
-        self.work, self.items, self.condition, self.places = work, items, condition, places
+        self.evaluate_batch, self.items, self.condition, self.order = evaluate_batch, items, condition, order
         self.processes, self.model = processes, model
-        self.share = FIRST if size is None else size  # items of a round in each process
-        self.pieces = None if size is None else Microbatches(size)  # of a share
+        self.share = MEASURED_ITEMS if size is None else size  # items of a round in each process
+        self.microbatches = None if size is None else Microbatches(size)  # of a share
 
     def round(self, start: int) -> Columns:
-        """The columns of the next items from place ``start`` on, all processes' together."""
-        stop = min(start + self.share * self.processes.count, len(self.places))
+        """Return the columns of the next items from position ``start`` on, of all processes together."""
+        stop = min(start + self.share * self.processes.count, len(self.order))
         shares = np.array_split(np.arange(start, stop), self.processes.count)
-        mine = shares[self.processes.rank]
-        # A process without items goes through the same motions with the round's first, so that none waits for it.
-        rows = self._rows(mine if len(mine) else shares[0][:1])
+        own = shares[self.processes.rank]
+        # A process without items evaluates the round's first, so that all processes take part in the same exchanges.
+        rows = self._rows(own if len(own) else shares[0][:1])
         columns = torch.stack([column.double().cpu() for column in rows.values()])
         padded = columns.new_zeros(len(columns), len(shares[0]))
         padded[:, : columns.shape[1]] = columns
         gathered = self.processes.gather(padded)
         joined = torch.cat([gathered[rank, :, : len(share)] for rank, share in enumerate(shares)], dim=1).numpy()
-        return {**dict(zip(rows, joined, strict=True)), "item": self.places[start:stop]}
+        return {**dict(zip(rows, joined, strict=True)), "item": self.order[start:stop]}
 
-    def _rows(self, places: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        index, first = torch.from_numpy(self.places[places]), int(places[0])
-        x, work = self.items[index].to(self.processes.device), self._told(self.condition.rows(index), first)
-        if self.pieces is None:
-            self.share = self._fitting(work, x, first)
-            self.pieces = Microbatches(self.share)
-        return self.pieces(work, x, first)
+    def _rows(self, positions: NDArray[np.int64]) -> Mapping[str, Tensor]:
+        index, first = torch.from_numpy(self.order[positions]), int(positions[0])
+        x, function = self.items[index].to(self.processes.device), self._conditional(self.condition.rows(index), first)
+        if self.microbatches is None:
+            self.share = self._measured_size(function, x, first)
+            self.microbatches = Microbatches(self.share)
+        return self.microbatches(function, x, first)
 
-    def _told(self, condition: Condition, first: int) -> Score:
-        """The work under the condition of a batch, whose rows go with the pieces of it."""
+    def _conditional(self, condition: Condition, first: int) -> BatchEvaluation:
+        """Return the evaluation under the condition of a batch, whose microbatches get their own rows."""
         if not condition:
-            return self.work
+            return self.evaluate_batch
 
-        def told(x: Tensor, place: int) -> Mapping[str, Tensor]:
-            return self.work(x, place, condition=condition.rows(slice(place - first, place - first + len(x))))
+        def conditional(x: Tensor, position: int) -> Mapping[str, Tensor]:
+            rows = slice(position - first, position - first + len(x))
+            return self.evaluate_batch(x, position, condition=condition.rows(rows))
 
-        return told
+        return conditional
 
-    def _fitting(self, work: Score, x: Tensor, first: int) -> int:
-        """Items a process takes at a time, the same for all, by what the few ``x`` take."""
+    def _measured_size(self, function: BatchEvaluation, x: Tensor, first: int) -> int:
+        """Return the number of items a process takes at a time, the same for all, by the memory of the few ``x``."""
         try:
-            taken = peak_memory(lambda: work(x, first), self.model) / len(x)
+            taken = peak_memory(lambda: function(x, first), self.model) / len(x)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            taken = math.inf  # not even these few fit: one at a time
-        fits = fitting(taken, self.processes.device, self._sharing())
+            taken = math.inf  # not even these few fit: one item at a time
+        fits = fitting(taken, self.processes.device, self._memory_processes())
         agreed = int(self.processes.gather(torch.tensor(fits)).min())
-        return min(agreed, max(_SMALL, -(-len(self.places) // (_ROUNDS * self.processes.count))))
+        return min(agreed, max(_MIN_BATCH, -(-len(self.order) // (_MIN_ROUNDS * self.processes.count))))
 
-    def _sharing(self) -> int:
-        """Processes that share this one's memory: all of them on CPUs, none on devices of their own."""
+    def _memory_processes(self) -> int:
+        """Return the number of processes that share this one's memory: all on CPUs, one on devices of their own."""
         return self.processes.count if self.processes.device.type == "cpu" else 1

@@ -1,4 +1,4 @@
-"""How far samples are from others: start by start, or as draws of two laws."""
+"""Distances between samples, of common starts or as draws of two distributions."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Errors(NamedTuple):
 
 
 def energy_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Energy distance of two laws from ``n`` draws of each, and its standard error by the jackknife.
+    """Return the energy distance from ``n`` draws of each of two distributions, and its jackknife standard error.
 
-    Draw k of one may depend on draw k of the other, as when both have one start: pairs of that kind are left out, so
-    that the estimate is unbiased (and may be negative where the laws are near).
+    Draw k of one may depend on draw k of the other, as for a common start: such pairs are left out, so that the
+    estimate is unbiased (and may be negative for similar distributions).
 
     Args:
-        x: ``(n, *shape)``.
-        y: ``(n, *shape)``.
+        x: draws of one distribution, ``(n, *shape)``.
+        y: draws of the other, ``(n, *shape)``.
 
     Returns:
         The distance as a share of ``2 E|X - Y|``, and its standard error.

@@ -1,4 +1,4 @@
-"""How many items at a time: as many as memory holds, by what a few of them took."""
+"""Batch sizes by the measured memory of a few items."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CACHE = 1 << 28
-"""Bytes that a batch takes on a CPU at the most: beyond that, larger batches are no faster."""
+"""Largest number of bytes of a batch on a CPU, beyond which larger batches are no faster."""
 
-FORWARDS = 5
-"""Forwards that are measured: enough for a multistep method's memory to fill. What a method keeps of every node comes
-on top; beside the activations of a network that is little, and where it is not, the pieces are halved."""
+MEASURED_FORWARDS = 5
+"""Number of measured forwards, enough to fill the history of a multistep method. Tensors kept of every node come on
+top: little beside a network's activations, and where they are not, microbatches are halved."""
 
-_SHARE = 0.5  # of the free memory: allocators keep more than is in use, libraries want room to work in
+_MEMORY_SHARE = 0.5  # share of the free memory: allocators keep more than is in use, libraries need workspace
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """While entered, follow how many bytes the tensors made since hold.
+    """A context that measures the peak of bytes in tensors made within it.
 
     Every storage is counted from the operation that makes it until it is freed, on any device, also those that only
     the graph of a backward pass keeps.
 
     Args:
-        known: tensors that were there before, such as weights; views of them cost nothing.
+        existing: tensors from before, such as weights; views of them cost nothing.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
-        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+        self._alive = {tensor.untyped_storage()._cdata for tensor in existing}
 
     def __torch_dispatch__(
         self,
@@ -45,7 +45,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run one operation and count what it made."""
+        """Run one operation and count its new tensors."""
         result = func(*args, **(kwargs or {}))
         for made in tree_leaves(result):
             if isinstance(made, Tensor):
@@ -65,30 +65,31 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._now -= size
 
 
-class _EnoughError(Exception):
-    """Ends work that is only measured."""
+class _MeasuredError(Exception):
+    """End of a call that is only measured."""
 
 
-def peak_memory(work: Callable[[], object], model: nn.Module | None = None) -> int:
-    """Bytes that some work takes at the peak, beside what is there already.
+def peak_memory(call: Callable[[], object], model: nn.Module | None = None) -> int:
+    """Return the peak number of bytes of a call, besides existing tensors.
 
     Args:
-        work: is begun and, with a model, broken off after ``FORWARDS`` of its forwards: the rest takes about as much.
-        model: that it calls.
+        call: function to be measured; with a model, for ``MEASURED_FORWARDS`` of its forwards only, as the others need
+            about as much.
+        model: network of the function.
     """
-    left = FORWARDS
+    left = MEASURED_FORWARDS
 
     def count(*_: object) -> None:
         nonlocal left
         if left == 0:
-            raise _EnoughError
+            raise _MeasuredError
         left -= 1
 
     hook = None if model is None else model.register_forward_pre_hook(count)
-    known = () if model is None else (*model.parameters(), *model.buffers())
+    existing = () if model is None else (*model.parameters(), *model.buffers())
     try:
-        with PeakMemory(known) as memory, suppress(_EnoughError):
-            work()
+        with PeakMemory(existing) as memory, suppress(_MeasuredError):
+            call()
     finally:
         if hook is not None:
             hook.remove()
@@ -97,14 +98,14 @@ def peak_memory(work: Callable[[], object], model: nn.Module | None = None) -> i
 
 
 def fitting(bytes_per_item: float, device: torch.device, processes: int = 1) -> int:
-    """Items that a batch can hold, at least one; a power of two, so that a slightly different measure says the same.
+    """Return the number of items that fit, at least one; a power of two, robust to small differences in the measure.
 
     Args:
-        bytes_per_item: what each takes at the peak.
-        device: where.
-        processes: that share the device's memory.
+        bytes_per_item: peak number of bytes of an item.
+        device: device of the batch.
+        processes: number of processes that share the device's memory.
     """
-    room = _SHARE * free_memory(device) / processes
+    room = _MEMORY_SHARE * free_memory(device) / processes
     if device.type == "cpu":
         room = min(room, CACHE)
     most = max(1, int(room / max(bytes_per_item, 1.0)))
@@ -112,7 +113,7 @@ def fitting(bytes_per_item: float, device: torch.device, processes: int = 1) -> 
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be had on a device."""
+    """Return the number of free bytes on a device."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + kept)
@@ -120,46 +121,48 @@ def free_memory(device: torch.device) -> float:
         return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # systems that do not say: enough for CACHE
-        return 2.0 * CACHE / _SHARE
+    except (AttributeError, ValueError, OSError):  # systems without these numbers: enough for CACHE
+        return 2.0 * CACHE / _MEMORY_SHARE
 
 
 class Microbatches:
-    """Work on a batch in pieces that fit: where memory runs out, the pieces are halved, for this batch and the next.
+    """Microbatches of a batch that fit into memory; where it runs out their size is halved, for later batches too.
 
     Args:
-        size: items of a piece.
+        size: number of items of a microbatch.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, work: Callable[[Tensor, int], Mapping[str, Tensor]], x: Tensor, first: int) -> dict[str, Tensor]:
-        """``work(items, first)`` over the items ``x``, whose numbers start at ``first``; its columns, joined.
+    def __call__(
+        self, function: Callable[[Tensor, int], Mapping[str, Tensor]], x: Tensor, first: int
+    ) -> dict[str, Tensor]:
+        """Evaluate ``function(items, first)`` over the items ``x`` from position ``first``, and join its columns.
 
         Raises:
             MemoryError: if a single item does not fit.
         """
         parts, start = [], 0
         while start < len(x):
-            piece = x[start : start + self.size]
+            items = x[start : start + self.size]
             try:
-                parts.append(work(piece, first + start))
+                parts.append(function(items, first + start))
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                if len(piece) == 1:
+                if len(items) == 1:
                     reason = str(error).partition("\n")[0]
                     raise MemoryError(f"a single item does not fit into memory: {reason}") from None
             else:
-                start += len(piece)
+                start += len(items)
                 continue
-            self.size = len(piece) // 2  # outside the handler, which holds on to everything the failure left
+            self.size = len(items) // 2  # outside the handler, which keeps references to all tensors of the failed call
             if x.device.type == "cuda":
                 torch.cuda.empty_cache()
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch has no type of its own for that."""
+    """Tell whether an error is one of memory; on the CPU torch has no type of its own for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,4 +1,4 @@
-"""Ways to score a batch, as named columns in the unit that suits the data. ``METHODS`` is the list."""
+"""Likelihoods of a batch, as named columns in the unit of the data, by the methods ``LIKELIHOOD_METHODS``."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
 from sdediff.likelihood.result import ErrorBudget
 
-Columns = dict[str, Tensor]
+TensorColumns = dict[str, Tensor]
 
-Work = Callable[..., Columns]
-"""``work(model, x, first, **options)``: from items ``(B, *shape)`` to columns ``(B,)``, the likelihood first."""
+BatchLikelihood = Callable[..., TensorColumns]
+"""Function ``evaluate(model, x, first, **options)`` from items ``(B, *shape)`` to columns, the likelihood first."""
 
 ERROR, EFFECT, TERM = "error_", "effect_", "term_"
-"""How columns begin that are standard errors, signed effects of approximations, or terms of a sum."""
+"""Prefixes of columns of standard errors, of signed effects of approximations, and of terms of a sum."""
 
 
-class Method(NamedTuple):
-    """A way to score.
+class LikelihoodMethod(NamedTuple):
+    """A method of likelihoods.
 
     Attributes:
-        work: on a batch.
-        options: that it takes.
-        integers: those of them that only integer data have.
-        words: what it is.
+        evaluate: likelihood of a batch.
+        options: names of its options.
+        integer_options: names of further options, for integer data only.
+        description: description in a few words.
     """
 
-    work: Work
+    evaluate: BatchLikelihood
     options: tuple[str, ...]
-    integers: tuple[str, ...]
-    words: str
+    integer_options: tuple[str, ...]
+    description: str
 
 
 def unit(x: Tensor) -> tuple[str, str, float]:
-    """The unit for items ``(B, *shape)``, the name of its column, and what one nat is in it."""
+    """Return the unit for items ``(B, *shape)``, the name of its column, and the value of one nat in it."""
     if x.is_floating_point():
         return "nats", "log_prob", 1.0
     return "bits/dim", "bits_per_dim", 1.0 / (math.log(2.0) * x[0].numel())
 
 
-def flow(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
-    """Through the probability-flow ODE; integers dequantised."""
+def flow(model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
+    """Return the likelihood through the probability-flow ODE, of integers by dequantisation."""
     name, nat = unit(x)[1:]
-    if any(option in options for option in METHODS["flow"].integers):
-        several = bits_per_dim(model, x, first=first, **options)
-        single = bool(several.standard_error.isnan().all())
-        error = several.probe_error if single else several.standard_error
-        return {name: several.bits_per_dim, "standard_error": error, **_budget(several.error_budget, nat)}
+    if any(option in options for option in LIKELIHOOD_METHODS["flow"].integer_options):
+        draws = bits_per_dim(model, x, first=first, **options)
+        single = bool(draws.standard_error.isnan().all())
+        error = draws.probe_error if single else draws.standard_error
+        return {name: draws.bits_per_dim, "standard_error": error, **_budget_columns(draws.error_budget, nat)}
     result = log_likelihood(model, x, first=first, **options)
     value = result.bits_per_dim if result.discrete else result.log_prob
-    return {name: value, "standard_error": result.standard_error * nat, **_budget(result.error_budget, nat)}
+    return {name: value, "standard_error": result.standard_error * nat, **_budget_columns(result.error_budget, nat)}
 
 
-def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
-    """The variational bound: at least the bits, at most the log-density; in continuous time where there is no chain."""
+def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
+    """Return the variational bound, above the bits or below the log-density; in continuous time without a chain."""
     name, nat = unit(x)[1:]
     if model.sde.instants is None:
         options.setdefault("steps", math.inf)
@@ -70,21 +70,21 @@ def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> Columns:
     return {name: value, "standard_error": error, **columns}
 
 
-def _budget(budget: ErrorBudget, nat: float) -> Columns:
-    """Its parts of every item."""
+def _budget_columns(budget: ErrorBudget, nat: float) -> TensorColumns:
+    """Return the parts of a budget for every item."""
     return _prefixed(ERROR, budget.random, nat) | _prefixed(EFFECT, budget.systematic, nat)
 
 
-def _prefixed(prefix: str, parts: Mapping[str, Tensor], nat: float) -> Columns:
+def _prefixed(prefix: str, parts: Mapping[str, Tensor], nat: float) -> TensorColumns:
     return {f"{prefix}{name}": part * nat for name, part in parts.items()}
 
 
-METHODS = {
-    "flow": Method(
+LIKELIHOOD_METHODS = {
+    "flow": LikelihoodMethod(
         flow,
         ("solver", "steps", "rtol", "atol", "grid", "trace", "probes", "noise", "prior", "t_from", "target_error"),
         ("dequantisation", "samples", "bound"),
         "likelihood through the probability-flow ODE",
     ),
-    "elbo": Method(bound, ("steps", "variance", "prior", "samples", "draws"), (), "variational bound"),
+    "elbo": LikelihoodMethod(bound, ("steps", "variance", "prior", "samples", "draws"), (), "variational bound"),
 }

@@ -1,4 +1,4 @@
-"""What is done so far, on disk: a file that is replaced in one step, and says under which settings it was begun."""
+"""Partial results on disk, in a file that is replaced in one step and holds the settings of its run."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from sdediff.denoiser import Denoiser
 from sdediff.files import write
 from sdediff.parametrization import Prediction
 
-Settings = Mapping[str, Any]
-"""Everything that the figures depend on, by name, as JSON values."""
+RunSettings = Mapping[str, Any]
+"""Settings that the results depend on, by name, as JSON values."""
 
 Columns = dict[str, NDArray[np.generic]]
 
 _SETTINGS, _SECONDS = "settings", "seconds"
 _CONDITION = "condition"
-_OF_MODULES = {*vars(nn.Module())}
-"""What every module has: hooks, children, weights, which count elsewhere or not at all."""
+_MODULE_ATTRIBUTES = {*vars(nn.Module())}
+"""Attributes of every module: hooks, children, weights, which count elsewhere or not at all."""
 
 
 class ResumeError(ValueError):
-    """The file is damaged, or of other settings: it cannot be gone on with."""
+    """An unfinished file that cannot be resumed, since it is damaged or has other settings."""
 
 
 def digest(value: object) -> str:
-    """Return a short hash of everything that a value holds: types, names, numbers, tensors.
+    """Return a short hash of a value: types, names, numbers, tensors.
 
-    Modules count by their state and, where they are denoisers, by all their attributes; what is neither data nor a
-    module, such as a function, by its name alone.
+    Modules count by their state and, where they are denoisers, by all their attributes; other objects, such as
+    functions, by their names alone.
     """
     result = hashlib.sha256()
     for piece in _pieces(value):
@@ -50,13 +50,13 @@ def digest(value: object) -> str:
 
 
 def identity(model: Denoiser, items: Tensor, condition: ConditionLike = None) -> dict[str, str]:
-    """Return which model, which data and, if there is one, which condition, as settings."""
-    told = Condition.of(condition)
-    return {"model": digest(model), "data": digest(items), **({_CONDITION: digest(told)} if told else {})}
+    """Return the hashes of model, data and, if there is one, condition, as settings."""
+    rows = Condition.of(condition)
+    return {"model": digest(model), "data": digest(items), **({_CONDITION: digest(rows)} if rows else {})}
 
 
 def _pieces(value: object) -> Iterator[bytes]:
-    """A value as bytes, part by part."""
+    """Yield a value as bytes, part by part."""
     yield getattr(value, "__qualname__", type(value).__qualname__).encode()
     if isinstance(value, Tensor):
         yield f"{tuple(value.shape)} {value.dtype}".encode()
@@ -64,7 +64,7 @@ def _pieces(value: object) -> Iterator[bytes]:
     elif isinstance(value, nn.Module):
         yield from _pieces(dict(value.state_dict()))
         for name, module in value.named_modules():
-            own = {key: part for key, part in vars(module).items() if key not in _OF_MODULES}
+            own = {key: part for key, part in vars(module).items() if key not in _MODULE_ATTRIBUTES}
             yield from _pieces([name, type(module).__qualname__, own if isinstance(module, Denoiser) else None])
     elif isinstance(value, Prediction) or (is_dataclass(value) and not isinstance(value, type)):
         yield from _pieces(vars(value))
@@ -84,15 +84,15 @@ class PartialResults:
     """The unfinished file beside an output.
 
     Args:
-        path: where.
-        settings: of this run.
+        path: path of the file.
+        settings: settings of this run.
     """
 
     path: Path
-    settings: Settings
+    settings: RunSettings
 
     def read(self) -> tuple[Columns, float]:
-        """The columns done so far, and the seconds spent; empty if there is no such file.
+        """Read the columns so far, and the seconds spent; empty if there is no such file.
 
         Raises:
             ResumeError: if the file is damaged, or was begun with other settings.
@@ -116,8 +116,8 @@ class PartialResults:
         np.savez(buffer, **arrays)
         write(self.path, buffer.getvalue())
 
-    def _compare(self, before: Settings) -> None:
-        """Refuse to mix settings."""
+    def _compare(self, before: RunSettings) -> None:
+        """Refuse a file of other settings."""
         changed = [
             f"another {name}" if name in ("model", "data", _CONDITION) else f"{name} {before.get(name)}, now {now}"
             for name, now in ((name, self.settings.get(name)) for name in {**before, **self.settings})

@@ -1,8 +1,8 @@
-r"""How good is which solver at how many forwards: errors of several solvers on one model, from the same starts.
+r"""Errors of several solvers against their numbers of forwards, on one model from the same starts.
 
-The truth is the probability-flow ODE solved tightly. A deterministic solver is judged start by start. A stochastic one
-has no such truth, only a law: its samples are judged against the tight solve's by the energy distance (Székely & Rizzo
-2013), ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` as a share of ``2 E|X - Y|``: 0 for equal laws, at most 1.
+The reference is the probability-flow ODE solved to a small tolerance. A deterministic solver is compared start by
+start, a stochastic one in distribution: its samples are compared with the reference's by the energy distance (Székely &
+Rizzo 2013), ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` as a share of ``2 E|X - Y|``: 0 for equal laws, at most 1.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from sdediff.sampling import resolve, solve
 from sdediff.types import Solution, brief
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
-"""The defaults and those that most know."""
+"""Default solvers of a comparison: the library's own and the best known."""
 JUDGE = "dopri5"
-"""The reference's solver: of another family than most that it judges, so that no error is shared."""
-FORWARDS = (5, 8, 10, 15, 20, 30, 50)
+"""Solver of the reference, of another family than most compared solvers, so that no error is common to both."""
+NFE_BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 Solvers = Sequence[str] | Mapping[str, str | Sampler | Callable[[int], Sampler | None]]
 """Names of ``SAMPLERS``; or any names, each with one of those, a sampler, or a function from the number of steps to a
-sampler that costs as many forwards, or ``None`` where there is none of so many."""
-_FIRST = 1_000_000  # index of the first start: none that a solver was tuned on, whatever the seed
-_GUESS = 150  # forwards of an adaptive solve, for the progress alone
+sampler of as many forwards, or ``None`` where there is none."""
+_FIRST = 1_000_000  # index of the first start, apart from those of tuning, whatever the seed
+_GUESS = 150  # estimated forwards of an adaptive solve, for progress only
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One solver at one cost.
 
     Attributes:
-        solver: its name.
-        budget: forwards that it might spend; ``None`` for an adaptive solver.
+        solver: name of the solver.
+        budget: number of forwards allowed; ``None`` for an adaptive solver.
         rtol: tolerance of an adaptive solver, else ``None``.
-        steps: of its grid; ``None`` for an adaptive solver.
-        nfe: forwards that it spent (of an adaptive solver: a sample, on average over the batches).
+        steps: number of steps of its grid; ``None`` for an adaptive solver.
+        nfe: number of forwards (for an adaptive solver a sample, on average over the batches).
         rms: root mean square, over starts and entries, of the distance from the reference; ``None`` for a stochastic
-            solver, infinite where the solve did not stay finite.
-        median: over the starts, of the root mean square over the entries.
+            solver, infinite where the solve is not finite.
+        median: median over the starts of the root mean square over the entries.
         distance: energy distance of its samples from the reference's, a share in [0, 1]; the estimate is unbiased and
             may therefore be negative.
-        distance_error: its standard error.
+        distance_error: standard error of the distance.
     """
 
     solver: str
@@ -67,15 +67,15 @@ class Row(NamedTuple):
     distance_error: float
 
 
-class Reference(NamedTuple):
-    """The tight solve.
+class ReferenceSolve(NamedTuple):
+    """The reference solve.
 
     Attributes:
-        rtol: its tolerance.
-        nfe: its forwards, a sample.
-        rms: its own error, estimated by its distance from a solve at ten times the tolerance that leaves the ODE for
-            the data at ``2 t_min`` instead of ``t_min``.
-        median: the same as the median over the starts.
+        rtol: tolerance of the solve.
+        nfe: number of forwards a sample.
+        rms: estimated root mean square error: the distance from a solve at ten times the tolerance that ends the ODE at
+            ``2 t_min`` instead of ``t_min``.
+        median: median over the starts of that error.
     """
 
     rtol: float
@@ -85,16 +85,19 @@ class Reference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     Attributes:
-        rows: solvers in the order asked for, each from cheap to dear.
-        reference: the tight solve.
-        starts: their number.
+        rows: rows of the solvers in the order asked for, each by rising cost.
+        reference: reference solve.
+        starts: number of starts.
+
+    >>> sdediff.Comparison._fields
+    ('rows', 'reference', 'starts')
     """
 
-    rows: tuple[Row, ...]
-    reference: Reference
+    rows: tuple[ComparisonRow, ...]
+    reference: ReferenceSolve
     starts: int
 
     def __repr__(self) -> str:
@@ -102,8 +105,8 @@ class Comparison(NamedTuple):
         return brief(self)
 
 
-class _Job(NamedTuple):
-    """One row's work."""
+class _Task(NamedTuple):
+    """The settings of one row."""
 
     solver: str
     sampler: Sampler
@@ -112,7 +115,7 @@ class _Job(NamedTuple):
     steps: int | None = None
 
     @property
-    def weight(self) -> int:
+    def cost(self) -> int:
         return _GUESS if self.budget is None else self.budget
 
 
@@ -121,7 +124,7 @@ def compare(
     shape: Sequence[int],
     solvers: Solvers = SOLVERS,
     *,
-    forwards: Sequence[int] = FORWARDS,
+    forwards: Sequence[int] = NFE_BUDGETS,
     rtols: Sequence[float] = TOLERANCES,
     tolerance: float = 1e-6,
     seed: int = 0,
@@ -132,26 +135,25 @@ def compare(
     condition: ConditionLike = None,
     report: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
-    """Errors of several solvers, from noise to data, against a tight solve of the probability-flow ODE.
+    """Compare several solvers, from noise to data, with an accurate solve of the probability-flow ODE.
 
-    States are in double precision where the device has it, so that the solvers' errors show and not the rounding; the
-    network keeps its own.
+    States are in double precision where the device has it, so that errors are those of the solvers and not rounding;
+    the network keeps its own.
 
     Args:
-        model: a denoiser with its process.
-        shape: ``(n, *shape)``, as for :func:`~sdediff.generation.sample`: the number of starts and the shape of each.
+        model: denoiser with its process.
+        shape: number of starts and shape of each, ``(n, *shape)``, as for :func:`~sdediff.generation.sample`.
         solvers: names from ``SAMPLERS``, or a mapping; see ``Solvers``.
-        forwards: budgets of the solvers on grids: each takes as many steps as it can afford.
+        forwards: budgets of the solvers on grids: each takes the largest number of steps within them.
         rtols: tolerances of the adaptive solvers.
-        tolerance: of the reference.
-        seed: of the starts and of the stochastic solvers' noise.
-        prior: of the starts; see :func:`~sdediff.generation.sample`.
-        batch_size: starts solved at a time; all by default.
-        device: of the states; the network's by default.
-        progress: called as ``progress(done, total)``, in forwards, roughly.
-        condition: what the network is told about each start, a tensor or a tuple or dict of tensors: one row a start,
-            or one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        report: called after every row with what is found so far.
+        tolerance: relative tolerance of the reference.
+        seed: seed of the starts and of the stochastic solvers' noise.
+        prior: distribution of the starts; see :func:`~sdediff.generation.sample`.
+        batch_size: number of starts solved at a time; all by default.
+        device: device of the states; the network's by default.
+        progress: function called as ``progress(done, total)``, in forwards, roughly.
+        condition: condition of each start, one row a start or one for all, as in :func:`~sdediff.sampling.solve`.
+        report: function called after every row with the comparison so far.
 
     Returns:
         A :class:`Comparison`: ``rows``, ``reference``, ``starts``.
@@ -159,6 +161,10 @@ def compare(
     Raises:
         ValueError: for options that are unknown or do not go together, or fewer than three starts.
         FloatingPointError: if the reference is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> [row.nfe for row in sdediff.compare(model, (8, 2), ["ddim"], forwards=[5, 10]).rows]
+    [5.0, 10.0]
     """
     if shape[0] < 3:
         raise ValueError(f"a comparison needs at least 3 starts, not {shape[0]}")
@@ -167,123 +173,123 @@ def compare(
     if not tolerance > 0.0 or any(not rtol > 0.0 for rtol in rtols):
         raise ValueError(f"tolerances must be positive, not {tolerance:g} and {', '.join(map(str, rtols))}")
     entries = solvers if isinstance(solvers, Mapping) else {name: name for name in solvers}
-    jobs = [job for name, entry in entries.items() for job in _jobs(name, entry, forwards, rtols)]
+    tasks = [task for name, entry in entries.items() for task in _tasks(name, entry, forwards, rtols)]
     model = model.given(condition)
     model.check_batch(shape[0])
     x = _starts(model, shape, seed, prior, device)
-    batches = _Batches(model, x, batch_size, 2 * _GUESS + sum(job.weight for job in jobs), progress)
+    batches = _Batches(model, x, batch_size, 2 * _GUESS + sum(task.cost for task in tasks), progress)
     with torch.no_grad(), evaluating(model):
-        truth, nfe = batches.run(partial(_tight, tolerance), _GUESS)
-        early, _ = batches.run(partial(_early, 10.0 * tolerance), _GUESS)
-        result = Comparison((), Reference(tolerance, nfe, *Errors.of(early, truth)), shape[0])
-        for job in jobs:
-            result = result._replace(rows=(*result.rows, _row(job, batches, truth, seed)))
+        truth, nfe = batches.run(partial(_solve_reference, tolerance), _GUESS)
+        shorter, _ = batches.run(partial(_solve_shorter, 10.0 * tolerance), _GUESS)
+        result = Comparison((), ReferenceSolve(tolerance, nfe, *Errors.of(shorter, truth)), shape[0])
+        for task in tasks:
+            result = result._replace(rows=(*result.rows, _row(task, batches, truth, seed)))
             if report is not None:
                 report(result)
     return result
 
 
-_Work = Callable[[Denoiser, Tensor, int, Progress], Solution]
+_BatchSolve = Callable[[Denoiser, Tensor, int, Progress], Solution]
 
 
 class _Batches:
-    """The starts, some at a time, and how much of the whole work is done."""
+    """The starts in batches, with the progress over all solves."""
 
-    def __init__(self, model: Denoiser, x: Tensor, size: int | None, weight: int, progress: Progress | None) -> None:
+    def __init__(self, model: Denoiser, x: Tensor, size: int | None, cost: int, progress: Progress | None) -> None:
         if size is not None and size < 1:
             raise ValueError(f"the batch size must be at least 1, not {size}")
         size = len(x) if size is None else size
         begins = range(0, len(x), size)
-        self.parts = [(model.part(first, size, len(x)), x[first : first + size]) for first in begins]
-        self.done, self.total, self.progress = 0, weight * len(self.parts), progress
+        self.batches = [(model.part(first, size, len(x)), x[first : first + size]) for first in begins]
+        self.done, self.total, self.progress = 0, cost * len(self.batches), progress
 
-    def run(self, work: _Work, weight: int) -> tuple[Tensor, float]:
-        """Return the ends of all starts, and forwards a sample.
+    def run(self, solve_batch: _BatchSolve, cost: int) -> tuple[Tensor, float]:
+        """Return the results of all starts, and the number of forwards a sample.
 
-        ``work`` gets the denoiser of a batch, the batch, its first index, and whom to report to.
+        ``solve_batch`` gets the denoiser of a batch, the batch, its first index, and a function for its progress.
         """
-        ends, items, forwards, before = list[Tensor](), 0, 0, self.done
+        results, items, nfe, before = list[Tensor](), 0, 0, self.done
         try:
-            for model, part in self.parts:
+            for model, x in self.batches:
 
-                def report(i: int, of: int, start: int = before + weight * len(ends)) -> None:
-                    self.tell(start + (weight * i // of if of > 0 else min(i, weight)))
+                def progress(i: int, of: int, start: int = before + cost * len(results)) -> None:
+                    self.report(start + (cost * i // of if of > 0 else min(i, cost)))
 
-                solution = work(model, part, items, report)
-                ends.append(solution.x)
-                items, forwards = items + len(part), forwards + solution.nfe * len(part)
-        finally:  # a solve that fails is done with, too
-            self.done = before + weight * len(self.parts)
-        self.tell(self.done)
-        return torch.cat(ends), forwards / items
+                solution = solve_batch(model, x, items, progress)
+                results.append(solution.x)
+                items, nfe = items + len(x), nfe + solution.nfe * len(x)
+        finally:  # a solve that fails counts as done, too
+            self.done = before + cost * len(self.batches)
+        self.report(self.done)
+        return torch.cat(results), nfe / items
 
-    def tell(self, done: int) -> None:
+    def report(self, done: int) -> None:
         """Report progress."""
         if self.progress is not None:
             self.progress(done, self.total)
 
 
-def _jobs(
+def _tasks(
     name: str,
     entry: str | Sampler | Callable[[int], Sampler | None],
     forwards: Sequence[int],
     rtols: Sequence[float],
-) -> Iterator[_Job]:
-    """A solver's rows, from cheap to dear."""
+) -> Iterator[_Task]:
+    """Yield the settings of a solver's rows by rising cost."""
     if callable(entry):
-        found = ((budget, entry(budget)) for budget in sorted(forwards))
-        yield from (_Job(name, sampler, budget, steps=budget) for budget, sampler in found if sampler is not None)
+        samplers = ((budget, entry(budget)) for budget in sorted(forwards))
+        yield from (_Task(name, sampler, budget, steps=budget) for budget, sampler in samplers if sampler is not None)
         return
     sampler = resolve(entry)
     if sampler.adaptive:
-        yield from (_Job(name, sampler, rtol=rtol) for rtol in sorted(rtols, reverse=True))
+        yield from (_Task(name, sampler, rtol=rtol) for rtol in sorted(rtols, reverse=True))
         return
     for budget in sorted(forwards):
-        steps = _affordable(sampler, budget)
+        steps = _most_steps(sampler, budget)
         if steps > 0:
-            yield _Job(name, sampler, budget, steps=steps)
+            yield _Task(name, sampler, budget, steps=steps)
 
 
-def _affordable(sampler: Sampler, budget: int) -> int:
-    """The most steps, from noise to data, that cost at most so many forwards; 0 if one costs more."""
+def _most_steps(sampler: Sampler, budget: int) -> int:
+    """Return the largest number of steps, from noise to data, within a budget of forwards; 0 if one step costs more."""
     steps = 0
-    while (cost := sampler.nfe(steps + 1)) is not None and cost <= budget:
+    while (nfe := sampler.nfe(steps + 1)) is not None and nfe <= budget:
         steps += 1
     return steps
 
 
 def _starts(model: Denoiser, shape: Sequence[int], seed: int, prior: str, device: torch.device | str | None) -> Tensor:
     moments = prior_moments(prior, model.moments)
-    place = torch.device(model.device if device is None else device)
-    dtype = torch.float32 if place.type == "mps" else torch.float64
-    noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=place)
+    device = torch.device(model.device if device is None else device)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=device)
     return model.sde.prior_sample(shape, moments=moments, noise=noise)
 
 
-def _tight(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
-    """The truth: the adaptive solve."""
+def _solve_reference(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
+    """Solve the probability-flow ODE adaptively."""
     return solve(model, x, JUDGE, rtol=rtol, t_to=0.0, progress=report)
 
 
-def _early(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
-    """The adaptive solve that denoises from twice the usual time."""
+def _solve_shorter(rtol: float, model: Denoiser, x: Tensor, _: int, report: Progress) -> Solution:
+    """Solve adaptively to twice ``t_min``, and denoise there."""
     end = 2.0 * model.sde.t_min
     solution = solve(model, x, JUDGE, rtol=rtol, t_to=end, progress=report)
     return solution._replace(x=model.denoise(solution.x, end), nfe=solution.nfe + 1)
 
 
-def _row(job: _Job, batches: _Batches, truth: Tensor, seed: int) -> Row:
-    """Solve and judge."""
+def _row(task: _Task, batches: _Batches, truth: Tensor, seed: int) -> ComparisonRow:
+    """Return the row of a task, by its solves and their errors."""
 
-    def work(model: Denoiser, part: Tensor, first: int, report: Progress) -> Solution:
-        options = {"steps": job.steps, "rtol": job.rtol, "progress": report}
-        return solve(model, part, job.sampler, t_to=0.0, seed=seed, first=_FIRST + first, **options)  # type: ignore[arg-type]
+    def solve_batch(model: Denoiser, x: Tensor, first: int, report: Progress) -> Solution:
+        options = {"steps": task.steps, "rtol": task.rtol, "progress": report}
+        return solve(model, x, task.sampler, t_to=0.0, seed=seed, first=_FIRST + first, **options)  # type: ignore[arg-type]
 
-    row = Row(job.solver, job.budget, job.rtol, job.steps, math.nan, None, None, math.inf, math.inf)
-    pathwise = not job.sampler.stochastic
+    row = ComparisonRow(task.solver, task.budget, task.rtol, task.steps, math.nan, None, None, math.inf, math.inf)
+    pathwise = not task.sampler.stochastic
     try:
-        x, nfe = batches.run(work, job.weight)
-    except FloatingPointError:  # the others still want to be seen
+        x, nfe = batches.run(solve_batch, task.cost)
+    except FloatingPointError:  # the other solvers are still compared
         return row._replace(rms=math.inf, median=math.inf) if pathwise else row
     distance, uncertainty = energy_distance(x, truth)
     row = row._replace(nfe=nfe, distance=distance, distance_error=uncertainty)

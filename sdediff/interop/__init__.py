@@ -1,4 +1,4 @@
-"""Models of other libraries. Only this folder imports ``diffusers``, and only when such a model is read or written."""
+"""Models of diffusers. Only this folder imports ``diffusers``, and only when such a model is read or written."""
 
 from sdediff.interop.folder import find_model, load_folder
 from sdediff.interop.network import DiffusersNetwork

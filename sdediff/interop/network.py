@@ -1,6 +1,6 @@
-"""A network of diffusers as one of ours: ``(x, label) -> tensor like x``, and a description it can be built from.
+"""Networks of diffusers as ``(x, label) -> tensor like x``, built from a description in JSON values.
 
-Which classes of diffusers may be built is a list: what a file names is looked up there, before anything is imported.
+Only classes of a fixed list can be built: a name in a file is looked up there before anything is imported.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from torch.func import functional_call
 
 from sdediff.documents import reason, shown
 
-_LARGE = 1 << 20  # entries of an item about which no network is asked just to see whether it can be
+_LARGE = 1 << 20  # entries of an item for which no network is evaluated merely as a check
 EXTRA = "pip install 'sdediff[diffusers]'"
 
 
-class Kind(NamedTuple):
+class AllowedClasses(NamedTuple):
     """Classes of diffusers that a file may name.
 
     Attributes:
-        what: they are.
-        names: of the classes.
-        base: the class of diffusers that all of them derive from.
-        cure: what to do about others.
+        kind: word for an object of these classes.
+        names: names of the classes.
+        base: name of their common base class in diffusers.
+        advice: advice about other classes, for messages.
     """
 
-    what: str
+    kind: str
     names: tuple[str, ...]
     base: str
-    cure: str
+    advice: str
 
 
-MODEL = Kind(
+MODEL = AllowedClasses(
     "network",
     ("UNet1DModel", "UNet2DModel"),
     "ModelMixin",
     "these work on pixels and are asked for a state, a timestep and at most a class; others go into "
     "ScoreModel(network, DDPM(betas), conditioning='label'), and what else they take into condition=",
 )
-SCHEDULER = Kind(
+SCHEDULER = AllowedClasses(
     "scheduler",
     (
         "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
@@ -72,39 +72,40 @@ def diffusers() -> ModuleType:
     return package
 
 
-def diffusers_class(name: object, kind: Kind) -> Any:
-    """Return a class of diffusers by a name that a file gave.
+def diffusers_class(name: object, allowed: AllowedClasses) -> Any:
+    """Return a class of diffusers by the name in a file.
 
     Raises:
         ValueError: if the name is not in the list, or diffusers has no such class or cannot import it here.
     """
-    if not isinstance(name, str) or name not in kind.names:
-        raise ValueError(f"{shown(name)} is no {kind.what} that is read here: {', '.join(kind.names)} are; {kind.cure}")
+    if not isinstance(name, str) or name not in allowed.names:
+        names = ", ".join(allowed.names)
+        raise ValueError(f"{shown(name)} is no {allowed.kind} that is read here: {names} are; {allowed.advice}")
     package = diffusers()
     try:
-        found, base = getattr(package, name, None), getattr(package, kind.base)
-    except (ImportError, RuntimeError) as error:  # of a package that it takes in: diffusers imports late
+        cls, base = getattr(package, name, None), getattr(package, allowed.base)
+    except (ImportError, RuntimeError) as error:  # of one of its dependencies: diffusers imports late
         raise ValueError(f"diffusers cannot import {name}: {reason(error)}") from None
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ValueError(f"the installed diffusers has no {kind.what} {name!r}")
-    return found
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise ValueError(f"the installed diffusers has no {allowed.kind} {name!r}")
+    return cls
 
 
-def construct(kind: Any, settings: dict[str, Any]) -> Any:
-    """Build an object of a class of diffusers from the settings that its constructor takes; the rest is left out."""
-    known = inspect.signature(kind.__init__).parameters
-    return kind(**{name: value for name, value in settings.items() if name in known and name != "self"})
+def construct(cls: Any, settings: dict[str, Any]) -> Any:
+    """Build an object of a class of diffusers from the settings that its constructor takes; others are left out."""
+    taken = inspect.signature(cls.__init__).parameters
+    return cls(**{name: value for name, value in settings.items() if name in taken and name != "self"})
 
 
 class DiffusersNetwork(nn.Module):
-    """A network of diffusers, asked as ``network(x, label)`` and built again from JSON values.
+    """A network of diffusers, called as ``network(x, label)`` and built again from JSON values.
 
     Args:
-        class_name: of its class.
-        settings: its configuration.
-        scheduler: configuration of the scheduler that it came with, if any; kept for :func:`~sdediff.interop.export`.
-        channels: how many of the output's channels count; all by default.
-        inner: the network itself, where it exists already.
+        class_name: name of the class in diffusers.
+        settings: configuration of the network.
+        scheduler: configuration of the scheduler saved with it, if any; kept for :func:`~sdediff.interop.export`.
+        channels: number of leading output channels that are returned; all by default.
+        inner: the network itself, if already built.
 
     Raises:
         ValueError: if the network needs more than a state, a timestep and a class, or measures time in other units.
@@ -119,41 +120,41 @@ class DiffusersNetwork(nn.Module):
         inner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        kind = diffusers_class(class_name, MODEL)
-        check_asked(kind, settings)
+        cls = diffusers_class(class_name, MODEL)
+        check_timesteps(cls, settings)
         self.config = {"class_name": class_name, "settings": settings, "scheduler": scheduler, "channels": channels}
         self.channels = channels
         self.classes: int | None = settings.get("num_class_embeds")
         self.conditional = self.classes is not None or settings.get("class_embed_type") is not None
-        self.inner: nn.Module = construct(kind, settings) if inner is None else inner
+        self.inner: nn.Module = construct(cls, settings) if inner is None else inner
 
     @classmethod
     def of(
         cls, inner: nn.Module, scheduler: dict[str, Any] | None = None, channels: int | None = None
     ) -> DiffusersNetwork:
-        """Around a network that exists."""
+        """Wrap a network that is already built."""
         settings = json.loads(inner.to_json_string())  # type: ignore[operator]
         return cls(type(inner).__name__, settings, scheduler, channels, inner)
 
     @property
     def table(self) -> bool:
-        """Whether it knows integer labels alone."""
+        """Whether timesteps are embedded by a table, for integers only."""
         return self.config["settings"].get("time_embedding_type") == "learned"  # type: ignore[union-attr]
 
     @torch.no_grad()
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse settings with which the network was built, but cannot be asked.
+        """Refuse settings with which the network can be built, but not evaluated.
 
-        It is asked on the ``meta`` device, where that costs nothing, and for good only if that fails.
+        It is evaluated on the ``meta`` device, which costs nothing, and on the CPU only if that fails.
 
         Args:
-            shape: of an item.
+            shape: shape of an item.
 
         Raises:
-            ValueError: if it cannot be asked about such items.
+            ValueError: if it cannot be evaluated on such items.
         """
         if self.conditional and self.classes is None:
-            return  # vectors or times instead of classes: of what shape is not known here
+            return  # conditioned on vectors or times, whose shape is not known here
         own = {name: value.to("meta") for name, value in (*self.inner.named_parameters(), *self.inner.named_buffers())}
         try:
             functional_call(self.inner, own, *self._example(shape, "meta"))
@@ -166,18 +167,18 @@ class DiffusersNetwork(nn.Module):
                 raise failed
             arguments, named = self._example(shape, "cpu")
             self.inner(*arguments, **named)
-        except Exception as error:  # whatever it makes of settings that nobody has chosen
+        except Exception as error:  # networks may raise anything for arbitrary settings
             raise ValueError(f"it cannot be asked about items of shape {shape}: {reason(error)}") from None
 
     def _example(self, shape: tuple[int, ...], device: str) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """Arguments for one item."""
+        """Return arguments for one item."""
         x = torch.zeros(1, *shape, dtype=next(self.parameters()).dtype, device=device)
         label = torch.zeros(1, dtype=torch.long if self.table else torch.float32, device=device)
         classes = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)} if self.conditional else {}
         return (x, label), classes
 
     def forward(self, x: Tensor, label: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Return its output at the state ``x`` ``(B, C, ...)`` and the labels ``(B,)``.
+        """Return the network's output at the state ``x`` ``(B, C, ...)`` and the labels ``(B,)``.
 
         Args:
             x: the state.
@@ -185,7 +186,7 @@ class DiffusersNetwork(nn.Module):
             class_labels: the items' classes, for networks that are trained with them.
 
         Raises:
-            ValueError: if a network with classes is given none or unknown ones, or another one is given some.
+            ValueError: if a network with classes is given none or invalid ones, or a network without classes some.
         """
         if not self.conditional:
             if class_labels is not None:
@@ -197,8 +198,8 @@ class DiffusersNetwork(nn.Module):
 
     def _checked(self, class_labels: Tensor | None) -> Tensor:
         table = self.config["settings"].get("class_embed_type") is None  # type: ignore[union-attr]
-        which = f", 0..{self.classes - 1}" if table and self.classes is not None else ""
-        wanted = f"this model wants condition={{'class_labels': ...}}: one label an item{which}"
+        bounds = f", 0..{self.classes - 1}" if table and self.classes is not None else ""
+        wanted = f"this model wants condition={{'class_labels': ...}}: one label an item{bounds}"
         if class_labels is None:
             raise ValueError(wanted)
         if table:
@@ -210,13 +211,13 @@ class DiffusersNetwork(nn.Module):
         return class_labels
 
 
-def check_asked(kind: Any, settings: dict[str, Any]) -> None:
-    """Refuse networks that are asked with noise levels.
+def check_timesteps(cls: Any, settings: dict[str, Any]) -> None:
+    """Refuse networks that take noise levels instead of timesteps.
 
     Raises:
         ValueError: if the network is one of them.
     """
     if settings.get("time_embedding_type") == "fourier":
         raise ValueError(
-            f"this {kind.__name__} is asked with noise levels (time_embedding_type 'fourier'), not timesteps"
+            f"this {cls.__name__} is asked with noise levels (time_embedding_type 'fourier'), not timesteps"
         )

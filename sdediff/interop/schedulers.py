@@ -1,8 +1,8 @@
 r"""The configuration of a diffusers scheduler as a process, a sampler and a grid.
 
 Its table of ``alpha-bar`` (float32, as the network saw it in training) is the chain: timestep k is the instant
-``t = (k + 1) / N``. Whatever else the configuration says concerns sampling: which timesteps are visited, how the noise
-of a step is chosen, whether the clean half is clipped.
+``t = (k + 1) / N``. The other settings concern sampling: the timesteps visited, the noise of a step, the clipping of
+the clean half.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sdediff.samplers.ddim import DDIM
 from sdediff.sde import DDPM
 from sdediff.wrappers import Clip, Threshold
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-VARIANCES = {
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+VARIANCE_TYPES = {
     "fixed_small": "posterior",
     "fixed_small_log": "posterior",
     "fixed_large": "marginal",
@@ -33,30 +33,31 @@ VARIANCES = {
     "learned_range": "learned",
     "learned": "posterior",
 }
-"""Their variances under our names. "learned" predicts the variance itself, without bounds: it is left out."""
+"""Variances of :class:`~sdediff.samplers.ancestral.Ancestral` by diffusers' names. "learned" predicts the variance
+itself, without bounds, and is not used."""
 
-_LONGEST = 100_000  # steps of a chain
+_LONGEST_CHAIN = 100_000  # steps
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-class Settings(BaseModel):
-    """The settings of a scheduler that are used here; others are left to it."""
+class SchedulerSettings(BaseModel):
+    """Settings of a scheduler that are validated here; others are left to the scheduler."""
 
     model_config = ConfigDict(extra="allow")
 
-    num_train_timesteps: Annotated[int, Field(ge=1, le=_LONGEST)] = 1000
+    num_train_timesteps: Annotated[int, Field(ge=1, le=_LONGEST_CHAIN)] = 1000
     beta_start: Finite | None = None
     beta_end: Finite | None = None
     trained_betas: Annotated[
-        Annotated[list[Finite], Field(min_length=1, max_length=_LONGEST)] | None, BeforeValidator(_listed)
+        Annotated[list[Finite], Field(min_length=1, max_length=_LONGEST_CHAIN)] | None, BeforeValidator(_as_list)
     ] = None
     prediction_type: str = "epsilon"
     variance_type: str | None = None
     timestep_spacing: str = "leading"
-    steps_offset: Annotated[int, Field(ge=0, le=_LONGEST)] = 0
+    steps_offset: Annotated[int, Field(ge=0, le=_LONGEST_CHAIN)] = 0
     clip_sample: bool = False
     clip_sample_range: Positive = 1.0
     thresholding: bool = False
@@ -66,18 +67,18 @@ class Settings(BaseModel):
     rescale_betas_zero_snr: bool = False
 
 
-def make(config: Mapping[str, Any]) -> Any:
-    """The scheduler itself.
+def build_scheduler(config: Mapping[str, Any]) -> Any:
+    """Build the scheduler of a configuration.
 
     Raises:
         ValueError: if diffusers has no such class, does not accept the configuration, or it trains no chain.
     """
     name = config.get("_class_name")
-    kind = diffusers_class(name, SCHEDULER)
-    validated(Settings, dict(config), "scheduler")
+    cls = diffusers_class(name, SCHEDULER)
+    validated(SchedulerSettings, dict(config), "scheduler")
     try:
-        scheduler = construct(kind, dict(config))
-    except Exception as error:  # whatever it makes of settings that nobody has chosen
+        scheduler = construct(cls, dict(config))
+    except Exception as error:  # constructors may raise anything for arbitrary settings
         raise ValueError(f"diffusers refuses this {name}: {reason(error)}") from None
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.ndim != 1 or table.numel() == 0:
@@ -85,25 +86,25 @@ def make(config: Mapping[str, Any]) -> Any:
     return scheduler
 
 
-def prediction(config: Mapping[str, Any]) -> str:
-    """What the network predicts.
+def prediction_of(config: Mapping[str, Any]) -> str:
+    """Return the name of the network's prediction.
 
     Raises:
-        ValueError: if it is none of ours.
+        ValueError: if it is not one of ``PREDICTION_TYPES``.
     """
-    found = str(make(config).config.get("prediction_type", "epsilon"))
-    return choose({name: name for name in PREDICTIONS}, found, "prediction_type")
+    name = str(build_scheduler(config).config.get("prediction_type", "epsilon"))
+    return choose({known: known for known in PREDICTION_TYPES}, name, "prediction_type")
 
 
-def chain(config: Mapping[str, Any]) -> DDPM:
-    """The chain on which the network was trained.
+def chain_of(config: Mapping[str, Any]) -> DDPM:
+    """Return the chain on which the network was trained.
 
     Raises:
-        ValueError: if no signal at all is left at its end and the network predicts the noise, of which nothing follows
-            there; or if alpha-bar does not fall throughout.
+        ValueError: if alpha-bar is zero at its end and the network predicts the noise, which does not determine the
+            data there; or if alpha-bar does not fall throughout.
     """
-    bar = make(config).alphas_cumprod.double()
-    if float(bar[-1]) == 0.0 and prediction(config) == "epsilon":
+    bar = build_scheduler(config).alphas_cumprod.double()
+    if float(bar[-1]) == 0.0 and prediction_of(config) == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
             "says nothing about the data; it needs v_prediction or sample"
@@ -113,13 +114,13 @@ def chain(config: Mapping[str, Any]) -> DDPM:
 
 
 class Scheduled(NamedTuple):
-    """What a scheduler would do with a model, for :func:`~sdediff.solve`.
+    """Arguments for :func:`~sdediff.solve` that reproduce a scheduler.
 
     Attributes:
         model: the denoiser with the scheduler's clipping or thresholding. Its eps follows from the clipped x0, as in
-            DDPM, and in DDIM with ``use_clipped_model_output``. Likelihood and encoding want the bare model.
-        solver: DDIM or ancestral with its variance.
-        times: the timesteps it visits, as times of the chain, and where it ends.
+            DDPM, and in DDIM with ``use_clipped_model_output``. Likelihood and encoding need the model without it.
+        solver: DDIM, or the ancestral sampler with the scheduler's variance.
+        times: the visited timesteps as times of the chain, and the time of the end.
     """
 
     model: Denoiser
@@ -128,33 +129,33 @@ class Scheduled(NamedTuple):
 
 
 def scheduled(model: ScoreModel, steps: int, config: Mapping[str, Any] | None = None) -> Scheduled:
-    """What the scheduler of a model that was read from diffusers does in a number of steps.
+    """Return the arguments of :func:`~sdediff.solve` that reproduce a scheduler's solve in a number of steps.
 
     Args:
         model: a model whose network is one of diffusers.
         steps: ``num_inference_steps``.
-        config: of another scheduler over the same chain; the model's own by default.
+        config: configuration of another scheduler over the same chain; the model's own by default.
 
     Raises:
-        ValueError: if there is no scheduler; if it is neither DDPM nor DDIM; or if its steps end elsewhere than where
-            the next begins (DDIM strides ``N // steps`` timesteps whatever the spacing of those it visits).
+        ValueError: if there is no scheduler; if it is neither DDPM nor DDIM; or if a step does not begin where the
+            previous one ended (DDIM strides ``N // steps`` timesteps whatever the spacing of those it visits).
     """
     own = model.network.config["scheduler"] if isinstance(model.network, DiffusersNetwork) else None
     config = own if config is None else config  # type: ignore[assignment]
     if config is None:
         raise ValueError("the model has no scheduler of diffusers: give config")
-    scheduler = make(config)
-    method = choose(METHODS, str(config["_class_name"]), "scheduler")
+    scheduler = build_scheduler(config)
+    method = choose(SUPPORTED_SCHEDULERS, str(config["_class_name"]), "scheduler")
     scheduler.set_timesteps(steps)
     timesteps = [int(k) for k in scheduler.timesteps]
-    starts, ends = [k + 1 for k in timesteps], method.ends(scheduler, timesteps, steps)
-    for i, (start, end) in enumerate(zip(starts[1:], ends[:-1], strict=True), start=1):
+    starts, stops = [k + 1 for k in timesteps], method.stops(scheduler, timesteps, steps)
+    for i, (start, end) in enumerate(zip(starts[1:], stops[:-1], strict=True), start=1):
         if start != end:
             raise ValueError(
                 f"{config['_class_name']} with timestep_spacing {scheduler.config.timestep_spacing!r} in {steps} steps "
                 f"ends step {i} at timestep {end - 1} and asks the network at {start - 1}: no grid does that"
             )
-    nodes = starts + ends[-1:] * (ends[-1] != starts[-1])  # a step that goes nowhere is left out
+    nodes = starts + stops[-1:] * (stops[-1] != starts[-1])  # a step of length zero is left out
     if len(nodes) < 2:
         raise ValueError(f"{steps} steps of {config['_class_name']} go nowhere")
     times = torch.tensor(nodes, dtype=torch.float64) / scheduler.config.num_train_timesteps
@@ -169,20 +170,20 @@ def _clipped(model: ScoreModel, config: Mapping[str, Any]) -> Denoiser:
     return model
 
 
-class Method(NamedTuple):
-    """A scheduler that is one of our samplers on some grid.
+class SupportedScheduler(NamedTuple):
+    """A scheduler that is one of the library's samplers on some grid.
 
     Attributes:
         solver: the sampler, from the configuration.
-        ends: the instants, counted from 0 for the data, at which its steps end.
+        stops: the instants, counted from 0 for the data, at which its steps end.
     """
 
     solver: Callable[[Mapping[str, Any]], Sampler]
-    ends: Callable[[Any, list[int], int], list[int]]
+    stops: Callable[[Any, list[int], int], list[int]]
 
 
 def _ancestral(config: Mapping[str, Any]) -> Sampler:
-    return Ancestral(choose(VARIANCES, config["variance_type"], "variance_type"))
+    return Ancestral(choose(VARIANCE_TYPES, config["variance_type"], "variance_type"))
 
 
 def _next_timestep(scheduler: Any, timesteps: list[int], _steps: int) -> list[int]:
@@ -195,7 +196,7 @@ def _fixed_stride(scheduler: Any, timesteps: list[int], steps: int) -> list[int]
     return [k - stride + 1 if k >= stride else last for k in timesteps]
 
 
-METHODS = {
-    "DDPMScheduler": Method(_ancestral, _next_timestep),
-    "DDIMScheduler": Method(lambda _config: DDIM(), _fixed_stride),
+SUPPORTED_SCHEDULERS = {
+    "DDPMScheduler": SupportedScheduler(_ancestral, _next_timestep),
+    "DDIMScheduler": SupportedScheduler(lambda _config: DDIM(), _fixed_stride),
 }

@@ -1,4 +1,4 @@
-"""Folders of diffusers, written: ``unet/`` and ``scheduler/`` with the index of a pipeline."""
+"""Export to folders of diffusers: ``unet/`` and ``scheduler/`` with the index of a pipeline."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ import torch
 
 from sdediff.conditioning import chain_steps
 from sdediff.denoiser import ScoreModel
-from sdediff.interop.folder import INDEX
+from sdediff.interop.folder import INDEX_FILE
 from sdediff.interop.network import DiffusersNetwork, diffusers
-from sdediff.interop.schedulers import PREDICTIONS as KNOWN
-from sdediff.interop.schedulers import chain, make, prediction
+from sdediff.interop.schedulers import PREDICTION_TYPES, build_scheduler, chain_of, prediction_of
 from sdediff.parametrization import PREDICTIONS
 
-PARTS = ("unet", "scheduler", INDEX)
-"""What is written."""
+PARTS = ("unet", "scheduler", INDEX_FILE)
+"""Entries of an exported folder."""
 PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
-"""The pipeline that goes with a scheduler, where it is not DDPM's, which takes any."""
+"""Pipelines by scheduler; the others use DDPM's, which takes any scheduler."""
 
 
 def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> None:
-    """Write a folder that diffusers reads as a pipeline and samples as we do.
+    """Write a folder that diffusers reads as a pipeline with the same samples.
 
     Args:
-        model: on a DDPM chain, its network one of diffusers.
-        folder: where to; it appears whole or not at all.
-        force: replace the model that is there.
+        model: model on a DDPM chain whose network is one of diffusers.
+        folder: the folder, which is created in one step.
+        force: replace the model in the folder.
 
     Raises:
         FileExistsError: if the folder exists and ``force`` is not set, or holds anything but such a model.
-        ValueError: if diffusers cannot say what the model is.
+        ValueError: if diffusers cannot represent the model.
     """
     folder = Path(folder)
     network = model.network
@@ -50,7 +49,7 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
             f"{type(model.sde).__name__} asked by {model.conditioning}"
         )
     _check_free(folder, force)
-    scheduler = make(_config_for(model, network))
+    scheduler = build_scheduler(_config_for(model, network))
     index = {
         "_class_name": PIPELINES.get(type(scheduler).__name__, "DDPMPipeline"),
         "_diffusers_version": diffusers().__version__,
@@ -62,7 +61,7 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
     try:
         network.inner.save_pretrained(made / "unet", safe_serialization=True)  # type: ignore[operator]
         scheduler.save_pretrained(made / "scheduler")
-        (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (made / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         made.chmod(0o755)
         _move(made, folder)
     finally:
@@ -70,7 +69,7 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
 
 
 def _check_free(folder: Path, force: bool) -> None:
-    """Refuse to replace anything unasked, and anything but an exported model at all."""
+    """Refuse to replace a folder without ``force``, and anything but an exported model."""
     if not folder.exists():
         return
     if not force:
@@ -81,7 +80,7 @@ def _check_free(folder: Path, force: bool) -> None:
 
 
 def _move(made: Path, folder: Path) -> None:
-    """Put a finished folder in its place; what was there goes after, not before."""
+    """Move a finished folder into its place; the previous one is removed afterwards, not before."""
     if not folder.exists():
         made.rename(folder)
         return
@@ -97,14 +96,16 @@ def _move(made: Path, folder: Path) -> None:
 
 
 def _config_for(model: ScoreModel, network: DiffusersNetwork) -> Mapping[str, Any]:
-    """The scheduler's configuration that the network came with while it still fits, else one made of the betas."""
+    """Return the configuration of the network's own scheduler if it fits the model, else one made of the betas."""
     own: Mapping[str, Any] | None = network.config["scheduler"]  # type: ignore[assignment]
     steps = chain_steps(model.sde)
     instants = torch.arange(steps + 1, dtype=torch.float64) / steps
-    name = next((key for key in KNOWN if PREDICTIONS[key] is model.prediction), None)
+    name = next((key for key in PREDICTION_TYPES if PREDICTIONS[key] is model.prediction), None)
     if name is None:
-        raise ValueError(f"diffusers knows the predictions {', '.join(KNOWN)}, not {type(model.prediction).__name__}")
-    if own is not None and chain(own) == model.sde and prediction(own) == name:
+        raise ValueError(
+            f"diffusers knows the predictions {', '.join(PREDICTION_TYPES)}, not {type(model.prediction).__name__}"
+        )
+    if own is not None and chain_of(own) == model.sde and prediction_of(own) == name:
         return own
     _, std = model.sde.transition(torch.zeros(len(instants) - 1), instants[:-1], instants[1:])
     return {

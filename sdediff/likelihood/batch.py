@@ -1,4 +1,4 @@
-"""A batch along its path: solved, looked at, solved again where it is rough, its parts put together."""
+"""The log-likelihood of a batch: its path, the parts of the error, and a finer path where the steps were too long."""
 
 from __future__ import annotations
 
@@ -15,68 +15,78 @@ from sdediff.gaussian import Moments, Whitened
 from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, solver_error
 from sdediff.likelihood.flow.adaptive_probes import refine
 from sdediff.likelihood.flow.hutchinson import HutchinsonTrace, ProbeLaw, draw_probes
-from sdediff.likelihood.flow.path import blur_effect, divergence_at_ends, follow, prior_effect
+from sdediff.likelihood.flow.path import blur_effect, divergence_at_ends, prior_effect, solve_path
 from sdediff.likelihood.flow.trace import ExactTrace, Trace
-from sdediff.likelihood.nodes import STEPS
+from sdediff.likelihood.nodes import DEFAULT_STEPS
 from sdediff.likelihood.result import ErrorBudget, LogLikelihood, replace_rows
 from sdediff.noise import NoiseSource
 from sdediff.samplers.base import StepSampler
 from sdediff.types import Level
 
 
-class Call(NamedTuple):
-    """What holds for every item of a call.
+class PathSettings(NamedTuple):
+    """The settings that all items of a call share.
 
     Attributes:
-        place: from a number of steps (or none, for the call's own) to the levels of the nodes.
-        method: of the path.
-        law: of the probes.
-        trace: how they are drawn.
-        probes: their number at a node; ``None`` for the exact trace.
-        moments: of the prior.
-        refinable: how often the steps may be doubled.
-        tolerance: solver error from which they are, nats.
-        target: standard error down to which probes are added, nats; ``None`` for no more.
-        parameters: what gradients flow to, besides the data; ``None`` for no gradients.
+        levels: function from a number of steps (or ``None``, for the call's own) to the levels of the nodes.
+        method: solver of the path.
+        law: distribution of the probes.
+        trace: estimator of the divergence by random probes.
+        probes: number of probes at a node; ``None`` for the exact trace.
+        moments: moments of the prior.
+        max_doublings: largest number of times that the steps are doubled.
+        tolerance: solver error above which they are doubled, nats.
+        target: standard error at which no more probes are added, nats; ``None`` for no additional probes.
+        parameters: tensors besides the data to which gradients flow; ``None`` for no gradients.
     """
 
-    place: Callable[[int | None], list[Level[float]]]
+    levels: Callable[[int | None], list[Level[float]]]
     method: StepSampler | AugmentedODE
     law: ProbeLaw
     trace: type[HutchinsonTrace]
     probes: int | None
     moments: Moments | None
-    refinable: int
+    max_doublings: int
     tolerance: float
     target: float | None
     parameters: Sequence[Tensor] | None
 
 
-def solve(
-    model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
+def solve_batch(
+    model: Denoiser, x0: Tensor, call: PathSettings, source: NoiseSource, draw: int, steps: int | None, doublings: int
 ) -> LogLikelihood:
-    """One batch of continuous data; the items whose path is too rough once more, on twice as many steps."""
+    """Solve a batch of continuous data, and the items above the tolerance again on twice as many steps."""
     with torch.set_grad_enabled(call.parameters is not None):
-        result = _solve_once(model, x0, call, source, draw, steps, doublings)
-    rough = _roughness(result, call) > call.tolerance
-    if doublings == 0 or not bool(rough.any()):
+        result = _solve_path(model, x0, call, source, draw, steps, doublings)
+    coarse = _step_error(result, call) > call.tolerance
+    if doublings == 0 or not bool(coarse.any()):
         return result
-    rows = rough.nonzero()[:, 0].tolist()
-    finer = 2 * (STEPS if steps is None else steps)
-    again = solve(model.rows(rows), x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
+    rows = coarse.nonzero()[:, 0].tolist()
+    finer = 2 * (DEFAULT_STEPS if steps is None else steps)
+    again = solve_batch(model.rows(rows), x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
     return replace_rows(result, rows, again)
 
 
-def _roughness(result: LogLikelihood, call: Call) -> Tensor:
-    """What more steps would mend, nats ``(B,)``: each item's own, so that it is solved as if it were alone."""
+def _step_error(result: LogLikelihood, call: PathSettings) -> Tensor:
+    """Return the error that more steps reduce, nats ``(B,)``, by each item alone, whatever its batch."""
     systematic = result.error_budget.systematic
-    if isinstance(call.method, AugmentedODE):  # which has its tolerances
+    if isinstance(call.method, AugmentedODE):  # whose steps follow its tolerances
         return torch.zeros_like(result.log_prob)
     return systematic["solver"] + (systematic["quadrature"] if call.probes is None else 0.0)
 
 
-class _Solved(NamedTuple):
-    """What a path gave: its last state of the frame, the log-determinant, the error's parts, and what it took."""
+class _PathResult(NamedTuple):
+    """The result of a path.
+
+    Attributes:
+        y: last state of the frame, ``(B, *shape)``.
+        log_determinant: log-determinant of the flow, nats ``(B,)``.
+        standard_error: standard error of the probes, nats ``(B,)``.
+        systematic: systematic parts of the error, nats ``(B,)`` each.
+        noise: standard errors of the systematic parts, nats ``(B,)`` each.
+        nfe: forwards of the network.
+        products: vector-Jacobian products of all items together.
+    """
 
     y: Tensor
     log_determinant: Tensor
@@ -87,96 +97,99 @@ class _Solved(NamedTuple):
     products: int
 
 
-def _solve_once(
-    model: Denoiser, x0: Tensor, call: Call, source: NoiseSource, draw: int, steps: int | None, doublings: int
+def _solve_path(
+    model: Denoiser, x0: Tensor, call: PathSettings, source: NoiseSource, draw: int, steps: int | None, doublings: int
 ) -> LogLikelihood:
-    """In the variance-preserving frame throughout."""
-    levels = call.place(steps)
+    """Solve a batch on one path, in the variance-preserving frame."""
+    levels = call.levels(steps)
     if isinstance(call.method, AugmentedODE):
-        found = _solve_adaptively(model, x0, call, call.method, levels, source, draw)
+        path = _solve_adaptively(model, x0, call, call.method, levels, source, draw)
     else:
-        found = _solve_by_steps(model, x0, call, call.method, levels, source, draw, doublings > 0)
+        path = _solve_by_steps(model, x0, call, call.method, levels, source, draw, doublings > 0)
     start, end = levels[0], levels[-1]
-    log_prob = _prior(model, found.y, end, call.moments) + found.log_determinant
+    log_prob = _prior(model, path.y, end, call.moments) + path.log_determinant
     log_prob = log_prob + x0[0].numel() * math.log(end.scale * start.cos)
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the log-likelihood is not finite; check the data and the model's output")
-    error, latent = found.standard_error, to_x(found.y, end)
-    budget = ErrorBudget({"probes": error}, found.systematic, noise=found.noise, values=log_prob.detach())
-    return LogLikelihood(log_prob, error, latent, found.nfe, found.products, budget)
+    error, latent = path.standard_error, to_x(path.y, end)
+    budget = ErrorBudget({"probes": error}, path.systematic, noise=path.noise, values=log_prob.detach())
+    return LogLikelihood(log_prob, error, latent, path.nfe, path.products, budget)
 
 
 def _prior(model: Denoiser, y: Tensor, end: Level[float], moments: Moments | None) -> Tensor:
-    """The log-density of the prior at the last state of the frame, ``(B,)``."""
+    """Return the log-density of the prior at the last state of the frame, ``(B,)``."""
     return model.sde.prior_log_prob(to_x(y, end), t=float(end.t), moments=moments)
 
 
 def _solve_by_steps(
     model: Denoiser,
     x0: Tensor,
-    call: Call,
+    call: PathSettings,
     method: StepSampler,
     levels: list[Level[float]],
     source: NoiseSource,
     draw: int,
     refinable: bool,
-) -> _Solved:
-    """By a path over nodes, and a quadrature along it."""
-    white, dim = Whitened(model.moments), x0[0].numel()
+) -> _PathResult:
+    """Solve a path over fixed nodes, with a quadrature of the divergence."""
+    whitened, dim = Whitened(model.moments), x0[0].numel()
     exact, random = ExactTrace(dim=dim, parameters=call.parameters), None
     if call.probes is not None:
-        random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters).on(levels, white)
-    looks = exact.on(levels, white) if random is None else random
-    path = follow(model, x0 * levels[0].alpha, method, looks, source)
+        random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters)
+        random = random.at_nodes(levels, whitened)
+    trace = exact.at_nodes(levels, whitened) if random is None else random
+    path = solve_path(model, x0 * levels[0].alpha, method, trace, source)
     with torch.no_grad():
         systematic = {
             "solver": path.defect(),
-            "quadrature": path.missed_between_nodes(),
+            "quadrature": path.quadrature_error(),
             "t_min": blur_effect(path.end(0)),
             "prior": prior_effect(path.end(-1), call.moments),
         }
         error = path.standard_error()
-        noise = {} if random is None else {"quadrature": random.error_of_independent(path.seen)}
-    nfe, products = path.witness.nfe, sum(looks.plan) * len(x0)
+        noise = {} if random is None else {"quadrature": random.independent_error(path.divergences)}
+    nfe, products = path.recorder.nfe, sum(trace.counts) * len(x0)
     if call.target is None or random is None:
-        return _Solved(path.y, path.log_determinant(), error, systematic, noise, nfe, products)
-    rough = systematic["solver"] > call.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
-    more = refine(path, random, exact.on(levels, white), source, call.target, rough.to(error.device))
+        return _PathResult(path.y, path.log_determinant(), error, systematic, noise, nfe, products)
+    coarse = systematic["solver"] > call.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
+    more = refine(path, random, exact.at_nodes(levels, whitened), source, call.target, coarse.to(error.device))
     spent = nfe + more.nfe, products + more.products
-    return _Solved(path.y, more.log_determinant, more.standard_error, systematic, noise, *spent)
+    return _PathResult(path.y, more.log_determinant, more.standard_error, systematic, noise, *spent)
 
 
 def _solve_adaptively(
     model: Denoiser,
     x0: Tensor,
-    call: Call,
+    call: PathSettings,
     method: AugmentedODE,
     levels: list[Level[float]],
     source: NoiseSource,
     draw: int,
-) -> _Solved:
-    """By an adaptive solver, twice: what ten times the tolerance changes tells the size of what is missed.
+) -> _PathResult:
+    """Solve a path adaptively, at two tolerances, whose difference gives the size of the solver's error.
 
-    There is no quadrature; the two ends are looked at for what they tell of the blur and the prior.
+    There is no quadrature; the divergence at the two ends is for the effects of the blur and the prior.
     """
     start, end = levels[0], levels[-1]
-    kept = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
+    probes = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
     fine, loose = (
-        solver.carry(model, x0 * start.cos, start, end, kept, call.law, source) for solver in (method, method.looser())
+        solver.solve(model, x0 * start.cos, start, end, probes, call.law, source)
+        for solver in (method, method.looser())
     )
-    terms = [(part.integral, _prior(model, part.y, end, call.moments)) for part in (fine, loose)]
-    looks: Trace = ExactTrace(dim=x0[0].numel())
+    terms = [(path.integral, _prior(model, path.y, end, call.moments)) for path in (fine, loose)]
+    trace: Trace = ExactTrace(dim=x0[0].numel())
     if call.probes is not None:
-        looks = HutchinsonTrace(call.law, call.probes, source, draw)
-    path = divergence_at_ends(model, x0 * start.cos, fine.y, looks.on([start, end], Whitened(model.moments)))
+        trace = HutchinsonTrace(call.law, call.probes, source, draw)
+    trace = trace.at_nodes([start, end], Whitened(model.moments))
+    first, last = divergence_at_ends(model, x0 * start.cos, fine.y, trace)
     systematic = {
         "solver": solver_error(*terms),
         "quadrature": torch.zeros_like(fine.integral),
-        "t_min": blur_effect(path[0]),
-        "prior": prior_effect(path[-1], call.moments),
+        "t_min": blur_effect(first),
+        "prior": prior_effect(last, call.moments),
     }
-    each = x0[0].numel() if kept is None else kept.shape[1]
+    per_forward = x0[0].numel() if probes is None else probes.shape[1]
     spent = fine.nfe + loose.nfe
     nfe = spent + sum(model.nfe(level) for level in (start, end))
-    products = (each * spent + sum(looks.plan)) * len(x0)
-    return _Solved(fine.y, fine.integral, fine.standard_error, systematic, {}, nfe, products)
+    products = per_forward * spent * len(x0)
+    return _PathResult(fine.y, fine.integral, fine.standard_error, systematic, {}, nfe, products)

@@ -1,4 +1,4 @@
-r"""Bits a dimension of integer data, over several dequantisations.
+r"""Bits a dimension of integer data, by several dequantisations.
 
 Each draw of a dequantisation gives a log-weight l whose mean is at most ``log P(x)`` and whose exponential is ``P(x)``
 in the mean (:mod:`~sdediff.likelihood.discrete.dequantization`). From M draws there are two bounds:
@@ -6,7 +6,7 @@ in the mean (:mod:`~sdediff.likelihood.discrete.dequantization`). From M draws t
     mean:        1/M sum l_m
     importance:  log(1/M sum exp l_m)      (Burda et al. 2016), never below the former, tighter with every draw
 
-each at most ``log P(x)`` in expectation. The second needs the densities themselves: a random estimate of the divergence
+each at most ``log P(x)`` in expectation. The second needs exact densities: a random estimate of the divergence
 is unbiased for ``log p``, but its exponential is too large in the mean, and the "bound" could lie above ``log P(x)``.
 """
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,24 +25,18 @@ from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Dequantisation, check_items, integer_data
 from sdediff.likelihood.log_likelihood import log_likelihood
-from sdediff.likelihood.result import ErrorBudget
+from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
 from sdediff.noise import NoiseSource
-from sdediff.numerics import check_options, choose, error_of_mean
+from sdediff.numerics import choose, error_of_mean
+from sdediff.options import StepOptions, TraceOptions, check_options
 from sdediff.samplers import Sampler
-from sdediff.sampling import GridLike
 from sdediff.types import DataInfo, Level, brief
 
 
-class PathOptions(TypedDict, total=False):
-    """What :func:`bits_per_dim` hands on to :func:`~sdediff.likelihood.log_likelihood.log_likelihood`."""
+class PathOptions(StepOptions, TraceOptions, total=False):
+    """Options of :func:`bits_per_dim` for :func:`~sdediff.likelihood.log_likelihood.log_likelihood`."""
 
     solver: str | Sampler | None
-    steps: int | None
-    rtol: float | None
-    atol: float | None
-    grid: GridLike | None
-    trace: str
-    probes: int
     noise: str
     prior: str
     t_to: float | None
@@ -49,25 +44,31 @@ class PathOptions(TypedDict, total=False):
     keep_mode: bool
 
 
-class BitsPerDim(NamedTuple):
+@dataclass(frozen=True)
+class BitsPerDim(Result):
     """Bits a dimension; smaller is better.
 
     Attributes:
-        bits_per_dim: the bound for each item, ``(B,)``: in the mean at least the item's cost.
-        standard_error: of each item's bound, ``(B,)``; NaN for a single draw. That of a mean comes from the spread of
-            its draws, which holds dequantisation and probes; that of an importance bound from the delta method, which
-            does not see weights that no draw has met.
-        spread: standard deviation of one draw, ``(B,)``; NaN for a single draw.
-        dequantisation_spread: what of ``spread`` is not the stated error of the probes, ``(B,)``: the root of the
+        bits_per_dim: bounds of the items, ``(B,)``: in the mean at least the items' costs.
+        standard_error: standard errors of the bounds, ``(B,)``; NaN for a single draw. That of a mean follows from the
+            variance of its draws, by dequantisation and probes; that of an importance bound from the delta method,
+            without the large weights that no draw has.
+        spread: standard deviations of one draw, ``(B,)``; NaN for a single draw.
+        dequantisation_spread: parts of ``spread`` beyond the stated error of the probes, ``(B,)``: the root of the
             difference of the variances, 0 where that is negative.
-        probe_error: root mean square of the stated standard errors of the draws' probes, ``(B,)``.
-        mean: over the items.
-        mean_standard_error: of ``mean`` as an estimate for the data's population, from the spread of the items; NaN
-            for a single item.
+        probe_error: root mean squares of the stated standard errors of the draws' probes, ``(B,)``.
+        mean: mean of the bounds over the items.
+        mean_standard_error: standard error of ``mean`` as an estimate for the data's population, from the variance over
+            the items; NaN for a single item.
         nfe: forwards of the network.
-        t_from: the time at whose level the density was asked.
-        error_budget: the parts of the error of the log-probabilities, in bits a dimension; its ``str()`` is a table. A
-            single draw does not tell its dequantisation, nor a single item its population.
+        t_from: time of the data's end of the path.
+        error_budget: parts of the error of the log-probabilities, in bits a dimension; its ``str()`` is a table. It has
+            no line for the dequantisation of a single draw, nor for the population of a single item.
+        samples: number of draws.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.bits_per_dim(model, torch.tensor([[3, 1]]), levels=4, low=-1.0, high=2.0, samples=2).spread.shape
+    torch.Size([1])
     """
 
     bits_per_dim: Tensor
@@ -80,14 +81,32 @@ class BitsPerDim(NamedTuple):
     nfe: int
     t_from: float
     error_budget: ErrorBudget
+    samples: int
 
-    def __repr__(self) -> str:
-        """Show shapes and means."""
-        return brief(self)
+    __repr__ = brief
+
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the ends of the bounds' confidence intervals, bits a dimension ``(B,)`` each; NaN for a single draw.
+
+        The standard error counts by Student's distribution, to which the systematic parts of the error are added in
+        quadrature.
+        """
+        degrees = torch.full_like(self.standard_error, self.samples - 1)
+        random = student_quantile(confidence, degrees).to(self.standard_error) * self.standard_error
+        systematic = normal_quantile(confidence) * self.error_budget.systematic_size() / self.error_budget.scale
+        half = torch.hypot(random, systematic)
+        return self.bits_per_dim - half, self.bits_per_dim + half
 
 
 class _Draws(NamedTuple):
-    """Log-weights and the standard errors of their probes, nats ``(M, B)``, and what is systematic, ``(B,)`` each."""
+    """The draws of a batch.
+
+    Attributes:
+        log_weights: log-weights, nats ``(M, B)``.
+        probe_errors: standard errors of their probes, nats ``(M, B)``.
+        systematic: systematic parts of the error, nats ``(B,)`` each.
+        nfe: forwards of the network.
+    """
 
     log_weights: Tensor
     probe_errors: Tensor
@@ -114,26 +133,26 @@ def bits_per_dim(
     condition: ConditionLike = None,
     **options: Unpack[PathOptions],
 ) -> BitsPerDim:
-    """Bits a dimension of integers: the bound of a dequantisation, everything it leaves out accounted for.
+    """Return bits a dimension of integers: the bound of a dequantisation, with all parts of its error.
 
     Args:
-        model: a denoiser with its process.
+        model: denoiser with its process.
         x: integers ``(B, *shape)``, entries ``0 .. levels - 1``.
         levels: number of levels; the model's own by default.
-        low: the model's value for level 0; its own by default.
-        high: the model's value for the highest level; its own by default.
-        dequantisation: ``"uniform"`` for models of dequantised data, ``"truncated-normal"`` or ``"decoder"`` for models
-            of the levels themselves; or a :class:`~sdediff.likelihood.discrete.dequantization.Dequantisation`.
-        samples: draws of each item, with probes of their own.
-        bound: ``"mean"`` over the draws, or ``"importance"``, which takes the exact trace.
-        t_from: time whose density is asked, instead of the dequantisation's own; its noise follows.
-        seed: draws and probes of item k are functions of ``(seed, first + k, draw)`` alone.
+        low: value of level 0 in the model's units; the model's own by default.
+        high: value of the highest level in the model's units; the model's own by default.
+        dequantisation: distribution of values: ``"uniform"`` for models of dequantised data, ``"truncated-normal"`` or
+            ``"decoder"`` for models of the levels themselves; or a
+            :class:`~sdediff.likelihood.discrete.dequantization.Dequantisation`.
+        samples: number of draws of each item, with probes of their own.
+        bound: bound from the draws, their ``"mean"``, or ``"importance"``, which takes the exact trace.
+        t_from: time of the data's end of the path, instead of the dequantisation's own; its noise follows.
+        seed: seed of draws and probes; those of item k are functions of ``(seed, first + k, draw)`` alone.
         first: index of the first item.
-        batch_size: items solved at a time; all by default.
-        progress: called as ``progress(done, total)`` after every batch, in items.
-        target_error: of the path and the probes of every draw, in bits a dimension, as for ``log_likelihood``.
-        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
-            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        batch_size: number of items solved at a time; all by default.
+        progress: function called as ``progress(done, total)`` after every batch, in items.
+        target_error: largest error of path and probes of every draw, in bits a dimension, as in ``log_likelihood``.
+        condition: condition of each item, as in ``log_likelihood``.
         **options: ``solver``, ``steps``, ``rtol``, ``atol``, ``grid``, ``trace``, ``probes``, ``noise``, ``prior``,
             ``t_to``, ``differentiable`` and ``keep_mode`` of :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
 
@@ -141,6 +160,11 @@ def bits_per_dim(
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from
             random probes, or as ``log_likelihood``.
         FloatingPointError: if a result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> result = sdediff.bits_per_dim(model, torch.tensor([[3, 1]]), levels=4, low=-1.0, high=2.0)
+    >>> 0.3 < result.mean < 0.8
+    True
     """
     check_options(options, PathOptions)
     given: dict[str, Any] = {**options}
@@ -148,9 +172,9 @@ def bits_per_dim(
     check_items(x, model.data)
     model.check_batch(len(x))
     info = integer_data(x, model.data, levels, low, high)
-    chosen = dequantisation
-    law = choose(DEQUANTISATIONS, chosen, "dequantisation") if isinstance(chosen, str) else chosen
-    summary = choose(BOUNDS, bound, "bound")
+    if isinstance(dequantisation, str):
+        dequantisation = choose(DEQUANTISATIONS, dequantisation, "dequantisation")
+    estimate = choose(BOUNDS, bound, "bound")
     size = len(x) if batch_size is None else batch_size
     if samples < 1 or size < 1:
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
@@ -159,85 +183,89 @@ def bits_per_dim(
     nats = math.log(2.0) * x[0].numel()  # of one bit a dimension
     if target_error is not None:
         given["target_error"] = target_error * nats
-    start = model.sde.levels([law.start(model.sde, info) if t_from is None else t_from])[0]
-    parts = []
+    start = model.sde.levels([dequantisation.start(model.sde, info) if t_from is None else t_from])[0]
+    batches = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         given |= {"seed": seed, "first": first + begin}
-        parts.append(_draws(model.part(begin, size, len(x)), batch, info, law, start, samples, given))
+        batches.append(_draws(model.part(begin, size, len(x)), batch, info, dequantisation, start, samples, given))
         if progress is not None:
             progress(begin + len(batch), len(x))
-    return _summarise(parts, summary, nats, start.t)
+    return _summarise(batches, estimate, nats, start.t)
 
 
 def _draws(
     model: Denoiser,
     x: Tensor,
     info: DataInfo,
-    law: Dequantisation,
+    dequantisation: Dequantisation,
     start: Level[float],
     samples: int,
     options: dict[str, Any],
 ) -> _Draws:
-    """The draws of one batch."""
+    """Return the draws of one batch."""
     noise = NoiseSource(options["seed"], x.shape, first=options["first"], dtype=model.state_dtype, device=x.device)
     rho, nfe = math.exp(-start.half_log_snr), 0
     weights, errors, budgets = [], [], []
     for number in range(samples):
-        draw = law.draw(x, info, rho, noise, number)
+        draw = dequantisation.draw(x, info, rho, noise, number)
         result = log_likelihood(model, draw.values, t_from=start.t, draw=number, **options)
         weights.append(result.log_prob + draw.log_weight)
         errors.append(result.standard_error)
         budgets.append(result.error_budget.systematic)
         nfe += result.nfe
-    parts = [name for name in budgets[0] if not (law.blurs and name == "t_min")]
+    parts = [name for name in budgets[0] if not (dequantisation.blurs and name == "t_min")]
     systematic = {name: torch.stack([budget[name] for budget in budgets]).mean(dim=0) for name in parts}
     return _Draws(torch.stack(weights), torch.stack(errors), systematic, nfe)
 
 
-def _mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the log-weights ``(M, B)`` and its standard error."""
+def _mean_bound(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the log-weights ``(M, B)`` and its standard error."""
     return log_weights.mean(dim=0), _std(log_weights) / math.sqrt(len(log_weights))
 
 
-def _importance(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The log of the mean weight, and its standard error: that of the mean over the mean."""
+def _importance_bound(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log of the mean weight, and its standard error: that of the mean over the mean."""
     log_mean = torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
     return log_mean, _std((log_weights - log_mean).exp()) / math.sqrt(len(log_weights))
 
 
-BOUNDS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"mean": _mean, "importance": _importance}
-"""From log-weights ``(M, B)`` to a bound and its standard error, nats ``(B,)``."""
+BOUNDS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"mean": _mean_bound, "importance": _importance_bound}
+"""Functions from log-weights ``(M, B)`` to a bound and its standard error, nats ``(B,)``."""
 
 
 def _std(draws: Tensor) -> Tensor:
-    """Standard deviation over the draws, NaN for one."""
+    """Return the standard deviation over the draws, NaN for one."""
     return draws.std(dim=0) if len(draws) > 1 else torch.full_like(draws[0], math.nan)
 
 
 def _exact(trace: str) -> str:
-    """The exact trace, unless another was asked for."""
+    """Return the exact trace, and refuse another one.
+
+    Raises:
+        ValueError: for a trace by random probes.
+    """
     if trace not in ("auto", "exact"):
         raise ValueError(f"the importance bound needs trace='exact', not {trace!r}: random probes would bias it upward")
     return "exact"
 
 
 def _summarise(
-    parts: list[_Draws], summary: Callable[[Tensor], tuple[Tensor, Tensor]], nats: float, t_from: float
+    batches: list[_Draws], estimate: Callable[[Tensor], tuple[Tensor, Tensor]], nats: float, t_from: float
 ) -> BitsPerDim:
-    """The draws of all batches in bits a dimension, of ``nats`` nats each."""
-    log_weights = torch.cat([part.log_weights for part in parts], dim=1)
-    probes = torch.cat([part.probe_errors for part in parts], dim=1).square().mean(dim=0)
-    value, error = summary(log_weights)
+    """Return the result of the draws of all batches, with ``nats`` nats a bit a dimension."""
+    log_weights = torch.cat([part.log_weights for part in batches], dim=1)
+    probes = torch.cat([part.probe_errors for part in batches], dim=1).square().mean(dim=0)
+    value, error = estimate(log_weights)
     spread, items, draws = _std(log_weights), -value / nats, len(log_weights)
     dequantisation = (spread.square() - probes).clamp(min=0.0).sqrt()
     of_mean = error_of_mean(items)
     random = {"probes": (probes / draws).sqrt()}
-    if draws > 1:  # what a single draw does not tell has no row
+    if draws > 1:  # a single draw gives no estimate
         random["dequantisation"] = (error.square() - probes / draws).clamp(min=0.0).sqrt()
     budget = ErrorBudget(
         random,
-        {name: torch.cat([part.systematic[name] for part in parts]) for name in parts[0].systematic},
+        {name: torch.cat([part.systematic[name] for part in batches]) for name in batches[0].systematic},
         {} if math.isnan(of_mean) else {"population": of_mean * nats},
         value,
         scale=nats,
@@ -251,7 +279,8 @@ def _summarise(
         probes.sqrt() / nats,
         float(items.mean()),
         of_mean,
-        sum(part.nfe for part in parts),
+        sum(part.nfe for part in batches),
         t_from,
         budget,
+        draws,
     )

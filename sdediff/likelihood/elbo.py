@@ -1,12 +1,12 @@
-r"""The variational bound, all terms: of a discrete chain (Ho et al. 2020, eq. 5) and of its continuous-time limit.
+r"""The variational bound of a discrete chain (Ho et al. 2020, eq. 5) and of its continuous-time limit.
 
     -log p(x0)  <=  KL(q(x_T | x0) || prior)  +  sum_i E KL(q(x_s | x_t, x0) || p(x_s | x_t))  -  E log p(x0 | x_1)
 
 over the instants ``t_1 < ... < t_N`` with ``s = t_{i-1}``, ``t = t_i``, ``i = 2 .. N``. The reverse step p is the
-bridge with the denoiser's x0 in place of the real one and a variance of choice. Without end the sum is an integral over
+bridge with the denoiser's x0 in place of the data and a variance of choice. In the limit the sum is an integral over
 the noise levels (Kingma et al. 2021, eq. 17-19). The sum is taken exactly or, like the integral, from sampled terms.
 
-How far the bound stays from the likelihood as N grows hangs on the first instants, whose log-SNR never comes close.
+The gap between bound and likelihood as N grows depends on the first instants, whose steps in log-SNR stay long.
 On continuous data with ``beta(0) > 0`` the "marginal" variance reaches the likelihood at order 1 in ``1/N``; the
 "posterior" one stays ``gamma / 2 = 0.289`` nats a dimension above it (gamma is Euler's constant).
 """
@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike
@@ -27,10 +27,11 @@ from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
-from sdediff.likelihood.bound.chain import Items, Terms
-from sdediff.likelihood.bound.selection import Choices, make_plan
+from sdediff.likelihood.bound.chain import BoundBatch, Terms
+from sdediff.likelihood.bound.selection import BoundOptions, select_terms
 from sdediff.likelihood.discrete.decoder import make_decoder
 from sdediff.likelihood.discrete.dequantization import check_items, integer_data
+from sdediff.likelihood.result import Result, json_value, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean, single
 from sdediff.types import DataInfo, UndefinedError, brief
@@ -39,25 +40,29 @@ CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
     "moments": GaussianErrors,
     "none": lambda x0, _: GaussianErrors.none(x0),
 }
-"""What is set off against the denoiser's errors."""
+"""Control variates of the denoiser's errors."""
 
 
 @dataclass(frozen=True)
-class Elbo:
+class Elbo(Result):
     """The terms of the bound for each item, nats; smaller is better.
 
     Attributes:
-        prior: L_T, ``(B,)``, exact.
-        diffusion: L_{t-1}, ``(rows, B)``: row i is the part between ``times[i]`` and ``times[i + 1]``, one step of a
-            chain or one stratum of the continuous bound. Where steps were sampled each is an unbiased estimate, and
-            ``diffusion.mean(dim=1)`` one of the mean over the items.
-        reconstruction: L_0, ``(B,)``; of continuous data minus a log-density in their units.
-        standard_error: of the sum over the draws of noise and places, ``(B,)``; NaN where there was a single draw.
+        prior: terms L_T, ``(B,)``, exact.
+        diffusion: terms L_{t-1}, ``(rows, B)``: row i is the part between ``times[i]`` and ``times[i + 1]``, one step
+            of a chain or one stratum of the continuous bound. Where steps were sampled each is an unbiased estimate,
+            and ``diffusion.mean(dim=1)`` one of the mean over the items.
+        reconstruction: terms L_0, ``(B,)``; for continuous data minus a log-density in their units.
+        standard_error: standard errors of the sum over the draws of noise and levels, ``(B,)``; NaN for a single draw.
         degrees: degrees of freedom of the standard error, ``(B,)``.
         nfe: forwards of the network.
-        dim: entries of an item.
+        dim: number of entries of an item.
         discrete: whether the data were integers.
-        times: ``(rows + 1,)``, from ``t_1`` up.
+        times: times at the ends of the rows, ``(rows + 1,)``, from ``t_1`` up.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).diffusion.shape
+    torch.Size([99, 1])
     """
 
     prior: Tensor
@@ -74,36 +79,34 @@ class Elbo:
 
     @property
     def total(self) -> Tensor:
-        """The bound on ``-log p``, nats ``(B,)``."""
+        """Bound on ``-log p``, nats ``(B,)``."""
         return self.prior + self.diffusion.sum(dim=0) + self.reconstruction
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Where the exact sum lies with that confidence, by Student's law, nats, each ``(B,)``.
+        """Return the ends of the exact sums' confidence intervals by Student's distribution, nats ``(B,)`` each."""
+        half = student_quantile(confidence, self.degrees).to(self.total) * self.standard_error
+        return self.total - half, self.total + half
 
-        Raises:
-            ValueError: if the confidence does not lie between 0 and 1.
-        """
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"the confidence must lie between 0 and 1, not {confidence}")
-        reach = torch.from_numpy(stdtrit(self.degrees.cpu().numpy(), 0.5 * (1.0 + confidence))).to(self.total)
-        return self.total - reach * self.standard_error, self.total + reach * self.standard_error
+    def to_dict(self) -> dict[str, Any]:
+        """Return the total and all fields in JSON's types."""
+        return {"total": json_value(self.total), **super().to_dict()}
 
     @property
     def mean(self) -> float:
-        """The mean of ``total`` over the items, nats."""
+        """Mean of ``total`` over the items, nats."""
         return float(self.total.mean())
 
     @property
     def mean_standard_error(self) -> float:
-        """Of ``mean`` as an estimate for the data's population; NaN for a single item.
+        """Standard error of ``mean`` as an estimate for the data's population; NaN for a single item.
 
-        It comes from the spread of the items, which holds that of the draws: those of two items are independent.
+        It follows from the variance over the items, which includes that of their draws, independent between items.
         """
         return error_of_mean(self.total)
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """The bound in bits a dimension, of integer data, ``(B,)``.
+        """Bound in bits a dimension, for integer data, ``(B,)``.
 
         Raises:
             ValueError: for continuous data, whose density has units.
@@ -134,48 +137,50 @@ def elbo(
     condition: ConditionLike = None,
     keep_mode: bool = False,
 ) -> Elbo:
-    """The variational bound, term by term.
+    """Return the variational bound, term by term.
 
     Args:
-        model: a denoiser with its process.
-        x: ``(B, *shape)``; integers are levels, floats are continuous data, in their own units, and have a Gaussian
-            density at the end, in these units.
-        steps: length of the chain; by default a chain's own. Fewer stride it; processes that are no chain need it.
+        model: denoiser with its process.
+        x: items, ``(B, *shape)``; integers are levels, floats are continuous data, in their own units, and have a
+            Gaussian density at the end, in these units.
+        steps: length of the chain; by default a chain's own. Fewer stride it; other processes need it.
             ``math.inf`` is the continuous-time bound, which every process has.
-        times: the instants ``t_1 < ... < t_N`` themselves, instead; with ``steps=math.inf`` the two ends, by default
+        times: instants ``t_1 < ... < t_N`` themselves, instead; with ``steps=math.inf`` the two ends, by default
             ``t_min`` (a chain's first instant) and ``t_max``; with integers the first noise is 0.4 bins wide at least,
-            for networks trained on dequantised values know nothing within a bin. One that does has a sharper bound from
+            for networks trained on dequantised values do not resolve a bin. One that does has a sharper bound from
             ``t_min``.
-        variance: of the reverse steps, ``"posterior"``, ``"marginal"``, or ``"learned"`` by the network, between the
-            two; no matter in continuous time. The decoder about the denoiser's x0 has that of the first step,
-            ``sin^2`` (beta_1 of a chain); the learned one lies between it and the second step's posterior variance.
-        decoder: of integers, ``"discretised"`` about the denoiser's x0 (the default), or ``"levels"``, by the noisy
-            state alone.
-        prior: ``"moments"`` for the Gaussian with the data's mean and covariance where the model knows them (else the
-            standard one), ``"standard"`` for ``N(0, sigma^2)``.
-        draws: estimate the sum from that many of its steps, an even number, for each item its own; by default every
-            step is taken. The continuous bound is always sampled, 64 times by default.
-        samples: draws of the noise at every instant, by default 1; where steps are sampled, of the reconstruction term
-            alone, by default 2.
-        law: how the sampled steps are spread, ``"moments"`` or ``"logsnr"`` (see ``placing.LAWS``), unbiased both.
-        control: ``"moments"`` sets off the error of the Gaussian denoiser with the data's moments (of mean 0 and
-            variance 1 where the model knows none), whose mean is known: less noise, the same expectation; ``"none"``
+        variance: variance of the reverse steps, ``"posterior"``, ``"marginal"``, or ``"learned"`` by the network,
+            between the two; without effect in continuous time. The decoder about the denoiser's x0 has that of the
+            first step, ``sin^2`` (beta_1 of a chain); the learned one lies between it and the second step's posterior
+            variance.
+        decoder: decoder of integers, ``"discretised"`` about the denoiser's x0 (the default), or ``"levels"``, by the
+            noisy state alone.
+        prior: distribution at the last instant, as in :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
+        draws: number of steps from which the sum is estimated, even, for each item its own; by default all steps are
+            summed. The continuous bound is always sampled, 64 times by default.
+        samples: number of draws of the noise at every instant, by default 1; where steps are sampled, of the
+            reconstruction term alone, by default 2.
+        law: distribution of the sampled steps, ``"moments"`` or ``"logsnr"`` (see ``stratified.LAWS``), unbiased both.
+        control: control variate: ``"moments"`` is the error of the Gaussian denoiser with the data's moments (of mean 0
+            and variance 1 where the model has none), whose mean is given: less noise, the same expectation; ``"none"``
             leaves the terms as drawn.
         data: levels and range of integer data; the model's own by default.
-        seed: places and noise of item k are a function of ``(seed, first + k)`` alone.
+        seed: seed of levels and noise; those of item k are a function of ``(seed, first + k)`` alone.
         first: index of the first item.
-        batch_size: items taken at a time; all by default.
-        progress: called as ``progress(done, total)`` after every batch, in items.
-        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
-            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
-            evaluation mode for the call.
+        batch_size: number of items taken at a time; all by default.
+        progress: function called as ``progress(done, total)`` after every batch, in items.
+        condition: condition of each item, as in :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
+        keep_mode: whether the network stays in its own mode, as in ``log_likelihood``.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
             model's shape; for integers outside the levels, or whose levels are unknown; for a variance that the model
             has not learned.
         FloatingPointError: if a term is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).total > 0.452  # minus the log-density
+    tensor([True])
     """
     model = model.given(condition)
     check_items(x, model.data)
@@ -183,49 +188,49 @@ def elbo(
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)
-    known = prior_moments(prior, model.moments)
-    usual = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
+    prior_law = prior_moments(prior, model.moments)
+    data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
     make_control = choose(CONTROLS, control, "control")
     size = len(x) if batch_size is None else batch_size
     if size < 1 or not (samples is None or samples >= 1):
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
     width = 0.0 if info is None else bin_width(info)
-    plan = make_plan(model, Choices(steps, times, variance, law, draws, samples, width), usual)
-    parts = []
+    selected = select_terms(model, BoundOptions(steps, times, variance, law, draws, samples, width), data_moments)
+    results = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
-        items = Items(x0, noise, make_decoder(decoder, batch, info), make_control(x0, usual))
+        items = BoundBatch(x0, noise, make_decoder(decoder, batch, info), make_control(x0, data_moments))
         with evaluating(model, keep_mode):
-            terms = plan.run(model.part(begin, size, len(x)), items)
+            terms = selected.run(model.part(begin, size, len(x)), items)
         if info is None:
             terms = terms._replace(reconstruction=terms.reconstruction + log_scale(model.data))
-        cost = (Moments.zero(x.shape[1:]) if known is None else known).kl(x0, plan.last)
-        parts.append(_of_batch(cost, terms, x[0].numel(), info is not None, plan.times))
+        cost = (Moments.zero(x.shape[1:]) if prior_law is None else prior_law).kl(x0, selected.last)
+        results.append(_batch_elbo(cost, terms, x[0].numel(), info is not None, selected.times))
         if progress is not None:
             progress(begin + len(batch), len(x))
-    return _join(parts)
+    return _join(results)
 
 
-def _of_batch(prior: Tensor, terms: Terms, dim: int, discrete: bool, times: Tensor) -> Elbo:
-    error, degrees = terms.spread.variance.sqrt(), terms.spread.degrees
+def _batch_elbo(prior: Tensor, terms: Terms, dim: int, discrete: bool, times: Tensor) -> Elbo:
+    error, degrees = terms.variance.variance.sqrt(), terms.variance.degrees
     result = Elbo(prior, terms.diffusion, terms.reconstruction, error, degrees, terms.nfe, dim, discrete, times)
     if not bool(torch.isfinite(result.total).all()):
         raise FloatingPointError("a term of the bound is not finite; check the data and the model's output")
     return result
 
 
-def _join(parts: Sequence[Elbo]) -> Elbo:
+def _join(results: Sequence[Elbo]) -> Elbo:
     def columns(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts], dim=-1)
+        return torch.cat([getattr(result, name) for result in results], dim=-1)
 
     return replace(
-        parts[0],
+        results[0],
         prior=columns("prior"),
         diffusion=columns("diffusion"),
         reconstruction=columns("reconstruction"),
         standard_error=columns("standard_error"),
         degrees=columns("degrees"),
-        nfe=sum(part.nfe for part in parts),
+        nfe=sum(result.nfe for result in results),
     )

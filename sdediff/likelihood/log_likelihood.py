@@ -25,25 +25,25 @@ from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
-from sdediff.likelihood.batch import Call, solve
+from sdediff.likelihood.batch import PathSettings, solve_batch
 from sdediff.likelihood.discrete.dequantization import check_items, dequantise, integer_data, log_bin_volume
 from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
-from sdediff.likelihood.nodes import by_rule, find_ends, find_levels, find_method
+from sdediff.likelihood.nodes import find_interval, find_levels, find_method, takes_any_steps
 from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, single
+from sdediff.options import GridLike
 from sdediff.samplers.base import Sampler, StepSampler
-from sdediff.sampling import GridLike
 from sdediff.types import DataInfo
 
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
-"""Bits a dimension of solver error from which an item is solved again where nobody said how many steps, and how often
-they are doubled, without and with a target error."""
+"""Solver error, bits a dimension, above which an item is solved again where no number of steps is given, and the
+largest number of doublings of the steps, without and with a target error."""
 
-_PATH_BUDGET, _BYTES, _LEAST_ITEMS = 100_000_000, 110, 8
-"""Bytes that the paths of a microbatch may take, what one entry of an item takes at a node, and the fewest items of a
-microbatch, without which the network would be asked too little at a time."""
+_PATH_BYTES, _ENTRY_BYTES, _MIN_ITEMS = 100_000_000, 110, 8
+"""Bytes of the paths of a microbatch, bytes of one entry of an item at a node, and the fewest items of a microbatch,
+below which forwards of the network are inefficient."""
 
 
 def log_likelihood(
@@ -72,50 +72,51 @@ def log_likelihood(
     condition: ConditionLike = None,
     keep_mode: bool = False,
 ) -> LogLikelihood:
-    """Log-likelihood of data under a model, through its probability-flow ODE.
+    """Return the log-likelihood of data under a model, through its probability-flow ODE.
 
     Args:
-        model: a denoiser with its process.
-        x: ``(B, *shape)``; floats are continuous data, in their own units; integers are levels and are dequantised
-            here.
-        solver: of the path: a deterministic entry of ``SAMPLERS`` that asks the network once a node (``"ode"``,
-            ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an adaptive
-            one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances, keeps
-            its probes along the path and solves twice, to see its error. By name, or the sampler itself.
-        steps: intervals of the path, one forward each and one at the end. By default 40, and 80 or 160 for the
-            items whose solver error is above 1e-3 bits a dimension.
+        model: denoiser with its process.
+        x: items, ``(B, *shape)``; floats are continuous data, in their own units; integers are levels and are
+            dequantised here.
+        solver: solver of the path: a deterministic entry of ``SAMPLERS`` with one evaluation of the network a node
+            (``"ode"``, ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an
+            adaptive one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances,
+            has the same probes all along the path and solves twice, to estimate its error. By name, or the sampler
+            itself.
+        steps: number of intervals of the path, one forward each and one at the end. By default 40, and 80 or 160 for
+            the items whose solver error is above 1e-3 bits a dimension.
         rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
         atol: absolute tolerance of the path in the variance-preserving frame and, in nats a dimension, of the
             log-density; one tolerance given alone stands for both.
-        grid: where the steps go: a name from ``GRIDS``, a grid, or rising times. By default a grid dense near the data,
+        grid: times of the nodes: a name from ``GRIDS``, a grid, or rising times. By default a grid dense near the data,
             even in log-SNR on a chain.
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
-        probes: random probes an item at a node in the mean, from 3 on more where they tell more; two and more signs are
-            orthogonal along the path. The stated error is unbiased where the field is a gradient, an upper bound
-            elsewhere; that of a single probe rests on the nodes beside it and can be several times too large for a
-            network of uneven pixels.
-        noise: law of the probes, ``"rademacher"`` or ``"gaussian"``.
-        prior: law of the states at ``t_to``: ``"moments"`` for the Gaussian with the data's mean and covariance where
-            the model knows them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
+        probes: mean number of random probes an item at a node, from 3 on more where the variance is larger; two and
+            more signs are orthogonal along the path. The stated error is unbiased where the field is a gradient, an
+            upper bound elsewhere; that of a single probe is estimated from the neighbouring nodes and can be several
+            times too large for a network of uneven pixels.
+        noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
+        prior: distribution of the states at ``t_to``: ``"moments"`` for the Gaussian with the data's mean and
+            covariance where the model has them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
         t_from: time of the data's end; ``t_min`` by default, for a chain its first instant, below which no network was
             trained.
         t_to: time of the noise's end; ``t_max`` by default.
         target_error: largest error an item may have, in bits/dim for integer data and in nats for continuous: items
             whose solver error is above it are solved again on twice as many steps, up to 16 times as many, and more
-            probes are drawn, where they tell most, until the standard error is below it.
-        differentiable: let gradients flow from ``log_prob`` (and ``latent``) to ``x``, if it is of floats, and to
+            probes are drawn, at the nodes of largest variance, until the standard error is below it.
+        differentiable: whether gradients flow from ``log_prob`` (and ``latent``) to ``x``, if it is of floats, and to
             those parameters of the model that require them: those of the very number returned, at three to six
             times the cost, in the memory of one node and the states of all. The errors have none.
         data: levels and range of integer data; the model's own by default.
-        seed: probes and dequantisation of item k are functions of ``(seed, first + k, draw)`` alone.
+        seed: seed of probes and dequantisation; those of item k are functions of ``(seed, first + k, draw)`` alone.
         draw: number of the draw.
         first: index of the first item.
-        batch_size: items solved at a time; by default as many as keep their paths in about 100 MB.
-        progress: called as ``progress(done, total)`` after every batch, in items.
-        condition: what the network is told about each item, a tensor or a tuple or dict of tensors: one row an item, or
+        batch_size: number of items solved at a time; by default as many as keep their paths in about 100 MB.
+        progress: function called as ``progress(done, total)`` after every batch, in items.
+        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or
             one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        keep_mode: leave the network in its own mode, dropout and batch statistics included, rather than putting it into
-            evaluation mode for the call.
+        keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
+            put into evaluation mode for the call.
 
     Returns:
         A :class:`LogLikelihood`, in nats; of continuous data the density is in their own units.
@@ -124,6 +125,10 @@ def log_likelihood(
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
             model's shape; for integers outside the levels, or whose levels are unknown.
         FloatingPointError: if a result is not finite.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]])).log_prob.round(decimals=3)
+    tensor([-0.4520], dtype=torch.float64)
     """
     model = model.given(condition)
     check_items(x, model.data)
@@ -137,55 +142,63 @@ def log_likelihood(
     _check_numbers(probes, batch_size, target_error)
     scale = 1.0 if info is None else math.log(2.0) * dim
     dtype = x.dtype if info is None else model.state_dtype
-    ends = find_ends(model.sde, t_from, t_to)
+    interval = find_interval(model.sde, t_from, t_to)
     method = find_method(solver, steps, rtol, atol, grid)
     target = None if target_error is None else target_error * scale
-    if target is not None and count is not None:  # a node must show its own spread to be given more
+    if target is not None and count is not None:  # further probes follow each node's own variance
         count = None if dim <= EXACT_UP_TO else max(count, 2)
-    call = Call(
-        place=lambda number: find_levels(model, method, number, grid, ends),
+    call = PathSettings(
+        levels=lambda number: find_levels(model, method, number, grid, interval),
         method=method,
         law=law,
-        # orthogonal ones want signs, a number known beforehand, and two replicates
+        # orthogonal probes need signs, a number fixed beforehand, and two replicates
         trace=OrthogonalTrace if law.orthogonal and target is None and probes > 1 else HutchinsonTrace,
         probes=count,
         moments=moments,
-        refinable=_DOUBLINGS[target is not None] if (steps is None or target is not None) and by_rule(grid) else 0,
+        max_doublings=_DOUBLINGS[target is not None]
+        if (steps is None or target is not None) and takes_any_steps(grid)
+        else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,
         target=target,
-        parameters=_parameters(model, x, differentiable, method, target, keep_mode),
+        parameters=_differentiated_tensors(model, x, differentiable, method, target, keep_mode),
     )
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
-    size = microbatch(len(call.place(steps)), dim) if batch_size is None else batch_size
+    size = microbatch(len(call.levels(steps)), dim) if batch_size is None else batch_size
 
-    def parts() -> Iterator[LogLikelihood]:
+    def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):
-            batch, own = x[begin : begin + size], model.part(begin, size, len(x))
+            batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
             source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
             with evaluating(model, keep_mode):
-                yield _score(own, batch, info, call, source, draw, steps)
+                yield _solve_items(denoiser, batch, info, call, source, draw, steps)
             if progress is not None:
                 progress(begin + len(batch), len(x))
 
-    return gather(parts(), len(x))
+    return gather(batches(), len(x))
 
 
 def microbatch(nodes: int, dim: int) -> int:
-    """Return the number of items whose paths are solved together: what is kept of them at the nodes fits the budget."""
-    return max(_LEAST_ITEMS, _PATH_BUDGET // (_BYTES * nodes * dim))
+    """Return the number of items that are solved together, whose tensors at all nodes take at most ``_PATH_BYTES``."""
+    return max(_MIN_ITEMS, _PATH_BYTES // (_ENTRY_BYTES * nodes * dim))
 
 
-def _score(
-    model: Denoiser, x: Tensor, info: DataInfo | None, call: Call, source: NoiseSource, draw: int, steps: int | None
+def _solve_items(
+    model: Denoiser,
+    x: Tensor,
+    info: DataInfo | None,
+    call: PathSettings,
+    source: NoiseSource,
+    draw: int,
+    steps: int | None,
 ) -> LogLikelihood:
-    """One batch; of integers a dequantisation of it."""
+    """Solve one batch, integers by a dequantisation."""
     if info is None:
-        result = solve(model, x, call, source, draw, steps, call.refinable)
+        result = solve_batch(model, x, call, source, draw, steps, call.max_doublings)
         log_prob = result.log_prob - log_scale(model.data)
         budget = replace(result.error_budget, values=log_prob.detach())
         return replace(result, log_prob=log_prob, error_budget=budget)
-    result = solve(model, dequantise(x, info, source, draw), call, source, draw, steps, call.refinable)
+    result = solve_batch(model, dequantise(x, info, source, draw), call, source, draw, steps, call.max_doublings)
     log_prob = result.log_prob + log_bin_volume(info, x.shape[1:])
     scale = math.log(2.0) * x[0].numel()
     budget = replace(result.error_budget, values=log_prob.detach(), scale=scale, unit="bits/dim")
@@ -193,14 +206,14 @@ def _score(
 
 
 def _check_numbers(probes: int, size: int | None, target_error: float | None) -> None:
-    """Refuse numbers that say nothing."""
+    """Refuse numbers that are not positive."""
     if probes < 1 or not (size is None or size >= 1):
         raise ValueError(f"probes and the batch size must be at least 1, not {probes} and {size}")
     if target_error is not None and not target_error > 0.0:
         raise ValueError(f"the target error must be positive, not {target_error}")
 
 
-def _parameters(
+def _differentiated_tensors(
     model: Denoiser,
     x: Tensor,
     differentiable: bool,
@@ -208,7 +221,7 @@ def _parameters(
     target: float | None,
     keep_mode: bool,
 ) -> list[Tensor] | None:
-    """What gradients flow to, besides the data; ``None`` for no gradients."""
+    """Return the tensors besides the data to which gradients flow; ``None`` for no gradients."""
     if not (differentiable and torch.is_grad_enabled()):
         return None
     if isinstance(method, AugmentedODE):

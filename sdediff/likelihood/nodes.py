@@ -1,4 +1,4 @@
-"""Where a likelihood's path runs: its ends, its nodes, and who solves it."""
+"""The interval, the nodes and the solver of a likelihood's path."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from typing_extensions import TypeIs
 from sdediff.denoiser import Denoiser
 from sdediff.grids import Grid, LogSNR, Reference
 from sdediff.integrators.torchdiffeq import ADAPTIVE_METHODS
-from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, within
-from sdediff.likelihood.flow.path import asks_once_a_node
+from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, with_tolerances
+from sdediff.likelihood.flow.path import evaluates_once_per_node
 from sdediff.numerics import choose
+from sdediff.options import GridLike
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.base import AdaptiveSampler, StepSampler
 from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
-from sdediff.sampling import GridLike, place
+from sdediff.sampling import node_times
 from sdediff.sde import SDE
 from sdediff.types import Level
 
-STEPS = 40
-"""Steps of the default path: 41 forwards."""
+DEFAULT_STEPS = 40
+"""Number of steps of the default path: 41 forwards."""
 
 DEFAULT_SOLVER = Relative(4, correct_from=0)
-"""The solver of the path towards the noise, where shorter memories are better than on the way down."""
+"""Solver of the path towards the noise, where lower orders are better than towards the data."""
 GRID, CHAIN_GRID = Reference(3.5), LogSNR()
-"""Denser near the data than on the way down: there the fields of trained networks are rough, and paths start there.
-Those of networks trained on a chain have a kink at every instant, and the first instants cover most noise levels:
-even steps in log-SNR are the ones that see them all."""
+"""Grids of the path. Denser near the data than for sampling: there the fields of trained networks are rough, and paths
+start there. Fields of networks trained on a chain have a kink at every instant, and the first instants cover most noise
+levels: even steps in log-SNR resolve them all."""
 
 
-def find_ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float, float]:
-    """The times between which the path runs."""
+def find_interval(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float, float]:
+    """Return the times between which the path is solved."""
     first, last = sde.t_data if t_from is None else t_from, sde.t_max if t_to is None else t_to
     if not sde.t_min <= first < last <= sde.t_max:
         raise ValueError(
@@ -45,46 +46,47 @@ def find_ends(sde: SDE, t_from: float | None, t_to: float | None) -> tuple[float
 def find_method(
     solver: str | Sampler | None, steps: int | None, rtol: float | None, atol: float | None, grid: GridLike | None
 ) -> StepSampler | AugmentedODE:
-    """Return how the path is solved.
+    """Return the solver of the path.
 
     Raises:
-        ValueError: for a solver that cannot, naming those that can; for options that do not go together.
+        ValueError: for an unsuitable solver, naming the suitable ones; for options that do not go together.
     """
     tolerances = [value for value in (rtol, atol) if value is not None]
     if solver is None:
         method: Sampler = AdaptiveODE() if tolerances else DEFAULT_SOLVER
     else:
-        method = choose(SOLVERS, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
+        method = choose(PATH_SOLVERS, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
     if is_adaptive_ode(method):
         if steps is not None or grid is not None:
             raise ValueError("give either steps and a grid, or rtol/atol (adaptive), not both")
         if not all(value > 0.0 for value in tolerances):
             raise ValueError(f"rtol and atol must be positive, not {tolerances[0]} and {tolerances[-1]}")
-        return AugmentedODE(within(method, tolerances[0], tolerances[-1]) if tolerances else method)
+        return AugmentedODE(with_tolerances(method, tolerances[0], tolerances[-1]) if tolerances else method)
     if tolerances:
         raise ValueError(
-            f"rtol and atol need one of the adaptive solvers {', '.join(_names(is_adaptive_ode))}, not {solver}"
+            f"rtol and atol need one of the adaptive solvers {', '.join(_solver_names(is_adaptive_ode))}, not {solver}"
         )
-    if asks_once_a_node(method):
+    if evaluates_once_per_node(method):
         return method
     raise ValueError(
         f"the likelihood's path cannot be solved by {solver if isinstance(solver, str) else type(method).__name__}: it "
-        f"needs a deterministic solver of one forward a step ({', '.join(_names(asks_once_a_node))}), or an adaptive "
-        f"one ({', '.join(_names(is_adaptive_ode))})"
+        "needs a deterministic solver of one forward a step "
+        f"({', '.join(_solver_names(evaluates_once_per_node))}), or an adaptive one "
+        f"({', '.join(_solver_names(is_adaptive_ode))})"
     )
 
 
 def is_adaptive_ode(method: object) -> TypeIs[AdaptiveSampler]:
-    """Tell whether the log-density can ride along with a method: one that keeps its errors small by itself."""
+    """Tell whether a method is an adaptive ODE solver, which can integrate the log-density too."""
     return isinstance(method, AdaptiveSampler) and not method.stochastic
 
 
-SOLVERS: Mapping[str, Sampler] = ChainMap(SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS})
-"""By name: the entries of ``SAMPLERS``, and the adaptive methods of torchdiffeq."""
+PATH_SOLVERS: Mapping[str, Sampler] = ChainMap(SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS})
+"""Solvers by name: the entries of ``SAMPLERS``, and the adaptive methods of torchdiffeq."""
 
 
-def _names(fits: Callable[[object], bool]) -> list[str]:
-    return [name for name, method in SOLVERS.items() if fits(method)]
+def _solver_names(suits: Callable[[object], bool]) -> list[str]:
+    return [name for name, method in PATH_SOLVERS.items() if suits(method)]
 
 
 def find_levels(
@@ -92,23 +94,23 @@ def find_levels(
     method: StepSampler | AugmentedODE,
     steps: int | None,
     grid: GridLike | None,
-    ends: tuple[float, float],
+    interval: tuple[float, float],
 ) -> list[Level[float]]:
-    """Of the nodes, rising in noise; of an adaptive path its two ends."""
+    """Return the levels of the nodes, rising in noise; for an adaptive solver the two end levels."""
     if isinstance(method, AugmentedODE):
-        return model.sde.levels(list(ends))
-    own = GRID if model.sde.instants is None else CHAIN_GRID
-    times = place(method, model, usual_steps(steps, grid), own if grid is None else grid, ends)
+        return model.sde.levels(list(interval))
+    default = GRID if model.sde.instants is None else CHAIN_GRID
+    times = node_times(method, model, path_steps(steps, grid), default if grid is None else grid, interval)
     if float(times[0]) > float(times[-1]):
         raise ValueError("the likelihood's path runs from the data to the noise: its times must rise")
     return model.sde.levels(times)
 
 
-def usual_steps(steps: int | None, grid: GridLike | None) -> int | None:
-    """The number of steps of a call, ``STEPS`` where it leaves it open; none where the grid is the times themselves."""
-    return STEPS if steps is None and by_rule(grid) else steps
+def path_steps(steps: int | None, grid: GridLike | None) -> int | None:
+    """Return the number of steps, by default ``DEFAULT_STEPS``; ``None`` where the grid is the times themselves."""
+    return DEFAULT_STEPS if steps is None and takes_any_steps(grid) else steps
 
 
-def by_rule(grid: GridLike | None) -> bool:
-    """Whether a grid knows where any number of steps go."""
+def takes_any_steps(grid: GridLike | None) -> bool:
+    """Tell whether a grid is a rule for any number of steps, not the times themselves."""
     return grid is None or isinstance(grid, str | Grid)

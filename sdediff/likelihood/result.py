@@ -1,26 +1,28 @@
-"""The result of a log-likelihood: its value, and the parts of its error."""
+"""The results of likelihoods: their records, and the parts of their errors."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sdediff.numerics import wide
 from sdediff.types import UndefinedError, brief
 
-SEEN_BY_PROBES = ("quadrature",)
-"""Systematic parts that are differences of divergences, as noisy as those where the trace is random."""
+PROBED_PARTS = ("quadrature",)
+"""Systematic parts that are differences of divergences, and noisy where the trace is random."""
 
-
-_CURES = {
+_REMEDIES = {
     "t_min": "the data are narrower than the noise of the first level, whose density is reported",
     "prior": "the process ends too far from its prior: give it more noise, or its data's moments",
 }
-"""What helps against a part; against all others more steps do."""
+"""Remedies against parts of the error; against the other parts it is more steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +30,13 @@ class ErrorBudget:
     """The parts of the error of every item's log-likelihood.
 
     Attributes:
-        random: standard errors of what was drawn, nats ``(B,)`` each, independent between items: they average out.
-        systematic: signed effects of what was approximated, nats ``(B,)`` each: they do not.
-        noise: standard errors of the systematic effects that were seen through random probes, nats ``(B,)`` each.
-        of_mean: standard errors of the mean over items that no single item has, nats: that of a sample of a population.
-        values: the numbers whose errors these are, nats ``(B,)``; empty where they are not at hand.
-        scale: nats of one ``unit``.
-        unit: ``"nats"`` or ``"bits/dim"``.
+        random: standard errors of random draws, nats ``(B,)`` each, independent between items: they average out.
+        systematic: signed effects of approximations, nats ``(B,)`` each: they do not average out.
+        noise: standard errors of systematic effects that are estimated by random probes, nats ``(B,)`` each.
+        of_mean: further standard errors of the mean over the items, nats, such as that of a sample of a population.
+        values: numbers whose errors these are, nats ``(B,)``; empty where they are not available.
+        scale: number of nats of one ``unit``.
+        unit: unit of the table, ``"nats"`` or ``"bits/dim"``.
     """
 
     random: Mapping[str, Tensor]
@@ -49,26 +51,31 @@ class ErrorBudget:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """All parts of the items, nats ``(B,)`` each."""
+        """Random and systematic parts, nats ``(B,)`` each."""
         return {**self.random, **self.systematic}
 
     def noisy(self, name: str) -> bool:
-        """Whether an item's effect was seen through random probes and is mostly their noise."""
-        return name in SEEN_BY_PROBES and _rms(self.random.get("probes", torch.zeros(1))) > 0.0
+        """Tell whether a systematic part is estimated by random probes and mostly their noise."""
+        return name in PROBED_PARTS and _rms(self.random.get("probes", torch.zeros(1))) > 0.0
 
     def beyond_noise(self, name: str) -> Tensor:
-        """Return the size of every item's effect, nats ``(B,)``; of a noisy one what stands out by three errors."""
+        """Return the size of a systematic part, nats ``(B,)``; of a noisy one the excess over three standard errors."""
         effect = self.systematic[name]
         if not self.noisy(name):
             return effect.abs()
         error = self.noise.get(name, torch.full_like(effect, math.inf))
         return (effect.square() - (3.0 * error).square()).clamp(min=0.0).sqrt()
 
+    def systematic_size(self) -> Tensor:
+        """Return the size of the systematic error, nats ``(B,)``: the solver's part twice, the other parts once."""
+        sizes = [self.beyond_noise(name) * (2.0 if name == "solver" else 1.0) for name in self.systematic]
+        return sum(sizes, torch.zeros(()))
+
     @property
     def warning(self) -> str:
-        """What is to be said of numbers that mean nothing: whose systematic error is above them, or not finite.
+        """Warning of numbers without meaning, whose systematic error exceeds them or is not finite; empty for none.
 
-        A density has no natural zero, so that its errors are compared with a nat a call, too. Empty where all is well.
+        A density has no natural zero: its errors are compared with 1 nat where its value is smaller.
         """
         effects = [wide(part).abs() for name, part in self.systematic.items() if not self.noisy(name)]
         if not effects or not len(self.values):
@@ -80,13 +87,13 @@ class ErrorBudget:
         worst = max(self.systematic, key=lambda name: _rms(self.systematic[name]))
         return (
             f"{lost} of {len(size)} items mean nothing: their systematic error, most of it {worst}, exceeds their "
-            f"value; {_CURES.get(worst, 'take more steps')}"
+            f"value; {_REMEDIES.get(worst, 'take more steps')}"
         )
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
-        """For every part, in ``unit``: the root mean square over ``item``s and the effect on their ``mean``.
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return every part in ``unit``: the root mean square over items, ``item``, and the effect on their ``mean``.
 
-        Of effects seen through probes both are the size of the mean that noise does not explain.
+        For effects that are estimated by probes both are the size of the mean beyond its noise.
         """
         rows = {}
         for name, values in self.random.items():
@@ -102,9 +109,9 @@ class ErrorBudget:
         return rows
 
     def __str__(self) -> str:
-        """A table, one line a part; effects that have a sign show it. A last line warns of numbers without meaning."""
+        """Return a table with one line a part, signed effects with their sign, and the warning if there is one."""
         lines = [f"{'error, ' + self.unit:24s} {'an item (RMS)':>14s} {'the mean':>12s}"]
-        for name, row in self.as_dict().items():
+        for name, row in self.to_dict().items():
             item = "" if math.isnan(row["item"]) else f"{row['item']:.1e}"
             mean = f"{row['mean']:+.1e}" if name in self.systematic else f"{row['mean']:.1e}"
             lines.append(f"{name:24s} {item:>14s} {mean:>12s}")
@@ -116,25 +123,78 @@ def _rms(values: Tensor) -> float:
 
 
 def _beyond_noise(values: Tensor) -> float:
-    """The size of the mean of noisy effects, less what noise makes of it."""
+    """Return the size of the mean of noisy effects beyond its noise."""
     values = wide(values)
     noise = values.var() / len(values) if len(values) > 1 else values.square().mean()
     return float((values.mean().square() - noise).clamp(min=0.0).sqrt())
 
 
+class Result(ABC):
+    """The likelihood of a batch of items: a frozen dataclass with its errors and its cost."""
+
+    nfe: int
+
+    @abstractmethod
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper ends of the items' confidence intervals, ``(B,)`` each.
+
+        Raises:
+            ValueError: unless ``0 < confidence < 1``.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields in JSON's types: tensors as lists, the budget by its parts, NaN and infinity as null."""
+        return {field.name: json_value(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+
+def json_value(value: Any) -> Any:
+    """Return a value in JSON's types."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, ErrorBudget):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [json_value(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that is not between 0 and 1."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"the confidence must lie between 0 and 1, not {confidence}")
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return the half-width of an interval of the standard normal distribution with this confidence."""
+    check_confidence(confidence)
+    return math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+
+
+def student_quantile(confidence: float, degrees: Tensor) -> Tensor:
+    """Return the half-widths of intervals of Student's distributions by their degrees of freedom, float64 ``(B,)``."""
+    check_confidence(confidence)
+    return torch.as_tensor(stdtrit(degrees.cpu().numpy(), 0.5 * (1.0 + confidence)), dtype=torch.float64)
+
+
 @dataclass(frozen=True)
-class LogLikelihood:
-    """Log-likelihoods of a batch.
+class LogLikelihood(Result):
+    """The log-likelihoods of a batch.
 
     Attributes:
-        log_prob: nats, float64 ``(B,)``: the log-density of continuous data, in their units; of integer data the
-            log-probability seen by one dequantisation, in the mean a lower bound.
-        standard_error: nats ``(B,)``, of the probes; 0 for the exact trace.
-        latent: the states at ``t_to``, ``(B, *shape)``, in the model's coordinates.
-        nfe: forwards of the network, each of them serving value and divergence.
-        products: vector-Jacobian products spent on all items together.
-        error_budget: the parts of the error; its ``str()`` is a table.
+        log_prob: log-densities of continuous data, in their units, nats, float64 ``(B,)``; of integer data the
+            log-probability by one dequantisation, in the mean a lower bound.
+        standard_error: standard errors of the probes, nats ``(B,)``; 0 for the exact trace.
+        latent: states at ``t_to``, ``(B, *shape)``, in the model's coordinates.
+        nfe: forwards of the network, each for value and divergence.
+        products: vector-Jacobian products of all items together.
+        error_budget: parts of the error; its ``str()`` is a table.
         discrete: whether the data were integers.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]]), steps=20).nfe
+    21
     """
 
     log_prob: Tensor
@@ -159,58 +219,50 @@ class LogLikelihood:
         return -self.log_prob / (math.log(2.0) * self.latent[0].numel())
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper end, nats ``(B,)`` each, by all parts of the budget.
+        """Return the lower and upper ends of the items' confidence intervals, nats ``(B,)`` each.
 
-        By the probes' standard error it covers what it says. The systematic parts are estimates of a size: that of the
-        solver counts twice, the others once; of those that were seen through random probes, what stands out of their
-        noise.
-
-        Raises:
-            ValueError: unless ``0 < confidence < 1``.
+        The probes' standard error gives the stated coverage. The systematic parts are estimates of a size
+        (:meth:`ErrorBudget.systematic_size`), which is added to the standard error in quadrature.
         """
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"the confidence must lie in (0, 1), not {confidence}")
-        sigmas = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
-        size = torch.zeros_like(self.log_prob)
-        for name in self.error_budget.systematic:
-            size = size + self.error_budget.beyond_noise(name) * (2.0 if name == "solver" else 1.0)
-        half = sigmas * torch.hypot(self.standard_error, size)
+        half = normal_quantile(confidence) * torch.hypot(self.standard_error, self.error_budget.systematic_size())
         return self.log_prob - half, self.log_prob + half
 
 
 def replace_rows(whole: LogLikelihood, rows: list[int], part: LogLikelihood) -> LogLikelihood:
-    """Replace the figures of some items by those of another result; what was spent on both counts."""
+    """Replace the figures of some items by those of another result; the costs of both are added."""
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_put((torch.tensor(rows, device=old.device),), new)
 
-    found = _combine(put, whole, part)
-    return replace(found, nfe=whole.nfe + part.nfe, products=whole.products + part.products)
+    result = _map_tensors(put, whole, part)
+    return replace(result, nfe=whole.nfe + part.nfe, products=whole.products + part.products)
 
 
 def gather(parts: Iterable[LogLikelihood], count: int) -> LogLikelihood:
-    """Return the results of batches, ``count`` items in all, as one.
+    """Join the results of batches, ``count`` items in all.
 
     They are written into tensors made with the first: small tensors kept between the temporaries of one path and the
     next would hold the allocator's memory, which would then grow with the number of batches.
     """
     whole, done, nfe, products = None, 0, 0, 0
     for part in parts:
-        whole = _combine(lambda values: values.new_empty(count, *values.shape[1:]), part) if whole is None else whole
+        whole = (
+            _map_tensors(lambda values: values.new_empty(count, *values.shape[1:]), part) if whole is None else whole
+        )
         nfe, products, end = nfe + part.nfe, products + part.products, done + len(part.log_prob)
 
         def write(old: Tensor, new: Tensor, rows: slice = slice(done, end)) -> Tensor:
             old[rows] = new
             return old
 
-        whole, done = _combine(write, whole, part), end
+        whole, done = _map_tensors(write, whole, part), end
     if whole is None:
         raise ValueError("there is no batch to gather")
     return replace(whole, nfe=nfe, products=products)
 
 
-def _combine(function: Callable[..., Tensor], *results: LogLikelihood) -> LogLikelihood:
-    """Return the first result with every tensor replaced by a function of those at its place in all of them."""
+def _map_tensors(function: Callable[..., Tensor], *results: LogLikelihood) -> LogLikelihood:
+    """Return the first result with every tensor replaced by a function of that tensor in all results."""
     budgets = [result.error_budget for result in results]
 
     def of_all(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

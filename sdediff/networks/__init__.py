@@ -20,14 +20,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
 
 
 def described(network: nn.Module, parameters: Mapping[str, Any]) -> nn.Module:
-    """Return a network that says which parameters it was built with, in ``config``."""
+    """Return the network with the parameters that it was built from as ``config``, if it has none."""
     if not hasattr(network, "config"):
         network.config = dict(parameters)  # type: ignore[assignment]
     return network
 
 
 def default_network(shape: Sequence[int]) -> str:
-    """The name of the network that suits items of a shape: the U-Net for images it can take, else the perceptron."""
+    """Return the name of the default network for items of a shape: the U-Net for images, else the perceptron."""
     return "unet" if len(shape) == 3 and min(shape[1:]) >= 4 else "mlp"
 
 

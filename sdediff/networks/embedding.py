@@ -24,7 +24,7 @@ class FourierFeatures(nn.Module):
         self.count, self.low, self.high = features // 2, low, high
 
     def forward(self, scalar: Tensor) -> Tensor:
-        """``(B,)`` to ``(B, features)``."""
+        """Map ``(B,)`` to ``(B, features)``."""
         exponents = torch.linspace(0.0, 1.0, self.count, dtype=scalar.dtype, device=scalar.device)
         phase = scalar[:, None] * self.low * (self.high / self.low) ** exponents
         return torch.cat([phase.sin(), phase.cos()], dim=1)
@@ -46,7 +46,7 @@ class Embedding(nn.Sequential):
         )
 
     def forward(self, scalar: Tensor) -> Tensor:
-        """``(B,)`` to ``(B, features)``."""
+        """Map ``(B,)`` to ``(B, features)``."""
         features, first, *rest = self
         hidden: Tensor = first(features(scalar).to(first.weight.dtype))
         for layer in rest:

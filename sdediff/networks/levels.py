@@ -1,4 +1,4 @@
-r"""The last layer for data of few integer levels: what is known exactly is not learned.
+r"""The last layer for data of few integer levels, with the known part of the posterior mean in closed form.
 
 A dequantised entry is ``x0 = c_k + u`` with a level k and ``u`` uniform over one bin. Given the noisy
 ``y = cos x0 + sin eps`` and the level, ``x0`` is a normal truncated to the bin. With ``z = (x0 - y / cos) cos / sin``:
@@ -6,8 +6,8 @@ A dequantised entry is ``x0 = c_k + u`` with a level k and ``u`` uniform over on
     E[eps | y] = - sum_k P(k | y) g_k,     g_k = E[z | bin k] = (phi(a_k) - phi(b_k)) / (Phi(b_k) - Phi(a_k)),
     P(k | y)  proportional to  exp(logit_k) (Phi(b_k) - Phi(a_k)),
 
-where ``a_k, b_k`` are the edges of the bin in units of z. The network supplies the logits: what the other entries say
-about this one. The sharp edges of the bins, which a smooth network cannot draw, come for free.
+where ``a_k, b_k`` are the edges of the bin in units of z. The network supplies the logits, the information in the other
+entries about this one. The sharp edges of the bins, which a smooth network cannot represent, are exact.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NARROW = 0.05  # bins below this width (in standard deviations of the noise) by
 
 
 def bin_moments(lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability and mean of a standard normal in the bins ``[lower, lower + width]``, elementwise."""
+    """Return log-probability and mean of a standard normal in the bins ``[lower, lower + width]``, elementwise."""
     narrow = width < _NARROW
     middle = lower + 0.5 * width
     square = torch.where(narrow, middle, 0.0).square()
@@ -45,7 +45,7 @@ def bin_moments(lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LevelHead(nn.Module):
-    """Turns logits over the levels into the velocity ``v = cos eps - sin x0`` of the exact posterior mean.
+    """Layer from logits over the levels to the velocity ``v = cos eps - sin x0`` of the exact posterior mean.
 
     Args:
         levels: number of levels K.
@@ -59,14 +59,14 @@ class LevelHead(nn.Module):
             raise ValueError(f"data of levels need at least 2 of them, not {levels}")
         if not low < high:
             raise ValueError(f"levels need low < high, not {low} and {high}")
-        self.levels, self.low, self.delta = levels, low, (high - low) / (levels - 1)
+        self.num_levels, self.low, self.delta = levels, low, (high - low) / (levels - 1)
 
     def forward(self, logits: Tensor, y: Tensor, half_log_snr: Tensor) -> Tensor:
-        """Logits ``(B, K * C, ...)``, state ``(B, C, ...)`` of the variance-preserving frame and lambda ``(B,)``."""
-        logits = logits.reshape(y.shape[0], self.levels, *y.shape[1:])
+        """Map logits ``(B, K * C, ...)``, states ``(B, C, ...)`` of the variance-preserving frame, lambda ``(B,)``."""
+        logits = logits.reshape(y.shape[0], self.num_levels, *y.shape[1:])
         noise_to_signal = torch.exp(-half_log_snr).reshape(-1, *(1,) * y.ndim)
         sin, cos = (expand(torch.sigmoid(sign * 2.0 * half_log_snr).sqrt(), y) for sign in (-1.0, 1.0))
-        index = torch.arange(self.levels, dtype=y.dtype, device=y.device)
+        index = torch.arange(self.num_levels, dtype=y.dtype, device=y.device)
         edges = self.low + (index - 0.5) * self.delta
         lower = (edges.reshape(1, -1, *(1,) * (y.ndim - 1)) - (y / cos).unsqueeze(1)) / noise_to_signal
         mass, mean = bin_moments(lower, self.delta / noise_to_signal)
@@ -79,7 +79,7 @@ class Levelled(nn.Module):
     """A network with the exact layer on top: its outputs are the logits of the levels.
 
     Args:
-        network: called as ``network(x, half_log_snr, ...)``, to ``(B, levels * C, ...)`` for states ``(B, C, ...)``.
+        network: callable ``network(x, half_log_snr, ...)``, to ``(B, levels * C, ...)`` for states ``(B, C, ...)``.
         levels: the number of levels.
         low: the value of level 0.
         high: the value of the highest level.
@@ -92,6 +92,6 @@ class Levelled(nn.Module):
         self.config = {"levels": levels, "low": low, "high": high}
 
     def forward(self, x: Tensor, half_log_snr: Tensor, *condition: Tensor, **named: Tensor) -> Tensor:
-        """States ``(B, C, ...)`` of the variance-preserving frame and lambda ``(B,)`` to the velocity."""
+        """Map states ``(B, C, ...)`` in the variance-preserving frame and lambda ``(B,)`` to the velocity."""
         result: Tensor = self.head(self.network(x, half_log_snr, *condition, **named), x, half_log_snr)
         return result

@@ -12,7 +12,7 @@ from sdediff.networks.zero import zeroed
 
 
 class Block(nn.Module):
-    """Norm, the embedding's scale and shift, two layers; the identity at the start."""
+    """Residual block: norm, the embedding's scale and shift, two layers; the identity at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -21,18 +21,18 @@ class Block(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``(B, width)`` to the same."""
+        """Map ``(B, width)`` to ``(B, width)``."""
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
         result: Tensor = x + self.layers(self.norm(x) * (1.0 + scale) + shift)
         return result
 
 
 class MLP(nn.Module):
-    """The perceptron; states of any shape are flattened and put back.
+    """Residual perceptron; states of any shape are flattened and put back.
 
     Args:
-        shape: of one item.
-        width: of the hidden layers; even.
+        shape: shape of one item.
+        width: width of the hidden layers; even.
         blocks: number of residual blocks.
         outputs: the number of tensors like the state that are returned, side by side along the channels.
 
@@ -67,7 +67,7 @@ class MLP(nn.Module):
         self.exit = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, size * outputs)))
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """States ``(B, *shape)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the states."""
+        """Map states ``(B, *shape)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the states."""
         embedding = self.embedding(conditioning)
         hidden = self.entry(x.flatten(1))
         for block in self.blocks:

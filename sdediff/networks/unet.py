@@ -18,7 +18,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; the embedding scales and shifts between; the identity at the start."""
+    """Residual block: norm, SiLU, convolution, twice, scaled and shifted between; the identity at the start."""
 
     def __init__(self, before: int, after: int, embedding: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``(B, before, H, W)`` to ``(B, after, H, W)``."""
+        """Map ``(B, before, H, W)`` to ``(B, after, H, W)``."""
         modulation: Tensor = self.modulation(embedding)
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm(self.first(x)) * (1.0 + scale) + shift
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same."""
+        """Map ``(B, C, H, W)`` to ``(B, C, H, W)``."""
         qkv: Tensor = self.qkv(self.norm(x))
         q, k, v = qkv.reshape(x.shape[0], 3, self.heads, -1, x.shape[2] * x.shape[3]).transpose(-1, -2).unbind(1)
         mixed = functional.scaled_dot_product_attention(q, k, v)
@@ -57,13 +57,13 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net: one residual block a resolution on either side, attention at the bottom.
+    """U-Net: one residual block a resolution on either side, attention at the bottom.
 
-    Down by convolutions of stride 2, up by nearest neighbours to the size of the skip, so that any size will do; skips
-    by concatenation.
+    Downsampling is by convolutions of stride 2, upsampling by nearest neighbours to the size of the skip, so that any
+    size will do; skips are concatenated.
 
     Args:
-        shape: of an image, ``(C, H, W)`` with sides of at least 4.
+        shape: shape of an image, ``(C, H, W)`` with sides of at least 4.
         width: channels at full resolution.
         multipliers: channels of each resolution in units of ``width``.
         outputs: the number of tensors like the state that are returned, side by side along the channels.
@@ -107,7 +107,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the images."""
+        """Map images ``(B, C, H, W)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the images."""
         embedding = self.embedding(conditioning)
         hidden, skips = self.entry(x) + self.position, []
         for depth, block in enumerate(self.down):

@@ -8,14 +8,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def zeroed(part: M) -> M:
-    """``part`` with its parameters at zero: a block that starts as the identity, an output that starts at none."""
-    for parameter in part.parameters():
+def zeroed(layer: ModuleT) -> ModuleT:
+    """Set a layer's parameters to zero, for blocks that start as the identity and outputs that start at 0."""
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return part
+    return layer
 
 
 @torch.no_grad()

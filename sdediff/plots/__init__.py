@@ -1,6 +1,6 @@
-"""Pictures from tensors, as PNG files; the only importer of matplotlib, and without its global state.
+"""Pictures of tensors as PNG files; the only importer of matplotlib, and without its global state.
 
-Images are put together pixel by pixel, so that every pixel of theirs is a square of whole pixels of the file.
+Image grids are composed pixel by pixel: every pixel of an image is a square of whole pixels of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdediff.files import replace
 from sdediff.numerics import flatten
-from sdediff.plots.canvas import INK, PALE, of_one_unit, save, single_axes
+from sdediff.plots.canvas import INK, PALE, save_figure, share_a_scale, single_axes
 from sdediff.plots.costs import Panel as Panel
 from sdediff.plots.costs import trade_off as trade_off
 from sdediff.types import DataInfo
@@ -26,18 +26,18 @@ from sdediff.types import DataInfo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_GAP = 235  # the grey between images: told apart from black and from white
-_TILE, _WIDTH = 64, 1600  # pixels: about the size of a tile, and the most a picture is wide if its tiles allow it
+_GAP = 235  # the grey between images, distinct from black and from white
+_TILE, _WIDTH = 64, 1600  # pixels: the approximate size of a tile, and the largest width if the tiles allow it
 
 
 def image_grid(
     images: Tensor, path: str | Path, *, columns: int | None = None, low: float = 0.0, high: float = 1.0
 ) -> None:
-    """Images side by side, in rows.
+    """Draw images side by side, in rows.
 
     Args:
         images: ``(B, C, H, W)`` with one or three channels, or ``(B, H, W)``.
-        path: of the PNG, replaced in one step.
+        path: path of the PNG, which is replaced in one step.
         columns: images in a row; about as many as rows by default.
         low: the value shown black.
         high: the value shown white.
@@ -45,7 +45,7 @@ def image_grid(
     Raises:
         ValueError: for another shape or an empty batch.
     """
-    pixels = _pixels(images, low, high)
+    pixels = _to_bytes(images, low, high)
     count, height, width, channels = pixels.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     rows = -(-count // columns)
@@ -60,11 +60,11 @@ def image_grid(
 
 
 def filmstrip(frames: Tensor, path: str | Path, *, low: float = 0.0, high: float = 1.0) -> None:
-    """Sequences of images, one a row.
+    """Draw sequences of images, one a row.
 
     Args:
         frames: ``(frames, B, C, H, W)`` or ``(frames, B, H, W)``.
-        path: of the PNG.
+        path: path of the PNG.
         low: the value shown black.
         high: the value shown white.
     """
@@ -73,47 +73,47 @@ def filmstrip(frames: Tensor, path: str | Path, *, low: float = 0.0, high: float
 
 
 def scatter(points: Tensor, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Points by their first two coordinates.
+    """Draw points by their first two coordinates.
 
     Args:
         points: ``(B, D)``; points on a line are drawn as a histogram.
-        path: of the PNG.
-        reference: other points, drawn pale beneath and setting the limits.
+        path: path of the PNG.
+        reference: other points, drawn pale beneath, which set the limits.
     """
     if points.shape[1] == 1:
         return histogram(points[:, 0], path, label="x")
     figure, axes = single_axes(6.0, 6.0)
-    _cloud(axes, points if reference is None else reference, reference is not None)
-    size = 300.0 / math.sqrt(len(points))  # so that many points leave gaps, and few are seen
+    _frame(axes, points if reference is None else reference, reference is not None)
+    size = 300.0 / math.sqrt(len(points))  # many points leave gaps, few are visible
     axes.scatter(*_plane(points), s=size, c=INK, alpha=0.7, linewidths=0, label=f"{len(points):,} samples")
     if reference is not None:
         axes.scatter([], [], s=20, c=PALE, label="data")
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, handletextpad=0.2)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def paths(frames: Tensor, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Sequences of points, each a line with a dot at every frame.
+    """Draw sequences of points, each a line with a dot at every frame.
 
     Args:
         frames: ``(frames, B, D)``.
-        path: of the PNG.
+        path: path of the PNG.
         reference: points drawn pale beneath.
     """
     figure, axes = single_axes(6.0, 6.0)
-    _cloud(axes, frames.flatten(0, 1) if reference is None else reference, reference is not None)
+    _frame(axes, frames.flatten(0, 1) if reference is None else reference, reference is not None)
     for line in frames.transpose(0, 1):
         axes.plot(*_plane(line), "-o", markersize=4, linewidth=1.2)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def histogram(values: Tensor, path: str | Path, *, label: str) -> None:
-    """How values are spread, with their mean.
+    """Draw the histogram of values, with their mean.
 
     Args:
         values: ``(B,)``.
-        path: of the PNG.
-        label: what the values are, with their unit.
+        path: path of the PNG.
+        label: name of the values, with their unit.
     """
     figure, axes = single_axes(6.0, 3.6)
     numbers = values.double().cpu().numpy()
@@ -121,67 +121,67 @@ def histogram(values: Tensor, path: str | Path, *, label: str) -> None:
     axes.axvline(float(numbers.mean()), color="#b3402a", linewidth=1.5, label=f"mean {numbers.mean():.4g}")
     axes.set(xlabel=label, ylabel="items")
     axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def curves(
     series: Mapping[str, tuple[Any, Any]], path: str | Path, *, xlabel: str = "step", ylabel: str = "loss"
 ) -> None:
-    """Lines over a common axis.
+    """Draw lines over a common axis.
 
     Args:
         series: name to ``(x, y)``.
-        path: of the PNG.
-        xlabel: of the axis.
-        ylabel: of the values.
+        path: path of the PNG.
+        xlabel: name of the axis.
+        ylabel: name of the values.
     """
     figure, axes = single_axes(6.0, 3.6)
     for (name, (x, y)), style in zip(series.items(), ("-", "o-", "s-", "^-"), strict=False):
         axes.plot(x, y, style, markersize=4, linewidth=1.2, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def picture(x: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Samples as what they are: images as a grid, anything else as points.
+    """Draw samples: images as a grid, anything else as points.
 
     Args:
         x: ``(B, *info.shape)``, as :func:`~sdediff.generation.sample` gives them.
-        info: of the data.
-        path: of the PNG.
+        info: description of the data.
+        path: path of the PNG.
         reference: data to draw beneath points.
     """
     if is_image(info.shape):
-        low, high = _range(x, info)
+        low, high = shades(x, info)
         image_grid(x, path, low=low, high=high)
     else:
         scatter(flatten(x), path, reference=None if reference is None else flatten(reference))
 
 
 def sequences(frames: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Sequences of samples ``(frames, B, *info.shape)``, by the same rule as :func:`picture`."""
+    """Draw sequences of samples ``(frames, B, *info.shape)``, by the same rule as :func:`picture`."""
     if is_image(info.shape):
-        low, high = _range(frames, info)
+        low, high = shades(frames, info)
         filmstrip(frames, path, low=low, high=high)
     else:
         paths(frames.flatten(2), path, reference=None if reference is None else flatten(reference))
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether items of a shape can be shown as images: ``(1 or 3, H, W)`` or ``(H, W)``."""
+    """Return whether items of a shape can be shown as images: ``(1 or 3, H, W)`` or ``(H, W)``."""
     return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
-def _range(x: Tensor, info: DataInfo) -> tuple[float, float]:
-    """Black and white: the ends of the levels, or of the values where there are no levels."""
-    if info.levels is not None:
-        return info.low, info.high
-    return float(x.min()), float(x.max())
+def shades(x: Tensor, info: DataInfo) -> tuple[float, float]:
+    """Return the values shown black and white: the extremes of the levels, or of the values of continuous data."""
+    if info.levels is None:
+        return float(x.min()), float(x.max())
+    return (info.low, info.high) if x.is_floating_point() else (0.0, info.levels - 1.0)
 
 
-def _pixels(images: Tensor, low: float, high: float) -> NDArray[np.uint8]:
-    """Bytes ``(B, H, W, C)``."""
+def _to_bytes(images: Tensor, low: float, high: float) -> NDArray[np.uint8]:
+    """Return the pixels as bytes ``(B, H, W, C)``."""
     x = images[:, None] if images.ndim == 3 else images
     if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
         raise ValueError(f"images must be (B, 1 or 3, H, W) or (B, H, W), at least one, not {tuple(images.shape)}")
@@ -191,21 +191,21 @@ def _pixels(images: Tensor, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _plane(points: Tensor) -> tuple[Any, Any]:
-    """The first two coordinates; the second is 0 on a line."""
+    """Return the first two coordinates; the second is 0 on a line."""
     flat = points.detach().double().cpu().numpy()
     return flat[:, 0], flat[:, 1] if flat.shape[1] > 1 else np.zeros(len(flat))
 
 
-def _cloud(axes: Axes, points: Tensor, show: bool) -> None:
-    """Set the limits by the bulk of some points, so that a stray one does not shrink the rest; show them if asked."""
+def _frame(axes: Axes, points: Tensor, show: bool) -> None:
+    """Set the limits by the bulk of some points, whatever a few outliers are; optionally show the points."""
     x, y = _plane(points)
     limits = [np.quantile(values, [0.005, 0.995]) for values in (x, y)]
     spans = [float(high - low) for low, high in limits]
-    alike = of_one_unit(spans)
-    margins = [0.3 * (max(spans) if alike else span) + 1e-9 for span in spans]
-    ends = [(low - margin, high + margin) for (low, high), margin in zip(limits, margins, strict=True)]
-    axes.set(xlim=ends[0], ylim=ends[1])
-    axes.set_aspect("equal" if alike else "auto")
+    one_scale = share_a_scale(spans)
+    margins = [0.3 * (max(spans) if one_scale else span) + 1e-9 for span in spans]
+    wider = [(low - margin, high + margin) for (low, high), margin in zip(limits, margins, strict=True)]
+    axes.set(xlim=wider[0], ylim=wider[1])
+    axes.set_aspect("equal" if one_scale else "auto")
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
     if show:
         axes.scatter(x, y, s=120.0 / math.sqrt(len(x)), c=PALE, linewidths=0)

@@ -1,4 +1,4 @@
-"""Figures outside pyplot and its global list, and their colours."""
+"""Figures without pyplot's global state, and their colours."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 PAPER, INK, PALE = "#ffffff", "#1f4e79", "#c8ccd0"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6000", "#56b4e9", "#000000", "#e69f00")
-"""Told apart by colour-blind readers too (Okabe & Ito 2008; their yellow, too pale for a line, is brown here)."""
+"""Distinct to colour-blind readers too (Okabe & Ito 2008; their yellow, too pale for a line, is brown here)."""
 
-_MOST_UNLIKE = 10.0  # spans of coordinates that are drawn to one scale
+_LARGEST_RATIO = 10.0  # of the spans of coordinates that are drawn to one scale
 
 
 def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one pair of axes."""
-    from matplotlib.figure import Figure  # takes most of a second, and images do without
+    """Make a figure with one pair of axes."""
+    from matplotlib.figure import Figure  # takes most of a second, and images do not need it
 
-    made = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-    axes = made.subplots()
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    return made, axes
+    return figure, axes
 
 
-def of_one_unit(spans: Sequence[float]) -> bool:
-    """Return whether coordinates reach so far, each, that one scale shows them all."""
+def share_a_scale(spans: Sequence[float]) -> bool:
+    """Return whether coordinates with these spans can be drawn to one scale."""
     extents = [span for span in spans if span > 0.0]
-    return not extents or max(extents) <= _MOST_UNLIKE * min(extents)
+    return not extents or max(extents) <= _LARGEST_RATIO * min(extents)
 
 
-def save(drawn: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG."""
-    replace(path, lambda file: drawn.savefig(file, format="png", dpi=150, bbox_inches="tight"))
+    replace(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))

@@ -1,4 +1,4 @@
-"""Values against cost, for several methods at once."""
+"""Curves of values against cost, for several methods at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sdediff.plots.canvas import COLOURS, PAPER, save
+from sdediff.plots.canvas import COLOURS, PAPER, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,10 +18,10 @@ class Panel(NamedTuple):
     """One pair of logarithmic axes.
 
     Attributes:
-        title: what is shown.
-        series: name to ``(x, y, told)``: places, values, and whether each value is told apart from nothing (a hollow
-            marker stands where it is not).
-        floor: values below are uncertain and lie in a grey band; ``None`` for no band.
+        title: title of the axes.
+        series: name to ``(x, y, significant)``: costs, values, and whether each value is significant (hollow markers
+            where it is not).
+        floor: upper edge of the grey band of uncertain values; ``None`` for no band.
         bottom: the least value shown; ``None`` for all.
     """
 
@@ -32,32 +32,32 @@ class Panel(NamedTuple):
 
 
 def trade_off(panels: Sequence[Panel], path: str | Path, *, xlabel: str) -> None:
-    """Values against cost, side by side, each line named at its end.
+    """Plot values against cost in panels side by side, each line named at its end.
 
     Args:
-        panels: one or more; a name has one colour in all.
-        path: of the PNG.
-        xlabel: what the cost is.
+        panels: one or more panels; a name has the same colour in all.
+        path: path of the PNG.
+        xlabel: name of the cost.
     """
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     figure = Figure(figsize=(6.4 * len(panels), 5.0), layout="constrained", facecolor=PAPER)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, (x, y, told) in panel.series.items():
+        for name, (x, y, significant) in panel.series.items():
             i = names.index(name)
             style = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5.0}
             line = "-" if i < len(COLOURS) else "--"
             axes.plot(x, y, linestyle=line, linewidth=1.4, markerfacecolor="none", **style)
-            seen = [(a, b) for a, b, known in zip(x, y, told, strict=True) if known]
-            axes.plot(*zip(*seen, strict=True), linestyle="none", **style) if seen else None
+            filled = [(a, b) for a, b, solid in zip(x, y, significant, strict=True) if solid]
+            axes.plot(*zip(*filled, strict=True), linestyle="none", **style) if filled else None
         _log_axes(axes, panel, xlabel)
-        _name_ends(axes, panel, names)
-    save(figure, path)
+        _label_lines(axes, panel, names)
+    save_figure(figure, path)
 
 
 def _log_axes(axes: Axes, panel: Panel, xlabel: str) -> None:
-    """Scales, plain numbers for the costs, a faint grid, and the band of what is uncertain."""
+    """Set logarithmic scales, plain numbers for the costs, a faint grid, and the band of uncertain values."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     if not panel.series:  # a logarithmic axis needs something to show
@@ -89,17 +89,17 @@ def _log_axes(axes: Axes, panel: Panel, xlabel: str) -> None:
     axes.set(xlim=(low, high), ylim=(bottom, top))
 
 
-def _name_ends(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
-    """Names in a column right of the axes, each on the height of its line's end or, if that is taken, near it."""
+def _label_lines(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    """Write the names in a column right of the axes, each at the height of its line's end or, if taken, near it."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    places = {name: to_axes.transform((x[-1], y[-1])) for name, (x, y, _) in panel.series.items() if x}
-    ends = sorted((max(float(place[1]), 0.0), float(place[0]), name) for name, place in places.items())
-    heights = _apart([end for end, _, _ in ends], 0.048)
-    for (end, last, name), height in zip(ends, heights, strict=True):
+    last = {name: to_axes.transform((x[-1], y[-1])) for name, (x, y, _) in panel.series.items() if x}
+    points = sorted((max(float(point[1]), 0.0), float(point[0]), name) for name, point in last.items())
+    heights = _apart([y for y, _, _ in points], 0.048)
+    for (y, x, name), height in zip(points, heights, strict=True):
         colour = COLOURS[names.index(name) % len(COLOURS)]
         axes.plot(
-            (last, 1.03),
-            (end, height),
+            (x, 1.03),
+            (y, height),
             transform=axes.transAxes,
             color=colour,
             linewidth=0.6,
@@ -111,7 +111,7 @@ def _name_ends(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Rising heights, moved so that neighbours are a gap apart and, if there is room, none is above 1."""
+    """Move rising heights so that neighbours are a gap apart and, if there is room, none is above 1."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + gap) if moved else height)

@@ -1,4 +1,4 @@
-"""What a likelihood says of a data set: how the values are spread, and which items lie at the ends."""
+"""Plots of likelihoods: their histogram, and the most and the least likely items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.plots.canvas import INK, PAPER, of_one_unit, save
+from sdediff.plots.canvas import INK, PAPER, save_figure, share_a_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 _MEAN = "#b3402a"
 _ROWS, _COLUMNS = 3, 6  # of images on either side
-_POINTS = 20_000  # at most
+_MOST_POINTS = 20_000
 
 
 class Likelihoods(NamedTuple):
-    """What is drawn.
+    """Likelihoods of items and their mean.
 
     Attributes:
-        values: ``(B,)``.
-        label: what they are, with their unit.
-        mean: of the values.
-        standard_error: of the mean; NaN where unknown.
-        small_is_likely: as bits/dim are.
+        values: values of the items, ``(B,)``.
+        label: name of the values, with their unit.
+        mean: mean of the values.
+        standard_error: standard error of the mean; NaN if unknown.
+        small_is_likely: whether small values are likely, as in bits/dim.
     """
 
     values: Tensor
@@ -39,103 +39,101 @@ class Likelihoods(NamedTuple):
     small_is_likely: bool
 
     def ranked(self) -> Tensor:
-        """Indices from the most to the least likely."""
+        """Return the indices from the most to the least likely."""
         return torch.argsort(self.values, descending=not self.small_is_likely, stable=True)
 
 
-def with_images(found: Likelihoods, images: Tensor, path: str | Path, *, low: float, high: float) -> None:
-    """A histogram above the most and the least likely images.
+def with_images(likelihoods: Likelihoods, images: Tensor, path: str | Path, *, low: float, high: float) -> None:
+    """Draw a histogram above the most and the least likely images.
 
     Args:
-        found: the likelihoods.
-        images: their items, ``(B, C, H, W)`` with one or three channels, or ``(B, H, W)``.
-        path: of the PNG.
+        likelihoods: likelihoods of the images.
+        images: ``(B, C, H, W)`` with one or three channels, or ``(B, H, W)``.
+        path: path of the PNG.
         low: the value shown black.
         high: the value shown white.
     """
     from matplotlib.figure import Figure
 
-    ranked = found.ranked()
+    ranked = likelihoods.ranked()
     count = min(_ROWS * _COLUMNS, max(1, len(ranked) // 2))
     rows = -(-count // _COLUMNS)
     figure = Figure(figsize=(10.0, 3.0 + 1.05 * rows), layout="constrained", facecolor=PAPER)
     parts: Any = figure.subfigures(2, 1, height_ratios=(2.8, 0.3 + 1.05 * rows))
-    histogram(parts[0].subplots(), found)
+    _draw_histogram(parts[0].subplots(), likelihoods)
     sides: Any = parts[1].subfigures(1, 2, wspace=0.05)
     for side, title, places in (
         (sides[0], "most likely", ranked[:count]),
         (sides[1], "least likely", ranked.flip(0)[:count]),
     ):
-        _tiles(
-            side, title, ((images[places] - low) / max(high - low, 1e-12)).clamp(0.0, 1.0), found.values[places], rows
-        )
-    save(figure, path)
+        shades = ((images[places] - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
+        _draw_tiles(side, title, shades, likelihoods.values[places], rows)
+    save_figure(figure, path)
 
 
-def with_points(found: Likelihoods, points: Tensor, path: str | Path) -> None:
-    """A histogram beside the points, coloured by their likelihood.
+def with_points(likelihoods: Likelihoods, points: Tensor, path: str | Path) -> None:
+    """Draw a histogram beside the points, coloured by their likelihood.
 
     Args:
-        found: the likelihoods.
-        points: their items, ``(B, D)``, of which two coordinates are shown; on a line, the value above each.
-        path: of the PNG.
+        likelihoods: likelihoods of the points.
+        points: ``(B, D)``, of which two coordinates are shown; on a line, the likelihood above each point.
+        path: path of the PNG.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.0, 4.4), layout="constrained", facecolor=PAPER)
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-    histogram(left, found)
-    shown = found.ranked()[:: max(1, len(points) // _POINTS)]
+    _draw_histogram(left, likelihoods)
+    shown = likelihoods.ranked()[:: max(1, len(points) // _MOST_POINTS)]
     shown = shown if points.shape[1] == 1 else shown.flip(0)  # the likely ones on top
     x = points[shown].double().numpy()
-    values = found.values[shown].double().numpy()
+    values = likelihoods.values[shown].double().numpy()
     size = min(40.0, 500.0 / math.sqrt(len(shown)))
     right.spines[["top", "right"]].set_visible(False)
     if x.shape[1] == 1:
         right.scatter(x[:, 0], values, s=size, c=INK, linewidths=0, alpha=0.7)
-        right.set(xlabel="$x$", ylabel=found.label)
+        right.set(xlabel="$x$", ylabel=likelihoods.label)
     else:
-        ends = np.quantile(values, [0.01, 0.99])  # a stray item does not take the colours of the rest
-        colours = "viridis_r" if found.small_is_likely else "viridis"
-        dots = right.scatter(x[:, 0], x[:, 1], s=size, c=values, cmap=colours, vmin=ends[0], vmax=ends[1], linewidths=0)
-        bar = figure.colorbar(dots, ax=right, label=found.label, extend="both", shrink=0.9, pad=0.02)
+        low, high = np.quantile(values, [0.01, 0.99])  # a stray item does not take the colours of the rest
+        colours = "viridis_r" if likelihoods.small_is_likely else "viridis"
+        dots = right.scatter(x[:, 0], x[:, 1], s=size, c=values, cmap=colours, vmin=low, vmax=high, linewidths=0)
+        bar = figure.colorbar(dots, ax=right, label=likelihoods.label, extend="both", shrink=0.9, pad=0.02)
         bar.outline.set_visible(False)
-        if of_one_unit(np.ptp(x[:, :2], axis=0).tolist()):
+        if share_a_scale(np.ptp(x[:, :2], axis=0).tolist()):
             right.set_aspect("equal", adjustable="datalim")
         right.set(xlabel="$x_1$", ylabel="$x_2$")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def alone(found: Likelihoods, path: str | Path) -> None:
-    """The histogram alone, for items that cannot be shown."""
+def histogram_only(likelihoods: Likelihoods, path: str | Path) -> None:
+    """Draw the histogram alone, for items that cannot be shown."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 3.6), layout="constrained", facecolor=PAPER)
-    histogram(figure.subplots(), found)
-    save(figure, path)
+    _draw_histogram(figure.subplots(), likelihoods)
+    save_figure(figure, path)
 
 
-def histogram(axes: Axes, found: Likelihoods) -> None:
-    """How the values are spread, with their mean."""
+def _draw_histogram(axes: Axes, likelihoods: Likelihoods) -> None:
+    """Draw the histogram of the values, with their mean and its 95 % interval."""
     from matplotlib.ticker import MaxNLocator
 
-    numbers = found.values.double().numpy()
+    numbers, mean, error = likelihoods.values.double().numpy(), likelihoods.mean, likelihoods.standard_error
     bins = min(60, max(8, round(2.0 * math.sqrt(len(numbers)))))
     axes.hist(numbers, bins=bins, color=INK, alpha=0.85, rwidth=0.92)
-    known = not math.isnan(found.standard_error)
-    words = f"mean {found.mean:.4g}" + (f" ± {found.standard_error:.2g}" if known else "")
-    if known:
-        ends = (found.mean - 1.96 * found.standard_error, found.mean + 1.96 * found.standard_error)
-        axes.axvspan(*ends, color=_MEAN, alpha=0.2, linewidth=0, zorder=0)
-    axes.axvline(found.mean, color=_MEAN, linewidth=1.5)
-    axes.set_title(words, loc="left", fontsize=11, color=_MEAN)  # not in the axes, where it may lie on the bars
+    title = f"mean {mean:.4g}"
+    if not math.isnan(error):
+        title += f" ± {error:.2g}"
+        axes.axvspan(mean - 1.96 * error, mean + 1.96 * error, color=_MEAN, alpha=0.2, linewidth=0, zorder=0)
+    axes.axvline(mean, color=_MEAN, linewidth=1.5)
+    axes.set_title(title, loc="left", fontsize=11, color=_MEAN)  # not in the axes, where it may lie on the bars
     axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=found.label, ylabel=f"items, of {len(numbers):,}")
+    axes.set(xlabel=likelihoods.label, ylabel=f"items, of {len(numbers):,}")
 
 
-def _tiles(side: SubFigure, title: str, images: Tensor, values: Tensor, rows: int) -> None:
-    """Images in rows, each with its value below."""
+def _draw_tiles(side: SubFigure, title: str, images: Tensor, values: Tensor, rows: int) -> None:
+    """Draw images in rows, each with its value below."""
     side.suptitle(title, fontsize=11)
     grid: Any = side.subplots(rows, _COLUMNS, squeeze=False)
     for axes in grid.flat:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from sdediff.gaussian import Moments
 from sdediff.noise import NoiseSource
 from sdediff.numerics import as_float64, expand, softplus
 from sdediff.types import Level, Time
-
-if TYPE_CHECKING:
-    from sdediff.sde.ddpm import DDPM
 
 _SLACK = 1e-12  # rounding of a time that a caller computed
 
@@ -37,48 +34,55 @@ class SDE(ABC):
     float64 tensors inside the domain. ``t_min`` and ``t_max`` bound what solvers cross by default. The exact ends
     ``t = 0`` (the data: sigma = 0 in every process) and ``t = 1`` are always allowed; any other time outside the
     interval is a ``ValueError``.
+
+    >>> sde = sdediff.VPSDE()
+    >>> (sde.alpha(0.5) ** 2 + sde.sigma(0.5) ** 2).round(decimals=6)
+    tensor(1., dtype=torch.float64)
     """
 
     t_min: ClassVar[float] = 1e-5
     t_max: ClassVar[float] = 1.0
 
+    chain: ClassVar[Callable[[Sequence[float]], SDE]]
+    """Constructor of the discrete chain from its betas: :class:`~sdediff.sde.ddpm.DDPM`, which sets it."""
+
     @abstractmethod
     def _log_alpha(self, t: Tensor) -> Tensor:
-        """Log of the signal coefficient."""
+        """Return the log of the signal coefficient."""
 
     @abstractmethod
     def _log_sigma(self, t: Tensor) -> Tensor:
-        """Log of the noise standard deviation."""
+        """Return the log of the noise standard deviation."""
 
     @abstractmethod
     def _time(self, half_log_snr: Tensor) -> Tensor:
-        """Inverse of ``half_log_snr``."""
+        """Return the time of a half log-SNR: the inverse of ``half_log_snr``."""
 
     @abstractmethod
     def _drift_rate(self, t: Tensor) -> Tensor:
-        """The textbook ``f(t) = d log alpha / dt``."""
+        """Return the textbook ``f(t) = d log alpha / dt``."""
 
     @abstractmethod
     def _diffusion(self, t: Tensor) -> Tensor:
-        """The textbook ``g(t)``, with ``g^2 = -2 sigma^2 d lambda / dt``."""
+        """Return the textbook ``g(t)``, with ``g^2 = -2 sigma^2 d lambda / dt``."""
 
     def _half_log_snr_step(self, s: Tensor, t: Tensor) -> Tensor:
-        """``lambda_t - lambda_s``; overridden nowhere but where a process can avoid the cancellation."""
+        """Return ``lambda_t - lambda_s``; a process overrides it where it can avoid the cancellation."""
         return (self._log_alpha(t) - self._log_alpha(s)) - (self._log_sigma(t) - self._log_sigma(s))
 
     def _log_alpha_step(self, s: Tensor, t: Tensor) -> Tensor:
-        """``log(alpha_t / alpha_s)``."""
+        """Return ``log(alpha_t / alpha_s)``."""
         return self._log_alpha(t) - self._log_alpha(s)
 
     def _transition_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """Variance of ``x_t | x_s``."""
+        """Return the variance of ``x_t | x_s``."""
         step = torch.where(s == 0.0, -math.inf, self._half_log_snr_step(torch.where(s == 0.0, t, s), t))
         return -torch.expm1(2.0 * step) * torch.exp(2.0 * self._log_sigma(t))
 
     # ---- derived once ----------------------------------------------------------------------------------------
 
     def _domain(self, t: Time) -> Tensor:
-        """Return ``t`` as float64, or say what is wrong with it."""
+        """Return ``t`` as float64; refuse times outside the domain."""
         t64 = as_float64(t)
         inside = (t64 >= self.t_min - _SLACK) & (t64 <= self.t_max + _SLACK)
         if not bool((inside | (t64 == 0.0) | (t64 == 1.0)).all()):
@@ -91,70 +95,70 @@ class SDE(ABC):
         return torch.where(inside, t64.clamp(self.t_min, self.t_max), t64)
 
     def _log_sigma_from_zero(self, t: Tensor) -> Tensor:
-        """``_log_sigma`` of a time in the domain, with sigma = 0 at ``t = 0`` in every process."""
+        """Return ``_log_sigma`` of a time in the domain, with sigma = 0 at ``t = 0`` in every process."""
         return torch.where(t == 0.0, -math.inf, self._log_sigma(torch.where(t == 0.0, self.t_max, t)))
 
     def log_alpha(self, t: Time) -> Tensor:
-        """Log of the signal coefficient, float64, shape of ``t``."""
+        """Return the log of the signal coefficient, float64, shape of ``t``."""
         return self._log_alpha(self._domain(t))
 
     def log_sigma(self, t: Time) -> Tensor:
-        """Log of the noise standard deviation, float64, shape of ``t``; ``-inf`` at ``t = 0``."""
+        """Return the log of the noise standard deviation, float64, shape of ``t``; ``-inf`` at ``t = 0``."""
         return self._log_sigma_from_zero(self._domain(t))
 
     @property
     def t_data(self) -> float:
-        """Where likelihoods begin: ``t_min``; for a chain its first instant, below which no network was trained."""
+        """The time of the data's end in likelihoods: ``t_min``, or a chain's first instant, the least in training."""
         return self.t_min if self.instants is None else float(self.instants[1])
 
     def alpha(self, t: Time) -> Tensor:
-        """Signal coefficient, float64."""
+        """Return the signal coefficient, float64, shape of ``t``."""
         return self.log_alpha(t).exp()
 
     def sigma(self, t: Time) -> Tensor:
-        """Noise standard deviation, float64."""
+        """Return the noise standard deviation, float64, shape of ``t``."""
         return self.log_sigma(t).exp()
 
     def half_log_snr(self, t: Time) -> Tensor:
-        """``lambda = log(alpha / sigma)``, float64; falls from large (data) to small (noise)."""
+        """Return ``lambda = log(alpha / sigma)``, float64, which falls from large (data) to small (noise)."""
         t = self._domain(t)
         return self._log_alpha(t) - self._log_sigma_from_zero(t)
 
     def time(self, half_log_snr: Time) -> Tensor:
-        """Inverse of :meth:`half_log_snr`, float64."""
+        """Return the time of a half log-SNR, float64: the inverse of :meth:`half_log_snr`."""
         return self._time(as_float64(half_log_snr))
 
     def level(self, t: Time) -> Level:
-        """The level at ``t``: a :class:`Level` of float64 tensors with the shape of ``t``."""
+        """Return the :class:`Level` at ``t``, of float64 tensors with the shape of ``t``."""
         t = self._domain(t)
         log_alpha, log_sigma = self._log_alpha(t), self._log_sigma_from_zero(t)
         alpha, sigma = log_alpha.exp(), log_sigma.exp()
         return Level(t, alpha, sigma, log_alpha - log_sigma, torch.hypot(alpha, sigma), torch.atan2(sigma, alpha))
 
     def levels(self, times: Tensor | Sequence[float]) -> list[Level[float]]:
-        """The levels of a grid of times ``(N + 1,)`` as plain floats, ready for a solver's loop."""
+        """Return the levels of a grid of times ``(N + 1,)`` as plain floats, ready for a solver's loop."""
         fields: list[Tensor] = [as_float64(f) for f in self.level(torch.as_tensor(times, dtype=torch.float64))]
         return [Level(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
 
     def level_at(self, half_log_snr: Time) -> Level:
-        """The level with a given half log-SNR (solvers run on that clock or on the angle's)."""
+        """Return the level with a given half log-SNR, the nearest one where it is out of reach."""
         t = self.time(half_log_snr)
         return self.level(t.clamp(self.t_min, self.t_max))
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """``f(t) x``, shape of ``x``."""
+        """Return the drift ``f(t) x``, shape of ``x``."""
         return expand(self._drift_rate(self._domain(t)), x) * x
 
     def diffusion(self, t: Time) -> Tensor:
-        """``g(t)``, float64, shape of ``t``."""
+        """Return ``g(t)``, float64, shape of ``t``."""
         return self._diffusion(self._domain(t))
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t | x_0``."""
+        """Return the mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t | x_0``."""
         return expand(self.alpha(t), x0) * x0, self.sigma(t)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of ``x_t | x_s``, ``s <= t`` (Kingma et al. 2021, eq. 23).
+        """Return the mean and standard deviation of ``x_t | x_s``, ``s <= t`` (Kingma et al. 2021, eq. 23).
 
         Raises:
             ValueError: if ``s > t`` or either is outside the domain.
@@ -166,7 +170,7 @@ class SDE(ABC):
         return expand(ratio, x_s) * x_s, variance.sqrt()
 
     def bridge(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of ``x_s | x_t, x_0``, ``s <= t`` (Ho et al. 2020, eq. 6-7, any step).
+        """Return mean and standard deviation of ``x_s | x_t, x_0``, ``s <= t`` (Ho et al. 2020, eq. 6-7, any step).
 
         Raises:
             ValueError: if ``s > t``, either is outside the domain, or the states differ in shape.
@@ -191,13 +195,13 @@ class SDE(ABC):
         return s64, t64
 
     def perturb(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """``alpha_t x0 + sigma_t eps``: a draw of ``x_t | x_0`` when ``eps`` is standard normal.
+        """Return ``alpha_t x0 + sigma_t eps``: a draw of ``x_t | x_0`` when ``eps`` is standard normal.
 
         Raises:
             ValueError: if ``t`` is outside the domain, or ``x0`` and ``eps`` differ in shape.
         """
         _same_shape(x0, eps)
-        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+        return self.level(t).perturb(x0, eps)
 
     def prior_sample(
         self,
@@ -218,8 +222,8 @@ class SDE(ABC):
             moments: if given, the draw has mean ``alpha m`` and covariance ``alpha^2 C + sigma^2``.
             noise: source of the normals; by default made from ``seed``, ``dtype`` and ``device``.
             seed: sample k is a function of ``(seed, k)`` alone, whatever the batch.
-            dtype: of the state.
-            device: of the state.
+            dtype: dtype of the state.
+            device: device of the state.
         """
         noise = noise or NoiseSource(seed, shape, dtype=dtype, device=device)
         level = self.levels([self.t_max if t is None else t])[0]
@@ -227,19 +231,17 @@ class SDE(ABC):
         return moments.sample(z, level) if moments is not None else z * level.sigma
 
     def prior_log_prob(self, x: Tensor, *, t: float | None = None, moments: Moments | None = None) -> Tensor:
-        """Log-density (nats, ``(B,)``) of what :meth:`prior_sample` draws."""
+        """Return the log-density (nats, ``(B,)``) of the law from which :meth:`prior_sample` draws."""
         level = self.levels([self.t_max if t is None else t])[0]
         return (moments or Moments.zero(x.shape[1:])).log_prob(x, level)
 
     @property
     def instants(self) -> Tensor | None:
-        """The times, from 0 up, at which networks of a discrete chain are trained; ``None`` where all times are."""
+        """The times, from 0 up, at which networks of a discrete chain are trained; ``None`` for all times."""
         return None
 
-    def discretize(self, steps: int) -> DDPM:
-        """The variance-preserving chain with this process's log-SNR at the instants ``t_max i / N``."""
-        from sdediff.sde.ddpm import DDPM  # a sibling that itself derives from this class
-
+    def discretize(self, steps: int) -> SDE:
+        """Return the :class:`~sdediff.sde.ddpm.DDPM` with this process's log-SNR at the instants ``t_max i / N``."""
         if steps < 1:
             raise ValueError(f"a chain needs at least 1 step, not {steps}")
         times = torch.linspace(0.0, self.t_max, steps + 1, dtype=torch.float64)[1:]
@@ -247,7 +249,7 @@ class SDE(ABC):
         if float(times[0]) < self.t_min:
             raise ValueError(f"{steps} steps put the first instant below t_min = {self.t_min:g}")
         log_cos = -0.5 * softplus(-2.0 * self.half_log_snr(times))
-        return DDPM(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))
+        return SDE.chain(tuple((-torch.expm1(2.0 * torch.diff(log_cos, prepend=log_cos.new_zeros(1)))).tolist()))
 
 
 def _same_shape(x: Tensor, other: Tensor) -> None:

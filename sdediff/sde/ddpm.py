@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.numerics import softplus
+from sdediff.sde.base import SDE
 from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
 _MOST_SHOWN = 8
@@ -25,7 +26,7 @@ _DARKEST = 1e-14  # alpha-bar where a chain's is 0: the process needs a log-SNR,
 
 
 def _double_double_cumsum(values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """Running sums as unevaluated pairs ``high + low`` (Knuth's two-sum), starting with 0."""
+    """Return running sums as unevaluated pairs ``high + low`` (Knuth's two-sum), starting with 0."""
     high, low = [0.0], [0.0]
     for value in values:
         total = high[-1] + value
@@ -48,6 +49,9 @@ class DDPM(VariancePreserving):
 
     Raises:
         ValueError: if there are none or more than a million, or one is outside (0, 1) or not finite.
+
+    >>> sdediff.DDPM.linear(1000).betas[-1]
+    0.02
     """
 
     betas: tuple[float, ...]
@@ -67,7 +71,7 @@ class DDPM(VariancePreserving):
         object.__setattr__(self, "betas", tuple(values.tolist()))
 
     def __repr__(self) -> str:
-        """All betas of a short chain, the ends of a long one."""
+        """Show all betas of a short chain, the first and last of a long one."""
         shown = [f"{beta:.6g}" for beta in self.betas]
         if self.steps > _MOST_SHOWN:
             shown[2:-1] = ["..."]
@@ -75,7 +79,7 @@ class DDPM(VariancePreserving):
 
     @classmethod
     def linear(cls, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DDPM:
-        """Linear betas from ``beta_min / N`` to ``beta_max / N``; ``N = 1000`` is Ho et al.'s 1e-4 to 0.02.
+        """Return the chain of linear betas from ``beta_min / N`` to ``beta_max / N``; Ho et al. have 1e-4 to 0.02.
 
         The scaling with N keeps the total noise, so that N -> infinity is ``VPSDE(beta_min, beta_max)``. For very
         short chains betas are capped at 0.999.
@@ -88,7 +92,7 @@ class DDPM(VariancePreserving):
 
     @classmethod
     def cosine(cls, steps: int = 1000, s: float = 0.008) -> DDPM:
-        """The cosine chain of Nichol & Dhariwal (2021), betas capped at 0.999."""
+        """Return the cosine chain of Nichol & Dhariwal (2021), betas capped at 0.999."""
         _check_steps(steps)
         process = CosineVPSDE(s)
         times = torch.arange(steps + 1, dtype=torch.float64) / steps
@@ -116,7 +120,7 @@ class DDPM(VariancePreserving):
         return 0.5 * torch.log1p(-torch.tensor(self.betas, dtype=torch.float64))
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of the step that holds ``t``, and the fraction of it that has passed."""
+        """Return the index of the step that contains ``t``, and the fraction of the step before ``t``."""
         position = t * self.steps
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # instants are exact
@@ -142,6 +146,9 @@ class DDPM(VariancePreserving):
         index = (torch.searchsorted(-high, -log_alpha.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
         fraction = (log_alpha - high[index]) / self._slope.to(log_alpha.device)[index]
         return (index + fraction) / self.steps
+
+
+SDE.chain = DDPM
 
 
 def _check_steps(steps: int) -> None:

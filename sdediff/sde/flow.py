@@ -16,6 +16,9 @@ class RectifiedFlow(SDE):
     """Straight-line interpolation between data (``t = 0``) and noise (``t = 1``).
 
     The drift is singular at ``t = 1``, where no signal is left; solvers start at ``t_max = 0.9999``.
+
+    >>> sdediff.RectifiedFlow().perturb(torch.zeros(1, 2), 0.25, torch.ones(1, 2))
+    tensor([[0.2500, 0.2500]])
     """
 
     t_max: ClassVar[float] = 0.9999

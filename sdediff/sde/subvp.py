@@ -18,6 +18,10 @@ class SubVPSDE(LinearBeta):
     Args:
         beta_min: rate at ``t = 0``.
         beta_max: rate at ``t = 1``.
+
+    >>> sde = sdediff.SubVPSDE()
+    >>> (sde.sigma(0.5) + sde.alpha(0.5) ** 2).round(decimals=6)
+    tensor(1., dtype=torch.float64)
     """
 
     def _log_sigma(self, t: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ class VESDE(SDE):
     Args:
         sigma_min: noise just above ``t = 0``, in units of the data.
         sigma_max: noise at ``t = 1``; of the order of the largest distance between two data points.
+
+    >>> sdediff.VESDE(sigma_max=10.0).sigma(torch.tensor([0.0, 1.0])).round(decimals=6)
+    tensor([ 0., 10.], dtype=torch.float64)
     """
 
     sigma_min: float = 0.01

@@ -24,7 +24,7 @@ class VariancePreserving(SDE):
 
     @abstractmethod
     def _beta(self, t: Tensor) -> Tensor:
-        """The rate ``beta(t) = -2 d log alpha / dt``."""
+        """Return the rate ``beta(t) = -2 d log alpha / dt``."""
 
     def _log_sigma(self, t: Tensor) -> Tensor:
         return 0.5 * log1mexp(2.0 * self._log_alpha(t))
@@ -47,7 +47,7 @@ def check_linear_beta(beta_min: float, beta_max: float) -> None:
 
 @dataclass(frozen=True)
 class LinearBeta(SDE):
-    """The signal of a process with linear beta; what is left open is the noise.
+    """The signal of a process with linear beta; subclasses add the noise.
 
     Args:
         beta_min: rate at ``t = 0``.
@@ -70,11 +70,11 @@ class LinearBeta(SDE):
         return self._log_alpha_step(torch.zeros_like(t), t)
 
     def _log_alpha_step(self, s: Tensor, t: Tensor) -> Tensor:
-        """Minus half the integral of beta from s to t."""
+        """Return minus half the integral of beta from s to t."""
         return -0.5 * (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
 
     def _time_of_signal(self, log_alpha: Tensor) -> Tensor:
-        """Where ``log alpha`` has a value: the quadratic's root in the form without cancellation."""
+        """Return the time of a ``log alpha``: the quadratic's root in the form without cancellation."""
         half = 0.5 * self.beta_min
         return -2.0 * log_alpha / (half + (half**2 - (self.beta_max - self.beta_min) * log_alpha).sqrt())
 
@@ -86,6 +86,9 @@ class VPSDE(LinearBeta, VariancePreserving):
     Args:
         beta_min: rate at ``t = 0``.
         beta_max: rate at ``t = 1``.
+
+    >>> sdediff.VPSDE().alpha(torch.tensor([0.0, 1.0]))
+    tensor([1.0000, 0.0066], dtype=torch.float64)
     """
 
     def _time(self, half_log_snr: Tensor) -> Tensor:
@@ -101,6 +104,9 @@ class CosineVPSDE(VariancePreserving):
 
     Args:
         s: offset that keeps the rate from vanishing at ``t = 0``.
+
+    >>> sdediff.CosineVPSDE().half_log_snr(0.5)
+    tensor(-0.0123, dtype=torch.float64)
     """
 
     t_max: ClassVar[float] = 0.999

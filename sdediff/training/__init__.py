@@ -1,4 +1,4 @@
-"""Training: ``train`` runs a configuration; ``TIME_LAWS`` and ``WEIGHTINGS`` are the lists of what may be chosen."""
+"""Training: ``train`` runs a configuration; ``TIME_LAWS`` and ``WEIGHTINGS`` are the tables of its objective."""
 
 from sdediff.training.loop import TrainResult, train
 from sdediff.training.objective import TIME_LAWS, WEIGHTINGS, Objective

@@ -12,12 +12,12 @@ def update(average: nn.Module, network: nn.Module, decay: float, step: int) -> N
 
     Args:
         average: a copy of the network.
-        network: the one that is trained.
+        network: the trained network.
         decay: the limit of the decay; early on it is ``(1 + step) / (10 + step)``, so that the start is forgotten.
         step: number of updates before this one.
     """
     decay = min(decay, (1.0 + step) / (10.0 + step))
-    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-        kept.lerp_(new, 1.0 - decay)
+    for averaged, new in zip(average.parameters(), network.parameters(), strict=True):
+        averaged.lerp_(new, 1.0 - decay)
     for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
         buffer.copy_(current)

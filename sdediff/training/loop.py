@@ -1,8 +1,8 @@
-"""The training loop: batches, loss, step, moving average, and what is written at intervals.
+"""The training loop: batches, loss, optimiser step, moving average, checkpoints and metrics.
 
 A run folder holds ``config.json``, the model (moving average) as ``sdediff.load`` reads it, ``state.safetensors`` to
-resume from, ``metrics.jsonl`` and ``tb/``. A step is a function of the configuration and the state before it, so a
-resumed run is bit for bit the run without a break, on one process or several.
+resume from, ``metrics.jsonl`` and ``tb/``. A step is a function of the configuration and the state before it: a
+resumed run equals the uninterrupted run bit for bit, on one process or several.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
-from sdediff.data import Dataset, bin_width, load_dataset
+from sdediff.data import Dataset, bin_width
 from sdediff.data.units import fit_moments
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
@@ -42,15 +42,15 @@ _MAY_CHANGE = {"steps", "log_every", "held_out_every", "sample_every", "checkpoi
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """What a run came to.
+    """Result of a training run.
 
     Attributes:
         model: the moving average, in evaluation mode.
-        run_dir: where it is saved.
-        steps: that are done, resumed ones included.
-        seconds: of this call.
+        run_dir: the folder of the run.
+        steps: number of steps done, resumed ones included.
+        seconds: duration of this call.
         loss: mean training loss since the last line of metrics.
-        held_out_loss: of the moving average, weighted like the training loss.
+        held_out_loss: held-out loss of the moving average, weighted like the training loss.
         interrupted: whether Ctrl-C, SIGTERM or SIGHUP ended the run early.
     """
 
@@ -81,14 +81,14 @@ def train(
     Args:
         config: data, process, network and optimisation.
         run_dir: the folder of the run.
-        data: what the configuration names, where it is read already; the model's coordinates are those of its ``info``,
-            see :func:`~sdediff.data.standardised`.
-        resume: go on from the state in ``run_dir``, or from the start where the run was stopped before its first one.
-        force: replace the run that is there.
-        device: of a single process; several choose their own, the CPU if this is ``"cpu"``.
-        progress: show a bar with the losses or, where there is no terminal, a line now and then.
-        on_sample: called with 16 samples ``(16, *shape)``, in the data's units, and a path without suffix, every
-            ``sample_every`` steps and at the end.
+        data: the data set that the configuration names, if already loaded; the model's coordinates are those of its
+            ``info``, see :func:`~sdediff.data.standardised`.
+        resume: continue from the state in ``run_dir``, or from the start if the run was stopped before its first state.
+        force: replace the run in ``run_dir``.
+        device: device of a single process; several processes choose their own, the CPU if this is ``"cpu"``.
+        progress: show a progress bar with the losses or, without a terminal, a line now and then.
+        on_sample: function called with 16 samples ``(16, *shape)``, in the data's units, and a path without suffix,
+            every ``sample_every`` steps and at the end.
 
     Raises:
         FileExistsError: if ``run_dir`` holds a run and neither ``resume`` nor ``force`` is set.
@@ -97,12 +97,11 @@ def train(
     """
     folder = Path(run_dir)
     _check_folder(folder, config, resume=resume, force=force)
-    section = config.data
     if data is None:
-        data = load_dataset(section.name, section.seed, section.layout, standardise=section.standardise)
+        data = config.data.load()
     if resume:
-        data = _as_begun(data, folder)
-    run = _Run(config, folder, device, data)
+        data = _in_saved_units(data, folder)
+    run = _Trainer(config, folder, device, data)
     step = run.restore() if resume else 0
     if step > config.training.steps:
         raise ValueError(
@@ -111,14 +110,14 @@ def train(
     if run.main and not resume:
         _clear(folder)
     run.workers.wait_for_everyone()
-    return run.go(step, progress=progress, on_sample=on_sample)
+    return run.train(step, progress=progress, on_sample=on_sample)
 
 
-class _Run:
-    """The parts of a run, put together from its configuration."""
+class _Trainer:
+    """Model, moving average, objective, optimiser and batches of a run."""
 
     def __init__(self, config: Config, folder: Path, device: str, data: Dataset) -> None:
-        from accelerate import Accelerator  # slow to import, and wanted nowhere else
+        from accelerate import Accelerator  # slow to import, and used nowhere else
 
         settings = config.training
         self.config, self.folder = config, folder
@@ -142,7 +141,7 @@ class _Run:
         self.held_out = held_out_batch(data.held_out, data.info, settings.seed)
         self.trained: Any = self.workers.prepare_model(self.model, device_placement=False)
 
-    def go(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
+    def train(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
         """Train from ``step`` to the end or to a signal."""
         settings, start, begin = self.config.training, time.monotonic(), step
         record = None
@@ -154,9 +153,9 @@ class _Run:
         with Interrupt() as interrupt, bar:
             while step < settings.steps and not stop:
                 total, count, step = total + self.step(step), count + 1, step + 1
-                stop = self._anyone(interrupt.wanted)
+                stop = self._any_process(interrupt.wanted)
                 end = step == settings.steps or stop
-                bar(step, note=_known(loss=loss, held_out=held_out))
+                bar(step, note=_losses(loss=loss, held_out=held_out))
                 if end or _due(step, settings.log_every):
                     loss = float(self.workers.reduce(total / count, "mean"))
                     total, count = torch.zeros_like(total), 0
@@ -173,7 +172,7 @@ class _Run:
                 if record and (end or _due(step, settings.checkpoint_every)):
                     self.save(step)
                 if record and on_sample and settings.sample_every and (end or _due(step, settings.sample_every)):
-                    self._draw(step, on_sample)
+                    self._sample(step, on_sample)
         if record:
             record.close()
         self.workers.wait_for_everyone()
@@ -182,7 +181,7 @@ class _Run:
         return TrainResult(self.average.eval(), self.folder, step, seconds, loss, held_out, stop)
 
     def step(self, step: int) -> Tensor:
-        """One optimiser step; the mean loss of this process's part of the batch."""
+        """Take one optimiser step and return the mean loss of this process's share of the batch."""
         settings = self.config.training
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
@@ -198,41 +197,41 @@ class _Run:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Mean loss of the moving average on held-out items, with the same draws every time."""
+        """Return the mean loss of the moving average on held-out items, with the same draws every time."""
         batch = self._to_device(self.held_out)
         return float(self.objective.loss(self.average.eval(), batch.x0, batch.u, batch.eps).mean())
 
     def save(self, step: int) -> None:
-        """Write the state and, made from it again wherever it is older, the model."""
+        """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
         save_state(self.folder, step, self.model, self.average, self.optimizer)
         checkpoint.save(self.average, self.folder, force=True)
 
     def restore(self) -> int:
-        """Go back to the last checkpoint; the steps done then, 0 where the run was stopped before its first."""
+        """Restore the last checkpoint and return its step, 0 if the run was stopped before its first checkpoint."""
         if not ((self.folder / STATE).exists() or (self.folder / checkpoint.DESCRIPTION).exists()):
             return 0
         step = load_state(self.folder, self.model, self.average, self.optimizer)
-        if self.main and step == self.config.training.steps:  # nothing will be done that writes the model
+        if self.main and step == self.config.training.steps:  # no further step will write the model
             checkpoint.save(self.average, self.folder, force=True)
         return step
 
-    def _draw(self, step: int, on_sample: OnSample) -> None:
+    def _sample(self, step: int, on_sample: OnSample) -> None:
         shape = self.batches.info.shape
         samples = sample(self.average.eval(), (16, *shape), seed=self.config.training.seed)
         (self.folder / SAMPLES).mkdir(exist_ok=True)
         on_sample(samples, self.folder / SAMPLES / f"{PICTURE}{step:06d}")
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to zero."""
+        """Return the learning rate of a step: linear warm-up, then half a cosine to zero."""
         settings = self.config.training
         warm = min(1.0, (step + 1) / (settings.warmup + 1))
         return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
 
     def _to_device(self, batch: Batch) -> Batch:
-        return Batch(*(part.to(self.device) if part is not batch.u else part for part in batch))
+        return Batch(*(tensor.to(self.device) if tensor is not batch.u else tensor for tensor in batch))
 
-    def _anyone(self, flag: bool) -> bool:
-        """Whether any process wants to stop: they must do so at the same step."""
+    def _any_process(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process: all must stop at the same step."""
         if self.workers.num_processes == 1:
             return flag
         return bool(self.workers.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0.0)
@@ -243,7 +242,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _moments(data: Dataset) -> Moments:
-    """Mean and covariance of the training data as the model sees them, the variance of the dequantisation included."""
+    """Return mean and covariance of the training data in the model's coordinates, dequantisation noise included."""
     if data.train.is_floating_point():
         return fit_moments(data.train, data.info)
     moments = Moments.fit(data.train)
@@ -251,14 +250,14 @@ def _moments(data: Dataset) -> Moments:
     return Moments(data.info.low + width * moments.mean, width**2 * (moments.variances + 1.0 / 12.0), moments.basis)
 
 
-def _as_begun(data: Dataset, folder: Path) -> Dataset:
-    """Return the data in the coordinates that the run in a folder began with, whatever they would be now."""
-    known = checkpoint.read_info(folder) if (folder / checkpoint.DESCRIPTION).is_file() else None
-    return data if known is None else replace(data, info=data.info._replace(shift=known.shift, scale=known.scale))
+def _in_saved_units(data: Dataset, folder: Path) -> Dataset:
+    """Return the data in the coordinates of the model saved in a run's folder, whatever a new fit would give."""
+    saved = checkpoint.read_info(folder) if (folder / checkpoint.DESCRIPTION).is_file() else None
+    return data if saved is None else replace(data, info=data.info._replace(shift=saved.shift, scale=saved.scale))
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:
-    """Refuse before any work is done."""
+    """Refuse a folder that holds another run, or none to resume."""
     if resume and force:
         raise ValueError("resume and force exclude each other: go on with the run, or replace it")
     if not resume:
@@ -283,11 +282,11 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
         (folder / name).unlink(missing_ok=True)
-    for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # what users drew themselves stays
+    for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # files that users wrote there stay
         picture.unlink()
     shutil.rmtree(folder / BOARD, ignore_errors=True)
 
 
-def _known(**losses: float) -> str:
-    """The losses that are known so far."""
+def _losses(**losses: float) -> str:
+    """Format the losses evaluated so far."""
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items() if not math.isnan(value))

@@ -1,4 +1,4 @@
-"""What a run writes down: ``metrics.jsonl``, a JSON object a line, and the same for TensorBoard in ``tb/``."""
+"""Metrics of a run: ``metrics.jsonl``, one JSON object a line, and event files for TensorBoard in ``tb/``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sdediff.files import write
 METRICS, BOARD = "metrics.jsonl", "tb"
 
 
-def read(folder: Path) -> list[dict[str, float]]:
-    """What a run wrote down, line by line; nothing if it wrote nothing.
+def read_record(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's metrics; an empty list if there are none.
 
     Raises:
         ValueError: if a line is damaged, unless it is the last one, which a crash may cut short.
@@ -28,13 +28,13 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 
 class Record:
-    """Appends numbers to a run's metrics; opened on a resumed run it forgets what came after the resumed step."""
+    """Writer of a run's metrics; on a resumed run, lines after the resumed step are removed."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and wanted nowhere else
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and used nowhere else
 
         self._path = folder / METRICS
-        kept = [entry for entry in read(folder) if entry["step"] <= step]
+        kept = [entry for entry in read_record(folder) if entry["step"] <= step]
         write(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._board = SummaryWriter(str(folder / BOARD), purge_step=step + 1)
 
@@ -46,5 +46,5 @@ class Record:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush what is buffered."""
+        """Flush the buffered events."""
         self._board.close()

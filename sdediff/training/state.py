@@ -1,4 +1,4 @@
-"""The state of a run between two steps: one safetensors file, so that it is whole or the one before."""
+"""The state of a run between two steps, in one safetensors file, which is replaced in one step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sdediff.checkpoint import write_tensors
 from sdediff.documents import reason
-from sdediff.tensors import check_finite, read_tensors
+from sdediff.tables import subtable
+from sdediff.tensors import check_finite, read_tensors, write_tensors
 
 STATE = "state.safetensors"
 
@@ -26,10 +26,10 @@ def save_state(
 
 
 def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put everything back in place.
+    """Restore weights, moving average and optimiser in place.
 
     Returns:
-        The number of steps that were done.
+        The number of steps done.
 
     Raises:
         FileNotFoundError: if the folder holds no state.
@@ -40,17 +40,14 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
         raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
     tensors, metadata = read_tensors(path)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
     entries: dict[int, dict[str, Tensor]] = {}
     try:
         check_finite(tensors)
-        for name, value in part("optimizer.").items():
+        for name, value in subtable(tensors, "optimizer.").items():
             index, _, entry = name.partition(".")
             entries.setdefault(int(index), {})[entry] = value
-        network.load_state_dict(part("trained."))
-        average.load_state_dict(part("average."))
+        network.load_state_dict(subtable(tensors, "trained."))
+        average.load_state_dict(subtable(tensors, "average."))
         _check_entries(entries, optimizer)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
         step = int(metadata["step"])
@@ -62,7 +59,7 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
 
 
 def _check_entries(entries: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what is no state of the optimiser: the same entries for every parameter, of its shape or one number."""
+    """Refuse entries that differ between parameters, or are neither of a parameter's shape nor one number."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {frozenset(entry) for entry in entries.values()}
     if entries and (set(entries) != set(range(len(parameters))) or len(names) > 1):

@@ -16,7 +16,7 @@ from typing import Annotated, Self
 import torch
 from pydantic import Field, model_validator
 
-from sdediff.checkpoint import describe
+from sdediff.checkpoint import describe_model
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.evaluation.distances import Errors
@@ -84,7 +84,7 @@ def fingerprint(model: ScoreModel) -> str:
     Raises:
         ValueError: if a part of the model is not one of the library's own.
     """
-    digest = hashlib.sha256(json.dumps(describe(model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(describe_model(model), sort_keys=True).encode())
     tensors = dict(model.state_dict())
     if model.moments is not None:
         tensors |= {f"moments.{key}": value for key, value in vars(model.moments).items() if value is not None}

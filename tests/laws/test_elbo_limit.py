@@ -19,8 +19,8 @@ from torch import Tensor
 from catalogue import GAUSSIAN
 from sdediff import DDPM, GRIDS, SDE, VPSDE, CosineVPSDE, elbo
 from sdediff.gaussian import GaussianErrors
-from sdediff.likelihood.bound.chain import Items, Steps, chain_terms, reverse_variance
-from sdediff.likelihood.discrete.decoder import density
+from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, chain_terms, reverse_variance
+from sdediff.likelihood.discrete.decoder import density_decoder
 
 SIGNS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
 X0 = GAUSSIAN.mean + SIGNS[:, :2] @ torch.linalg.cholesky(GAUSSIAN.covariance).T
@@ -38,8 +38,10 @@ class SignPatterns:
 def expected_terms(sde: SDE, times: Tensor, variance: str) -> tuple[Tensor, Tensor, Tensor]:
     """Exact expectations of L_T (against the data's own Gaussian), each L_{t-1}, and L_0."""
     levels = sde.levels(times)
-    items = Items(X0, SignPatterns(), density(X0), GaussianErrors.none(X0))
-    diffusion, reconstruction = chain_terms(GAUSSIAN.model(sde), items, Steps(levels, reverse_variance(variance)), 0)
+    items = BoundBatch(X0, SignPatterns(), density_decoder(X0), GaussianErrors.none(X0))
+    diffusion, reconstruction = chain_terms(
+        GAUSSIAN.model(sde), items, ChainSteps(levels, reverse_variance(variance)), 0
+    )
     prior = GAUSSIAN.moments.kl(X0, levels[-1])
     return prior.mean(), diffusion.mean(dim=1), reconstruction.mean()
 

@@ -14,7 +14,7 @@ from catalogue import GAUSSIAN
 from sdediff import DDPM, DataInfo, ScoreModel
 from sdediff.evaluation import PartialResults, evaluate, mean_and_error
 from sdediff.evaluation.dataset import BLOCK, reached
-from sdediff.evaluation.methods import METHODS
+from sdediff.evaluation.methods import LIKELIHOOD_METHODS
 
 
 def test_the_error_of_a_mean_has_one_degree_less_than_items() -> None:
@@ -32,9 +32,9 @@ def test_seconds_are_those_of_all_runs(tmp_path: Path) -> None:
         return {"value": x.double().sum(dim=1)}
 
     items, part = torch.arange(12.0).reshape(6, 2), PartialResults(tmp_path / "x.part", {})
-    half = evaluate(work, items, size=3)
+    half = evaluate(work, items, batch_size=3)
     part.write({name: values[:3] for name, values in half.columns.items()}, 1000.0)
-    whole = evaluate(work, items, size=3, part=part)
+    whole = evaluate(work, items, batch_size=3, partial=part)
     assert whole.done == 6
     assert 1000.0 < whole.seconds < 1500.0
 
@@ -46,7 +46,7 @@ def test_terms_of_the_bound_add_up_to_it_in_its_unit() -> None:
     model = ScoreModel(exact.network, exact.sde, exact.prediction, conditioning="level", data=info)
     levels = torch.tensor([[4, 4], [3, 5], [6, 2]])
     for x, sign, name in ((levels, 1.0, "bits_per_dim"), (GAUSSIAN.sample(3), -1.0, "log_prob")):
-        columns = METHODS["elbo"].work(model if name == "bits_per_dim" else exact, x, 0)
+        columns = LIKELIHOOD_METHODS["elbo"].evaluate(model if name == "bits_per_dim" else exact, x, 0)
         terms = sum(column for key, column in columns.items() if key.startswith("term_"))
         torch.testing.assert_close(sign * terms, columns[name], rtol=1e-9, atol=1e-9)
         assert float(columns[name].abs().min()) > 0.1

@@ -44,7 +44,7 @@ from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.samplers.relative import Relative
-from sdediff.sampling import place
+from sdediff.sampling import node_times
 
 TOLERANCE = 0.2
 T_TO = 1e-3
@@ -106,7 +106,7 @@ def deterministic_order(
 ) -> float:
     model, x, truth = flow_problem(process, inside)
     steps, t = sizes(sampler, forwards), first_time(process, inside)
-    default = partial(place, sampler, model, grid=None, ends=(t, T_TO))
+    default = partial(node_times, sampler, model, grid=None, interval=(t, T_TO))
     grids = [default(n) if inside else graded_angle(model.sde, n, t, T_TO) for n in steps]
     return slope(steps, [pathwise_error(sampler, model, x, times, truth) for times in grids])
 

@@ -15,12 +15,12 @@ from catalogue import GAUSSIAN, MIXTURE, MIXTURE_1D, PROCESSES
 from sdediff import DDPM, SDE, VESDE, VPSDE, NoiseSource, elbo, log_likelihood
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.gaussian import Whitened
-from sdediff.likelihood.bound.stratified import of_draws, of_pairs
+from sdediff.likelihood.bound.stratified import variance_of_draws, variance_of_pairs
 from sdediff.likelihood.flow.adaptive_probes import ProbeStatistics
-from sdediff.likelihood.flow.hutchinson import PROBES, SHORT, HutchinsonTrace, with_few_degrees
-from sdediff.likelihood.flow.path import Path, follow
+from sdediff.likelihood.flow.hutchinson import PROBES, SHORT_PATH, HutchinsonTrace, with_few_degrees
+from sdediff.likelihood.flow.path import Path, solve_path
 from sdediff.likelihood.flow.trace import ExactTrace, NodeDivergence, Trace
-from sdediff.likelihood.nodes import DEFAULT_SOLVER, GRID, SOLVERS, is_adaptive_ode
+from sdediff.likelihood.nodes import DEFAULT_SOLVER, GRID, PATH_SOLVERS, is_adaptive_ode
 from sdediff.likelihood.result import ErrorBudget, LogLikelihood
 from sdediff.samplers import SAMPLERS
 
@@ -29,8 +29,8 @@ FINE = {name: sde for name, sde in PROCESSES.items() if name != "ddpm-random"}
 """Processes whose first noise is narrower than the components of the data."""
 
 
-def on_levels(trace: Trace, sde: SDE, law: GaussianMixture, steps: int = 6) -> Trace:
-    return trace.on(sde.levels(GRID(sde, steps, sde.t_min, sde.t_max)), Whitened(law.moments))
+def at_nodes(trace: Trace, sde: SDE, law: GaussianMixture, steps: int = 6) -> Trace:
+    return trace.at_nodes(sde.levels(GRID(sde, steps, sde.t_min, sde.t_max)), Whitened(law.moments))
 
 
 def source(x: Tensor) -> NoiseSource:
@@ -81,10 +81,10 @@ def test_the_blur_of_narrow_data_is_that_of_a_gaussian(narrow, share):
 def test_probes_see_the_trace_and_the_square_of_the_jacobian():
     """Over 4,000 items, within 5 standard errors: 1e-6 by chance."""
     a = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    trace = on_levels(HutchinsonTrace(PROBES["rademacher"], 3, source(torch.zeros(4000, 6).double())), VPSDE(), SIX)
+    trace = at_nodes(HutchinsonTrace(PROBES["rademacher"], 3, source(torch.zeros(4000, 6).double())), VPSDE(), SIX)
     probes = trace.probes(2)
-    seen = trace.see(probes, probes @ a, 2)
-    for found, exact in ((seen.trace, a.trace()), (seen.square, a.square().sum())):
+    divergence = trace.divergence(probes, probes @ a, 2)
+    for found, exact in ((divergence.trace, a.trace()), (divergence.square, a.square().sum())):
         assert abs(float(found.mean() - exact)) < 5.0 * float(found.std()) / math.sqrt(4000)
 
 
@@ -108,10 +108,10 @@ def test_the_prior_s_effect_has_its_sign_and_size():
 def test_the_defect_of_any_curve_is_the_change_of_its_density():
     """For Gaussian data nothing moves in u, and the score is -u: steps from u to u' add ``(|u'|^2 - |u|^2) / 2``."""
     sde, x = VPSDE(), GAUSSIAN.sample(5, seed=1)
-    path = follow(GAUSSIAN.model(sde), x, DEFAULT_SOLVER, on_levels(ExactTrace(dim=2), sde, GAUSSIAN), source(x))
+    path = solve_path(GAUSSIAN.model(sde), x, DEFAULT_SOLVER, at_nodes(ExactTrace(dim=2), sde, GAUSSIAN), source(x))
     wander = torch.randn(path.states.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
-    spots = [path.white.at(level) for level in path.levels]
-    noise = torch.stack([u * (spot.sin / spot.rho) for u, spot in zip(wander, spots, strict=True)])
+    gaussians = [path.whitened.at(level) for level in path.levels]
+    noise = torch.stack([u * (own.sin / own.rho) for u, own in zip(wander, gaussians, strict=True)])
     moved = replace(path, states=wander, slopes=torch.zeros_like(wander), noise=noise)
     expected = 0.5 * wander.square().sum(dim=2).diff(dim=0)
     assert moved.defects() == pytest.approx(expected, abs=1e-12)
@@ -125,13 +125,13 @@ def test_what_the_quadrature_misses_goes_on_as_it_went(ratio):
     """Errors E, E r, E r^2 of the rules on every fourth, every second and all nodes: the last is stated."""
     size, none = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.zeros(2, 0, 3)
     rules = [5.0 + size * ratio**power for power in (2, 1, 0)]
-    seen = NodeDivergence(rules[0], torch.stack(rules[1:]), rules[0], rules[0], none, none)
-    path = Path(SimpleNamespace(seen=[seen]), None, *[torch.zeros(1)] * 4)
-    assert path.missed_between_nodes() == pytest.approx(size.abs() * ratio**2, rel=1e-12)
+    divergence = NodeDivergence(rules[0], torch.stack(rules[1:]), rules[0], rules[0], none, none)
+    path = Path(SimpleNamespace(divergences=[divergence]), None, *[torch.zeros(1)] * 4)
+    assert path.quadrature_error() == pytest.approx(size.abs() * ratio**2, rel=1e-12)
     # a difference that is small by chance counts for a quarter of itself at least
     lucky = NodeDivergence(rules[0], torch.stack([rules[0] + 1e-6, rules[2]]), rules[0], rules[0], none, none)
-    path = Path(SimpleNamespace(seen=[lucky]), None, *[torch.zeros(1)] * 4)
-    assert path.missed_between_nodes() == pytest.approx(torch.full((2,), 0.25e-6, dtype=torch.float64), rel=1e-3)
+    path = Path(SimpleNamespace(divergences=[lucky]), None, *[torch.zeros(1)] * 4)
+    assert path.quadrature_error() == pytest.approx(torch.full((2,), 0.25e-6, dtype=torch.float64), rel=1e-3)
 
 
 # ---- the probes ----------------------------------------------------------------------------------------------
@@ -139,8 +139,8 @@ def test_what_the_quadrature_misses_goes_on_as_it_went(ratio):
 
 def test_refinement_starts_from_the_error_that_is_stated():
     x, sde, law = SIX.sample(7, seed=2), VPSDE(), SIX
-    trace = on_levels(HutchinsonTrace(PROBES["rademacher"], 4, source(x)), sde, law)
-    path = follow(law.model(sde), x, DEFAULT_SOLVER, trace, source(x))
+    trace = at_nodes(HutchinsonTrace(PROBES["rademacher"], 4, source(x)), sde, law)
+    path = solve_path(law.model(sde), x, DEFAULT_SOLVER, trace, source(x))
     assert ProbeStatistics(path).standard_error() == pytest.approx(path.standard_error(), rel=1e-9)
 
 
@@ -159,11 +159,11 @@ def test_few_degrees_are_those_of_student():
 def test_every_node_gets_its_part_of_more_probes(steps):
     for count in (1, 2, 4, 16):
         trace = HutchinsonTrace(PROBES["rademacher"], count, source(torch.zeros(1, 6)))
-        plan = on_levels(trace, VPSDE(), SIX, steps).plan
-        assert min(plan) >= count // 2
-        assert min(plan) >= 2 or (count == 1 and len(plan) > SHORT)
+        counts = at_nodes(trace, VPSDE(), SIX, steps).counts
+        assert min(counts) >= count // 2
+        assert min(counts) >= 2 or (count == 1 and len(counts) > SHORT_PATH)
         extra = steps + 1 if count == 1 else 0
-        assert abs(sum(plan) - count * len(plan)) <= max(extra, len(plan) // 2)
+        assert abs(sum(counts) - count * len(counts)) <= max(extra, len(counts) // 2)
 
 
 # ---- the interval --------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_nothing_is_drawn_of_what_a_gaussian_explains():
 
 def test_degrees_are_fewer_than_of_normals_and_grow():
     values = torch.randn(64, 4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for of, pairs in ((of_pairs, 2), (of_draws, 1)):
+    for of, pairs in ((variance_of_pairs, 2), (variance_of_draws, 1)):
         found = [float(of(values[:n]).degrees.median()) for n in (2, 8, 32, 64)]
         assert found == sorted(found)
         assert found[0] < 1.0
@@ -237,7 +237,7 @@ def test_degrees_are_fewer_than_of_normals_and_grow():
 # ---- adaptive ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, method in SOLVERS.items() if is_adaptive_ode(method)])
+@pytest.mark.parametrize("name", [name for name, method in PATH_SOLVERS.items() if is_adaptive_ode(method)])
 def test_adaptive_likelihoods_state_their_error(name):
     """Not below a third of its true size, nor far above; the interval holds nine of ten; by name and object alike."""
     x, sde = MIXTURE.sample(40, seed=6), VPSDE()

@@ -40,9 +40,9 @@ def test_nodes_half_way_between_instants_stay_where_they_are() -> None:
     """One step of the chain apart, at halves: moved to the nearest, two of them could meet."""
     chain = DDPM.linear(100)
     times = (torch.arange(40, 20, -1, dtype=torch.float64) + 0.5) / 100
-    settle = CONDITIONINGS["instants"].settle
+    snap = CONDITIONINGS["instants"].snap
     bits = torch.tensor(LAST_BITS, dtype=torch.float64).repeat(7)[:20] / 100
     for sign in (-1.0, 0.0, 1.0):
-        torch.testing.assert_close(settle(chain, times + sign * bits), times, rtol=0.0, atol=1e-13)
-    moved = settle(chain, times - 0.1 / 100)[1:-1]  # the control: nearer to one, they move to it
+        torch.testing.assert_close(snap(chain, times + sign * bits), times, rtol=0.0, atol=1e-13)
+    moved = snap(chain, times - 0.1 / 100)[1:-1]  # the control: nearer to one, they move to it
     torch.testing.assert_close(moved, (times - 0.5 / 100)[1:-1], rtol=1e-15, atol=0.0)

@@ -1,4 +1,4 @@
-r"""The terms of a discrete chain's bound: every one of them, or some steps drawn for all.
+r"""The terms of a discrete chain's bound, summed over all steps or estimated from sampled ones.
 
 With rho the bridge's variance over the reverse step's, entry by entry, and ``h = lambda_s - lambda_t`` the step in half
 log-SNR, a step costs
@@ -25,40 +25,35 @@ from sdediff.gaussian import GaussianErrors
 from sdediff.likelihood.bound.stratified import (
     LevelDistribution,
     StratifiedVariance,
-    of_draws,
-    of_pairs,
     stratified_pairs,
+    variance_of_draws,
+    variance_of_pairs,
 )
 from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
-from sdediff.noise import NoiseSource
+from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import choose, expand, sum_features
 from sdediff.samplers.ancestral import VARIANCES
 from sdediff.samplers.base import bridge_std
 from sdediff.types import Level, Split
-
-STAGE = 4
-"""Stage of the noise source under which the first draw's noise comes; the next draws use the next stages."""
-PLACES, SAMPLED = -1, -2
-"""Stages of the places of sampled steps, and of the noise there."""
 
 
 class Variance(NamedTuple):
     """A choice of the reverse steps' variance.
 
     Attributes:
-        fixed: its fraction of the way from the bridge's log-variance to the forward step's; ``None`` where the network
-            has learned one for every entry.
+        fixed: fraction of the way from the bridge's log-variance to the forward step's; ``None`` where the network has
+            learned one for every entry.
     """
 
     fixed: float | None
 
     @property
-    def usual(self) -> float:
-        """The fraction that stands for it where only one number will do."""
+    def single_fraction(self) -> float:
+        """Fraction for formulas of a single number; 0 for a learned one."""
         return 0.0 if self.fixed is None else self.fixed
 
     def fraction(self, split: Split) -> float | Tensor:
-        """One number, or one an entry.
+        """Return the fraction, one number or one an entry.
 
         Raises:
             ValueError: if the model has not learned it.
@@ -79,14 +74,14 @@ def reverse_variance(name: str) -> Variance:
     return Variance(choose(VARIANCES, name, "variance"))
 
 
-class Items(NamedTuple):
-    """A batch of data and what their terms need.
+class BoundBatch(NamedTuple):
+    """A batch of data with its noise, decoder and control variate.
 
     Attributes:
-        x0: in the model's units, ``(B, *shape)``.
-        noise: its draws.
-        decoder: of these data.
-        control: errors whose mean is known.
+        x0: data in the model's units, ``(B, *shape)``.
+        noise: noise source of the items.
+        decoder: decoder of these data.
+        control: control variate, errors with a given mean.
     """
 
     x0: Tensor
@@ -96,27 +91,27 @@ class Items(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a batch costs.
+    """The terms of a batch.
 
     Attributes:
-        diffusion: ``(rows, B)``.
-        reconstruction: ``(B,)``.
-        spread: of their sum, over noise and places.
+        diffusion: terms of the steps or strata, ``(rows, B)``.
+        reconstruction: reconstruction terms, ``(B,)``.
+        variance: variance of their sum, over noise and levels.
         nfe: forwards of the network.
     """
 
     diffusion: Tensor
     reconstruction: Tensor
-    spread: StratifiedVariance
+    variance: StratifiedVariance
     nfe: int
 
 
-class Steps:
+class ChainSteps:
     """The steps of a chain.
 
     Args:
-        levels: of the instants ``t_1 < ... < t_N``.
-        variance: of the reverse steps.
+        levels: levels of the instants ``t_1 < ... < t_N``.
+        variance: variance of the reverse steps.
     """
 
     def __init__(self, levels: Sequence[Level[float]], variance: Variance) -> None:
@@ -126,45 +121,45 @@ class Steps:
         self._gain = torch.expm1(-2.0 * self.half_log_snr.diff())
         self._range = torch.tensor([2.0 * math.log(t.sin / s.sin) for s, t in pairs], dtype=torch.float64)
         self._clipped = bridge_std(*pairs[0][::-1]) if pairs else levels[0].sin
-        log_rho = -variance.usual * self._range
-        self._excess = 0.5 * (torch.expm1(log_rho) - log_rho)  # an entry's cost that no error adds to
+        log_rho = -variance.single_fraction * self._range
+        self._excess = 0.5 * (torch.expm1(log_rho) - log_rho)  # an entry's cost without errors
         self.weight = 0.5 * log_rho.exp() * self._gain
-        """``(N - 1,)``, of the usual variance: the cost is about this times the squared error."""
+        """Weights ``(N - 1,)`` of the squared errors in the cost, for the single fraction."""
 
     def cost(self, split: Split, eps: Tensor, step: int | Tensor) -> Tensor:
-        """KL of the step that leaves the state of ``split``, one for all or one a sample, float64 ``(B,)``."""
+        """Return the KL of the step from the state of ``split``, one for all or one a sample, float64 ``(B,)``."""
         error = (split.eps - eps).double()
         gain, span = (expand(_pick(values, step, error.device), error) for values in (self._gain, self._range))
         log_rho = torch.as_tensor(-self._variance.fraction(split) * span, dtype=torch.float64, device=error.device)
         return 0.5 * sum_features(torch.expm1(log_rho) - log_rho + log_rho.exp() * gain * error.square())
 
-    def places(self, mass: Tensor) -> LevelDistribution:
-        """Where to draw steps, given the mass that a law of the half log-SNR has on each.
+    def distribution(self, mass: Tensor) -> LevelDistribution:
+        """Return the distribution of sampled steps, given the mass of a distribution of the half log-SNR on each.
 
-        A step weighs its errors more than its width in lambda says where it is long, which counts only if signal is
-        left at its noisier end: below, errors fall as fast as the weight grows.
+        A long step weighs its errors more than its width in lambda, which matters only where signal is left at its
+        noisier end: below, errors fall as fast as the weight grows.
         """
         signal = torch.sigmoid(2.0 * self.half_log_snr[1:])
         return LevelDistribution(
             self.half_log_snr, mass * (signal * self.weight / -self.half_log_snr.diff() + 1.0 - signal)
         )
 
-    def usual_cost(self, control: GaussianErrors, dim: int) -> Tensor:
-        """The known mean of the Gaussian denoiser's cost, ``(N - 1, B)``."""
+    def gaussian_cost(self, control: GaussianErrors, dim: int) -> Tensor:
+        """Return the mean of the Gaussian denoiser's cost over the noise, ``(N - 1, B)``."""
         excess = dim * self._excess[:, None].to(control.device)
         return excess + self.weight[:, None].to(control.device) * control.mean(self.half_log_snr[1:])
 
-    def drawn_usual_cost(self, control: GaussianErrors, eps: Tensor, step: int | Tensor) -> Tensor:
-        """The Gaussian denoiser's cost at a draw of the noise, ``(B,)``."""
+    def drawn_gaussian_cost(self, control: GaussianErrors, eps: Tensor, step: int | Tensor) -> Tensor:
+        """Return the Gaussian denoiser's cost at a draw of the noise, ``(B,)``."""
         values = (self.half_log_snr[1:], self.weight, self._excess)
         lam, weight, excess = (_pick(value, step, control.device) for value in values)
         return eps[0].numel() * excess + weight * control.drawn(eps, lam)
 
     def decoder_std(self, split: Split) -> float | Tensor:
-        """Of the first step, in the model's units.
+        """Return the standard deviation of the first step, in the model's units.
 
-        Its bridge ends on the data and has no variance. The forward step's is ``sin^2`` (beta_1); a learned one lies
-        between that and the next bridge's, where Nichol & Dhariwal's (2021) code clips its lower bound.
+        Its bridge ends on the data and has no variance. The forward step's variance is ``sin^2`` (beta_1); a learned
+        one lies between that and the next bridge's, where Nichol & Dhariwal's (2021) code clips its lower bound.
         """
         if self._variance.fixed is not None:
             return self.levels[0].sin
@@ -172,57 +167,56 @@ class Steps:
 
 
 def _pick(values: Tensor, step: int | Tensor, device: torch.device) -> float | Tensor:
-    """The value of one step, a float, or of one step a sample."""
+    """Return the value of one step, a float, or of one step a sample."""
     return values[step].to(device) if isinstance(step, Tensor) else float(values[step])
 
 
 def split_at(model: Denoiser, x0: Tensor, eps: Tensor, level: Level) -> Split:
-    """What the model says of the state ``alpha x0 + sigma eps``; one forward."""
-    state = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps
-    result: Split = model(state, level)
+    """Return the model's split of the state ``alpha x0 + sigma eps``; one forward."""
+    result: Split = model(level.perturb(x0, eps), level)
     return result
 
 
 @torch.no_grad()
-def chain_terms(model: Denoiser, items: Items, steps: Steps, draw: int) -> tuple[Tensor, Tensor]:
-    """L_{t-1} of ``(N - 1, B)`` and L_0 of ``(B,)``, from one draw of the noise at each instant."""
-    rows = steps.usual_cost(items.control, items.x0[0].numel())
+def chain_terms(model: Denoiser, items: BoundBatch, steps: ChainSteps, draw: int) -> tuple[Tensor, Tensor]:
+    """Return L_{t-1} of ``(N - 1, B)`` and L_0 of ``(B,)``, from one draw of the noise at each instant."""
+    rows = steps.gaussian_cost(items.control, items.x0[0].numel())
     for step, level in enumerate(steps.levels[1:]):
-        eps = items.noise.normal(step + 1, stage=STAGE + draw)
+        eps = items.noise.normal(step + 1, stage=Stage.BOUND + draw)
         split = split_at(model, items.x0, eps, level)
-        rows[step] += steps.cost(split, eps, step) - steps.drawn_usual_cost(items.control, eps, step)
+        rows[step] += steps.cost(split, eps, step) - steps.drawn_gaussian_cost(items.control, eps, step)
     return rows, _reconstruction(model, items, steps, draw)
 
 
-def _reconstruction(model: Denoiser, items: Items, steps: Steps, draw: int) -> Tensor:
-    eps = items.noise.normal(0, stage=STAGE + draw)
+def _reconstruction(model: Denoiser, items: BoundBatch, steps: ChainSteps, draw: int) -> Tensor:
+    eps = items.noise.normal(0, stage=Stage.BOUND + draw)
     return reconstruction_cost(model, items.x0, eps, steps.levels[0], items.decoder, steps.decoder_std, items.control)
 
 
-def every_step(model: Denoiser, items: Items, steps: Steps, samples: int) -> Terms:
-    """All terms, in the mean over draws of the noise."""
+def every_step(model: Denoiser, items: BoundBatch, steps: ChainSteps, samples: int) -> Terms:
+    """Return all terms, as the mean over draws of the noise."""
     draws = [chain_terms(model, items, steps, draw) for draw in range(samples)]
     diffusion, reconstruction = (torch.stack(terms) for terms in zip(*draws, strict=True))
-    spread = of_draws(diffusion.sum(dim=1) + reconstruction)
+    variance = variance_of_draws(diffusion.sum(dim=1) + reconstruction)
     nfe = samples * (len(steps.levels) - 1 + items.decoder.denoised)
-    return Terms(diffusion.mean(dim=0), reconstruction.mean(dim=0), spread, nfe)
+    return Terms(diffusion.mean(dim=0), reconstruction.mean(dim=0), variance, nfe)
 
 
 @torch.no_grad()
 def sampled_steps(
-    model: Denoiser, items: Items, steps: Steps, places: LevelDistribution, draws: int, samples: int
+    model: Denoiser, items: BoundBatch, steps: ChainSteps, distribution: LevelDistribution, draws: int, samples: int
 ) -> Terms:
-    """Some steps for all: each row is unbiased, known but for the draws that fell on it."""
-    rows = steps.usual_cost(items.control, items.x0[0].numel())
-    chosen = places.cell(stratified_pairs(items.noise, draws, PLACES))
+    """Estimate the terms from sampled steps: each row is unbiased, its randomness that of the draws of its step."""
+    rows = steps.gaussian_cost(items.control, items.x0[0].numel())
+    sampled = distribution.cell(stratified_pairs(items.noise, draws, Stage.BOUND_LEVELS))
     times = torch.tensor([level.t for level in steps.levels[1:]], dtype=torch.float64)
     values = []
-    for i, step in enumerate(chosen):
-        eps = items.noise.normal(i, stage=SAMPLED)
+    for i, step in enumerate(sampled):
+        eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level(times[step]))
-        beyond = steps.cost(split, eps, step) - steps.drawn_usual_cost(items.control, eps, step)
-        values.append(beyond / places.probability[step].to(beyond.device))
+        excess = steps.cost(split, eps, step) - steps.drawn_gaussian_cost(items.control, eps, step)
+        values.append(excess / distribution.probability[step].to(excess.device))
         rows.scatter_add_(0, step[None].to(rows.device), values[-1][None] / draws)
     last = torch.stack([_reconstruction(model, items, steps, draw) for draw in range(samples)])
-    spread = of_pairs(torch.stack(values)) + of_draws(last)
-    return Terms(rows, last.mean(dim=0), spread, draws + samples * items.decoder.denoised)
+    variance = variance_of_pairs(torch.stack(values)) + variance_of_draws(last)
+    return Terms(rows, last.mean(dim=0), variance, draws + samples * items.decoder.denoised)

@@ -1,9 +1,10 @@
-"""Which terms of a bound are taken: every step of a chain, some of them, or levels in continuous time."""
+"""The choice of a bound's terms: every step of a chain, sampled steps, or levels in continuous time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import Moments
 from sdediff.grids import GRIDS
-from sdediff.likelihood.bound.chain import Items, Steps, Terms, every_step, reverse_variance, sampled_steps
+from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, Terms, every_step, reverse_variance, sampled_steps
 from sdediff.likelihood.bound.continuous import continuous_terms, strata
 from sdediff.likelihood.bound.stratified import CELLS, LAWS, LevelDistribution
 from sdediff.numerics import choose
@@ -20,18 +21,18 @@ from sdediff.sde import SDE
 from sdediff.types import Level
 
 DRAWS = 64
-"""Noise levels an item, of the continuous bound by default."""
+"""Default number of noise levels an item of the continuous bound."""
 
 FIRST_NOISE = 0.4
-"""Noise over signal at the data's end of the continuous bound of integers, in bins, by default.
+"""Default noise over signal at the data's end of the continuous bound of integers, in bins.
 
-A network trained on dequantised integers takes the place within the bin for data: every unit of lambda below costs it a
-nat an entry, which the decoder would have known for nothing.
+A network trained on dequantised integers takes the position within the bin for data: every unit of lambda below costs
+it a nat an entry, which the decoder would save.
 """
 
 
-class Choices(NamedTuple):
-    """The part of the call that says which terms are taken; of continuous data the bins have the width 0."""
+class BoundOptions(NamedTuple):
+    """The options of a call that select the terms; the bin width of continuous data is 0."""
 
     steps: float | None
     times: Sequence[float] | Tensor | None
@@ -42,51 +43,53 @@ class Choices(NamedTuple):
     bin_width: float
 
 
-class Plan(NamedTuple):
-    """How the terms of a batch are found.
+class SelectedTerms(NamedTuple):
+    """The terms of a bound.
 
     Attributes:
-        run: from a denoiser of a batch, and the batch, to its terms.
-        last: the level of the prior.
-        times: of the rows' ends.
+        run: function from a denoiser of a batch, and the batch, to its terms.
+        last: level of the prior.
+        times: times at the ends of the rows.
     """
 
-    run: Callable[[Denoiser, Items], Terms]
+    run: Callable[[Denoiser, BoundBatch], Terms]
     last: Level[float]
     times: Tensor
 
 
-def make_plan(model: Denoiser, chosen: Choices, moments: Moments) -> Plan:
-    """How a call is carried out; ``moments`` spread the levels where some are drawn.
+def select_terms(model: Denoiser, options: BoundOptions, moments: Moments) -> SelectedTerms:
+    """Select the terms by the options; ``moments`` give the distribution of sampled levels.
 
     Raises:
         ValueError: for choices that are unknown or do not go together.
     """
-    reverse, law = reverse_variance(chosen.variance), choose(LAWS, chosen.law, "law of the levels")
-    if chosen.draws is not None and (chosen.draws < 2 or chosen.draws % 2):
-        raise ValueError(f"draws come in pairs: an even number of at least 2, not {chosen.draws}")
-    sampled = 2 if chosen.samples is None else chosen.samples
-    if chosen.steps == math.inf:
-        draws = DRAWS if chosen.draws is None else chosen.draws
-        first, last = model.sde.levels(_ends(model.sde, chosen.times, chosen.bin_width))
+    reverse, law = reverse_variance(options.variance), choose(LAWS, options.law, "law of the levels")
+    if options.draws is not None and (options.draws < 2 or options.draws % 2):
+        raise ValueError(f"draws come in pairs: an even number of at least 2, not {options.draws}")
+    sampled = 2 if options.samples is None else options.samples
+    if options.steps == math.inf:
+        draws = DRAWS if options.draws is None else options.draws
+        first, last = model.sde.levels(_continuous_interval(model.sde, options.times, options.bin_width))
         edges = torch.linspace(first.half_log_snr, last.half_log_snr, CELLS + 1, dtype=torch.float64)
-        places = LevelDistribution(edges, law(edges, moments))
-        times = model.sde.time(places.half_log_snr(strata(draws)))
-        return Plan(lambda own, items: continuous_terms(own, items, first, places, draws, sampled), last, times)
-    instants = _instants(model.sde, chosen.steps, chosen.times)
+        distribution = LevelDistribution(edges, law(edges, moments))
+        times = model.sde.time(distribution.half_log_snr(strata(draws)))
+        run = partial(continuous_terms, first=first, distribution=distribution, draws=draws, samples=sampled)
+        return SelectedTerms(run, last, times)
+    instants = _chain_instants(model.sde, options.steps, options.times)
     levels = model.sde.levels(instants)
-    steps = Steps(levels, reverse)
-    if chosen.draws is None:
-        samples = 1 if chosen.samples is None else chosen.samples
-        return Plan(lambda own, items: every_step(own, items, steps, samples), levels[-1], instants)
+    steps = ChainSteps(levels, reverse)
+    if options.draws is None:
+        samples = 1 if options.samples is None else options.samples
+        return SelectedTerms(partial(every_step, steps=steps, samples=samples), levels[-1], instants)
     if len(levels) == 1:
         raise ValueError("a chain of one instant has no steps to sample: leave out draws")
-    places, draws = steps.places(law(steps.half_log_snr, moments)), chosen.draws
-    return Plan(lambda own, items: sampled_steps(own, items, steps, places, draws, sampled), levels[-1], instants)
+    distribution = steps.distribution(law(steps.half_log_snr, moments))
+    run = partial(sampled_steps, steps=steps, distribution=distribution, draws=options.draws, samples=sampled)
+    return SelectedTerms(run, levels[-1], instants)
 
 
-def _ends(sde: SDE, times: Sequence[float] | Tensor | None, bin_width: float) -> Tensor:
-    """The two ends of the continuous bound."""
+def _continuous_interval(sde: SDE, times: Sequence[float] | Tensor | None, bin_width: float) -> Tensor:
+    """Return the times at the two ends of the continuous bound."""
     if times is None:
         start = sde.t_data
         if bin_width > 0.0:
@@ -98,8 +101,8 @@ def _ends(sde: SDE, times: Sequence[float] | Tensor | None, bin_width: float) ->
     return ends
 
 
-def _instants(sde: SDE, steps: float | None, times: Sequence[float] | Tensor | None) -> Tensor:
-    """``t_1 < ... < t_N``."""
+def _chain_instants(sde: SDE, steps: float | None, times: Sequence[float] | Tensor | None) -> Tensor:
+    """Return the instants ``t_1 < ... < t_N`` of a chain."""
     if times is not None:
         if steps is not None:
             raise ValueError("give either steps or times, not both")

@@ -1,4 +1,4 @@
-r"""Decoders: the probability of data given a noisy state, and the reconstruction term of a bound.
+r"""Decoders, the probability of data given a noisy state, and the reconstruction term of a bound.
 
 Integers have one of two decoders. The discretised Gaussian of Ho et al. (2020, eq. 13) gives level k the mass that
 ``N(mean, std^2)`` puts on its bin, the lowest and the highest level all that lies beyond: :func:`log_bin_mass`. The
@@ -10,8 +10,8 @@ Standard deviations are in the model's units: a float, or a tensor that broadcas
 The reconstruction term of a bound is ``-log p(x | x_1)``. For it, ``"discretised"`` is a Gaussian about the denoiser's
 x0, integrated over each level's bin (Ho et al. 2020, eq. 13). ``"levels"`` weighs the levels by how likely they make
 the noisy state itself, entry by entry (Kingma et al. 2021, section 3.3): no forward, and the better one where the noise
-is narrower than the bins and the denoiser is not; where the noise is wider, only the denoiser knows. Continuous data
-have a Gaussian density about the denoiser's x0.
+is narrower than the bins and the denoiser's error is not; where the noise is wider, the denoiser is better. Continuous
+data have a Gaussian density about the denoiser's x0.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from sdediff.gaussian import GaussianErrors
 from sdediff.numerics import LOG_2PI, choose, log1mexp, softplus, sum_features
 from sdediff.types import DataInfo, Level, Split
 
-_BUDGET = 1 << 20  # entries of the table of levels by data that is made at a time
+_TABLE_ENTRIES = 1 << 20  # entries of the table of levels by data that are computed together
 
 
 def log_gaussian(x0: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
-    """Log-density of ``N(mean, std^2)`` at continuous data, nats: ``(B, *shape)`` to float64 ``(B,)``."""
+    """Return the log-density of ``N(mean, std^2)`` at continuous data, nats: ``(B, *shape)`` to float64 ``(B,)``."""
     std = _as_tensor(std, x0)
     return -sum_features(0.5 * (((x0.double() - mean.double()) / std).square() + LOG_2PI) + std.log())
 
 
 def log_discretised_gaussian(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
-    """Log-probability of integers under the discretised Gaussian, nats: ``(B, *shape)`` to float64 ``(B,)``.
+    """Return the log-probability of integers under the discretised Gaussian, nats, float64 ``(B,)``.
 
     Args:
         x: levels, integer ``(B, *shape)``.
-        mean: in the model's units, ``(B, *shape)``.
-        std: in the model's units.
-        info: levels and range.
+        mean: mean in the model's units, ``(B, *shape)``.
+        std: standard deviation in the model's units.
+        info: levels and range of the data.
     """
     return sum_features(log_bin_mass(x, mean, std, info))
 
 
 def log_bin_mass(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
-    """Log of the mass of each entry's bin, float64 ``(B, *shape)``; exact to rounding however far in the tail."""
+    """Return the log-mass of each entry's bin, float64 ``(B, *shape)``, exact to rounding far in the tails."""
     top, width, std, x = level_count(info) - 1, bin_width(info), _as_tensor(std, x), plain(x)
     offset = (info.low + width * x.double() - mean.double()) / std
     half = 0.5 * width / std
     below = torch.where(x <= 0, -math.inf, offset - half)
     above = torch.where(x >= top, math.inf, offset + half)
-    # The normal law is symmetric: turn every bin to the lower tail, where its two logarithms keep their digits.
+    # The normal law is symmetric: bins are mirrored to the lower tail, where both logarithms keep their digits.
     mirrored = below + above > 0.0
     below, above = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     log_above: Tensor = torch.special.log_ndtr(above)
@@ -65,43 +65,43 @@ def log_bin_mass(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -
 
 
 def log_level_posterior(x: Tensor, z: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
-    """Log of ``N(z; v_x, std^2)`` over its sum over the levels, float64 ``(B, *shape)``; exact however small.
+    """Return the log of ``N(z; v_x, std^2)`` over its sum over the levels, float64 ``(B, *shape)``, exact if tiny.
 
     Args:
         x: levels, integer ``(B, *shape)``.
         z: values about the levels, ``(B, *shape)``: a noisy state over its alpha.
-        std: of the noise about the levels in the model's units: sigma over alpha.
-        info: levels and range.
+        std: standard deviation of the noise in the model's units, sigma over alpha.
+        info: levels and range of the data.
     """
     count, width, std, x = level_count(info), bin_width(info), _as_tensor(std, x), plain(x)
     residual = (z.double() - info.low) / width - x.double()  # in bins
     rate = 0.5 * (width / std).square()
-    chunk = max(1, _BUDGET // max(1, x.numel()))
-    rivals = torch.full_like(residual, -math.inf)  # log of what all other levels have over what level x has
+    chunk = max(1, _TABLE_ENTRIES // max(1, x.numel()))
+    others = torch.full_like(residual, -math.inf)  # log of the sum over all other levels, over that of level x
     for start in range(0, count, chunk):
         levels = torch.arange(start, min(start + chunk, count), device=x.device).reshape(-1, *(1,) * x.ndim)
         steps = (levels - x).double()
         # (z - v_j)^2 - (z - v_x)^2 in bins, without the difference of the squares
         odds = torch.where(steps == 0.0, -math.inf, -rate * steps * (steps - 2.0 * residual))
-        rivals = torch.logaddexp(rivals, torch.logsumexp(odds, dim=0))
-    return -softplus(rivals)
+        others = torch.logaddexp(others, torch.logsumexp(odds, dim=0))
+    return -softplus(others)
 
 
 def _as_tensor(std: float | Tensor, x: Tensor) -> Tensor:
-    """Float64, on the device of ``x``."""
+    """Return a standard deviation in float64, on the device of ``x``."""
     return torch.as_tensor(std, dtype=torch.float64, device=x.device)
 
 
 LogProb = Callable[[Tensor, Tensor | float], Tensor]
-"""From a decoder's mean ``(B, *shape)`` and standard deviation to the data's log-probability, nats ``(B,)``."""
+"""Function from a decoder's mean ``(B, *shape)`` and standard deviation to log-probabilities, nats ``(B,)``."""
 
 
 class Decoder(NamedTuple):
-    """A law of the data given the state at the first level.
+    """A distribution of the data given the state at the first level.
 
     Attributes:
-        log_prob: of the data, given mean and standard deviation.
-        denoised: whether it stands about the denoiser's x0, which takes a forward, or about the noisy state over alpha.
+        log_prob: log-probability of the data, given mean and standard deviation.
+        denoised: whether its mean is the denoiser's x0, which takes a forward, or the noisy state over alpha.
         gaussian: whether it is a Gaussian density, whose cost is the denoiser's squared error.
     """
 
@@ -110,25 +110,28 @@ class Decoder(NamedTuple):
     gaussian: bool = False
 
 
-def density(x: Tensor) -> Decoder:
-    """The decoder of continuous data."""
+def density_decoder(x: Tensor) -> Decoder:
+    """Return the decoder of continuous data."""
     return Decoder(lambda mean, std: log_gaussian(x, mean, std), gaussian=True)
 
 
-def _discretised(x: Tensor, info: DataInfo) -> Decoder:
+def _discretised_decoder(x: Tensor, info: DataInfo) -> Decoder:
     return Decoder(lambda mean, std: log_discretised_gaussian(x, mean, std, info))
 
 
-def _levels(x: Tensor, info: DataInfo) -> Decoder:
+def _posterior_decoder(x: Tensor, info: DataInfo) -> Decoder:
     return Decoder(lambda mean, std: sum_features(log_level_posterior(x, mean, std, info)), denoised=False)
 
 
-DECODERS: dict[str, Callable[[Tensor, DataInfo], Decoder]] = {"discretised": _discretised, "levels": _levels}
-"""Of integer data."""
+DECODERS: dict[str, Callable[[Tensor, DataInfo], Decoder]] = {
+    "discretised": _discretised_decoder,
+    "levels": _posterior_decoder,
+}
+"""Decoders of integer data, by name."""
 
 
 def make_decoder(name: str | None, x: Tensor, info: DataInfo | None) -> Decoder:
-    """The decoder of a batch; by default the discretised Gaussian of integers and the density of floats.
+    """Return the decoder of a batch, by default the discretised Gaussian of integers and the density of floats.
 
     Raises:
         ValueError: for an unknown name, or any name with continuous data.
@@ -137,7 +140,7 @@ def make_decoder(name: str | None, x: Tensor, info: DataInfo | None) -> Decoder:
         return choose(DECODERS, "discretised" if name is None else name, "decoder")(x, info)
     if name is not None:
         raise ValueError(f"decoders are for integer data; continuous data have a density: leave out decoder={name!r}")
-    return density(x)
+    return density_decoder(x)
 
 
 def reconstruction_cost(
@@ -149,21 +152,21 @@ def reconstruction_cost(
     std: Callable[[Split], float | Tensor],
     control: GaussianErrors,
 ) -> Tensor:
-    """``-log p(x | x_1)`` for one draw of the noise, nats, float64 ``(B,)``.
+    """Return ``-log p(x | x_1)`` for one draw of the noise, nats, float64 ``(B,)``.
 
     Args:
-        model: the denoiser.
-        x0: the data in the model's units, ``(B, *shape)``.
-        eps: the noise.
-        level: of the first instant.
-        decoder: of these data.
-        std: the standard deviation of a decoder about the denoiser's x0.
-        control: errors whose mean is known.
+        model: denoiser with its process.
+        x0: data in the model's units, ``(B, *shape)``.
+        eps: noise of the data's shape.
+        level: level of the first instant.
+        decoder: decoder of these data.
+        std: standard deviation of a decoder about the denoiser's x0, a function of the split.
+        control: control variate, errors with a given mean.
     """
     if not decoder.denoised:
         noise_std = math.exp(-level.half_log_snr)
         return -decoder.log_prob(x0.double() + noise_std * eps.double(), noise_std)
-    split = model(level.alpha * x0 + level.sigma * eps, level)
+    split = model(level.perturb(x0, eps), level)
     width = std(split)
     cost = -decoder.log_prob(split.x0, width)
     if not decoder.gaussian:

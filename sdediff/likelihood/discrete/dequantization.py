@@ -1,25 +1,25 @@
-r"""Integer data as a density: where a model's density is asked for an integer, and what that says of its probability.
+r"""Dequantisation of integer data: the values at which a model's density is evaluated, and the bound on a probability.
 
 A model of a density p, blurred by the noise of its start level, is a model of integers once a *decoder* ``P(k | v)``
-says which level a value v is read as. For any law ``q(v | k)`` of values Jensen's inequality gives
+gives the level k of a value v. For any distribution ``q(v | k)`` of values Jensen's inequality gives
 
     log P(k) = log integral of p(v) P(k | v)  >=  E_q[log p(v) + log P(k | v) - log q(v | k)],
 
 the mean over draws of the *log-weight* in brackets, tight where q is p times the decoder (Theis et al. 2016; Hoogeboom
 et al. 2020); ``log E_q exp`` of it is ``log P(k)`` itself (Burda et al. 2016). A :class:`Dequantisation` is a start
-level, a law q and a decoder. With ``delta`` the width of a bin, ``v_k`` its middle and ``rho = sigma / alpha`` the
-noise of the start level in the model's units:
+level, a distribution q and a decoder. With ``delta`` the width of a bin, ``v_k`` its middle and ``rho = sigma / alpha``
+the noise of the start level in the model's units:
 
-- ``uniform``: v uniform in the bin, which is also the decoder: ``E log p(v) + D log delta``, asked at the first level.
-  Right where p is smooth within a bin, as that of data dequantised uniformly in training.
+- ``uniform``: v uniform in the bin, which is also the decoder: ``E log p(v) + D log delta``, evaluated at the first
+  level. Suited where p is smooth within a bin, as for data dequantised uniformly in training.
 - ``truncated-normal`` (Zheng et al. 2023, section 4): ``v_k + rho eps`` with eps a standard normal truncated to the
-  bin, which is the decoder: ``E log p(v) + H(q)``. Right where the model's data are the levels themselves: then the
-  blurred p is ``N(v_k, rho^2)`` about each, and what is lost is the mass outside the bins.
-- ``decoder`` (Kingma et al. 2021, eq. 4): ``v_k + rho eps`` with eps standard normal, read by the posterior
-  ``P(k | v)`` of the levels given v (:func:`~sdediff.likelihood.discrete.decoder.log_level_posterior`). It reads every
-  value: what p has beyond the outermost bins belongs to a level too.
+  bin, which is the decoder: ``E log p(v) + H(q)``. Suited where the model's data are the levels themselves: then the
+  blurred p is ``N(v_k, rho^2)`` about each, and the loss is the mass outside the bins.
+- ``decoder`` (Kingma et al. 2021, eq. 4): ``v_k + rho eps`` with eps standard normal, decoded by the posterior
+  ``P(k | v)`` of the levels given v (:func:`~sdediff.likelihood.discrete.decoder.log_level_posterior`). It decodes
+  every value: the mass of p beyond the outermost bins belongs to a level too.
 
-Where a start level comes from: let ``tau = delta / (2 rho)``. Truncated normals lose ``-log(2 Phi(tau) - 1)`` nats an
+The start level follows from ``tau = delta / (2 rho)``. Truncated normals lose ``-log(2 Phi(tau) - 1)`` nats an
 entry on data of levels, 0.0027 at the default 3, but ``log delta - H(q)``, 0.389, on a density flat within bins.
 The entropy H(q) is taken draw by draw, ``-log q(v | k)``: on data of levels it cancels the scatter of ``log p(v)``.
 The decoder loses ``-E log P(k | v)`` on separate levels, and that plus ``log delta - log(rho sqrt(2 pi e))`` on a flat
@@ -41,29 +41,26 @@ from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import has_units
 from sdediff.likelihood.discrete.decoder import log_level_posterior
-from sdediff.noise import NoiseSource
+from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import LOG_2PI, sum_features
 from sdediff.sampling import check_state
 from sdediff.sde import SDE
 from sdediff.types import DataInfo
 
-_STAGE = 2  # of the noise source: apart from the solvers' and the probes'
-
-
-# ---- what integers mean --------------------------------------------------------------------------------------
+# ---- levels and range ---------------------------------------------------------------------------------------
 
 
 def integer_data(
-    x: Tensor, known: DataInfo | None, levels: int | None = None, low: float | None = None, high: float | None = None
+    x: Tensor, data: DataInfo | None, levels: int | None = None, low: float | None = None, high: float | None = None
 ) -> DataInfo:
-    """What integers mean to a model: its own levels and range, or those given.
+    """Return the levels and range of integer data, the model's own or those given.
 
     Args:
         x: integer tensor ``(B, *shape)``, entries ``0 .. levels - 1``.
-        known: the model's data where known.
-        levels: number of levels, instead of the model's.
-        low: the model's value for level 0, instead of the model's own.
-        high: the model's value for the highest level, likewise.
+        data: description of the model's data where there is one.
+        levels: number of levels, instead of the model's own.
+        low: value of level 0 in the model's units, instead of the model's own.
+        high: value of the highest level in the model's units, instead of the model's own.
 
     Raises:
         ValueError: for float tensors, if the number of levels is unknown or below 2, or for an empty range.
@@ -73,7 +70,7 @@ def integer_data(
             f"bits/dim exist for integer data only (levels 0, 1, ...); came {x.dtype}. "
             "For continuous data ask log_likelihood for nats"
         )
-    info = DataInfo(tuple(x.shape[1:])) if known is None else known
+    info = DataInfo(tuple(x.shape[1:])) if data is None else data
     info = info._replace(
         levels=info.levels if levels is None else levels,
         low=info.low if low is None else low,
@@ -89,7 +86,7 @@ def integer_data(
 
 
 def check_items(x: Tensor, data: DataInfo | None) -> None:
-    """Refuse what is not a batch of the model's items; warn of floats that are levels."""
+    """Refuse data that are not a batch of the model's items; warn of floats that are levels."""
     if not isinstance(x, Tensor) or x.is_floating_point():
         check_state(x)
     if x.ndim < 2 or x.numel() == 0:
@@ -101,44 +98,44 @@ def check_items(x: Tensor, data: DataInfo | None) -> None:
     warn_of_levels(x, data)
 
 
-# ---- uniform, which log_likelihood too uses ------------------------------------------------------------------
+# ---- uniform, also for log_likelihood ------------------------------------------------------------------------
 
 
 def dequantise(x: Tensor, info: DataInfo, noise: NoiseSource, draw: int) -> Tensor:
-    """Values uniform in the bins of the integers ``x``, shape of ``x``; draw number ``draw`` of each sample."""
+    """Draw values uniform in the bins of the integers ``x``, shape of ``x``; draw number ``draw`` of each sample."""
     return Uniform().draw(x, info, 0.0, noise, draw).values
 
 
 def log_bin_volume(info: DataInfo, shape: Sequence[int]) -> float:
-    """``D log delta`` in nats, the log-volume of one item's bin."""
+    """Return ``D log delta``, the log-volume of one item's bin, nats."""
     return math.prod(shape) * math.log(bin_width(info))
 
 
-# ---- truncated normals, and their levels --------------------------------------------------------------------
+# ---- truncated normals --------------------------------------------------------------------------------------
 
 
 def truncated_normal(normals: Tensor, tau: float) -> Tensor:
-    """Standard normals made into standard normals truncated to ``[-tau, tau]``, entry by entry and in their order."""
+    """Return standard normals mapped monotonically to normals truncated to ``[-tau, tau]``, entry by entry."""
     # The lower tail for both signs, by erfc, which keeps its digits there (torch's ndtr does not).
     tail = 0.5 * torch.special.erfc(normals.abs() * math.sqrt(0.5))
     size: Tensor = torch.special.ndtri(tail * math.erf(tau * math.sqrt(0.5)) + 0.5 * math.erfc(tau * math.sqrt(0.5)))
     return -torch.sign(normals) * size.clamp(-tau, 0.0)
 
 
-def _about(x: Tensor, info: DataInfo, offset: Tensor) -> Tensor:
-    """Values at an offset from those of the levels, float64."""
+def _offset_values(x: Tensor, info: DataInfo, offset: Tensor) -> Tensor:
+    """Return values at an offset from those of the levels, float64."""
     return to_values(x, info, dtype=torch.float64) + offset
 
 
 # ---- the table -----------------------------------------------------------------------------------------------
 
 
-class Draw(NamedTuple):
-    """Values for integers, and what beside their density makes the log-weight.
+class WeightedValues(NamedTuple):
+    """Values for integers, with their part of the log-weight besides the density.
 
     Attributes:
-        values: ``(B, *shape)``, where the density is asked; in the dtype of the noise.
-        log_weight: ``log P(x | v) - log q(v | x)`` in nats, float64 ``(B,)``.
+        values: values at which the density is evaluated, ``(B, *shape)``, in the dtype of the noise.
+        log_weight: ``log P(x | v) - log q(v | x)``, nats, float64 ``(B,)``.
     """
 
     values: Tensor
@@ -146,53 +143,53 @@ class Draw(NamedTuple):
 
 
 class Dequantisation(ABC):
-    """A start level, a law of values for integers, and a decoder.
+    """A start level, a distribution of values for integers, and a decoder.
 
     Attributes:
-        blurs: whether the noise of the start level is part of the law, and not an approximation of none.
+        blurs: whether the noise of the start level is part of the model of integers, and not an approximation.
     """
 
     blurs: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, sde: SDE, info: DataInfo) -> float:
-        """The time whose blurred density is asked."""
+        """Return the time whose blurred density is evaluated."""
 
     @abstractmethod
-    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
+    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
         """Draw number ``draw`` of each item's values.
 
         Args:
             x: levels, integer ``(B, *shape)``.
-            info: levels and range.
+            info: levels and range of the data.
             rho: sigma over alpha at the start level.
-            noise: of the shape of ``x``.
-            draw: its number.
+            noise: noise source of the shape of ``x``.
+            draw: number of the draw.
         """
 
 
 @dataclass(frozen=True)
 class Uniform(Dequantisation):
-    """Uniform in the bin (Theis et al. 2016)."""
+    """Values uniform in the bin (Theis et al. 2016)."""
 
     blurs = False
 
     def start(self, sde: SDE, info: DataInfo) -> float:
         return sde.t_data
 
-    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
-        uniform = torch.special.ndtr(noise.normal(draw, stage=_STAGE))
+    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
+        uniform = torch.special.ndtr(noise.normal(draw, stage=Stage.DEQUANTISATION))
         volume = torch.full((len(x),), log_bin_volume(info, x.shape[1:]), dtype=torch.float64, device=x.device)
-        return Draw(to_values(x, info, u=uniform, dtype=noise.dtype), volume)
+        return WeightedValues(to_values(x, info, u=uniform, dtype=noise.dtype), volume)
 
 
 @dataclass(frozen=True)
-class Noised(Dequantisation):
-    """Values with noise of the start level's own size about their level.
+class NoisyDequantisation(Dequantisation):
+    """Values about their level with noise of the size at the start level.
 
     Attributes:
         tau: half a bin over the noise of the start level. Where the process or the chain's first instant is noisier,
-            that level is taken, and tau is smaller: the bound stays one, of a model that is read at a noisier level.
+            that level is taken, and tau is smaller: the bound still holds, for a model at a noisier level.
     """
 
     tau: float
@@ -207,34 +204,34 @@ class Noised(Dequantisation):
 
 
 @dataclass(frozen=True)
-class TruncatedNormal(Noised):
-    """Noise truncated to the bin (Zheng et al. 2023); for a smaller tau the law comes closer to the uniform one."""
+class TruncatedNormal(NoisyDequantisation):
+    """Normal noise truncated to the bin (Zheng et al. 2023); the smaller tau, the closer to a uniform distribution."""
 
     tau: float = 3.0
 
-    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
+    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
         tau = 0.5 * bin_width(info) / rho
-        eps = truncated_normal(noise.normal(draw, stage=_STAGE).double(), tau)
+        eps = truncated_normal(noise.normal(draw, stage=Stage.DEQUANTISATION).double(), tau)
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho * math.erf(tau * math.sqrt(0.5)))
-        return Draw(_about(x, info, rho * eps).to(noise.dtype), sum_features(own))
+        return WeightedValues(_offset_values(x, info, rho * eps).to(noise.dtype), sum_features(own))
 
 
 @dataclass(frozen=True)
-class Decoder(Noised):
-    """All of the noise, read by the posterior of the levels (Kingma et al. 2021)."""
+class DecodedNormal(NoisyDequantisation):
+    """Normal noise, decoded by the posterior of the levels (Kingma et al. 2021)."""
 
     tau: float = math.sqrt(math.pi * math.e / 2.0)
 
-    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> Draw:
-        eps = noise.normal(draw, stage=_STAGE).double()
+    def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
+        eps = noise.normal(draw, stage=Stage.DEQUANTISATION).double()
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho)
-        values = _about(x, info, rho * eps)
-        return Draw(values.to(noise.dtype), sum_features(own + log_level_posterior(x, values, rho, info)))
+        values = _offset_values(x, info, rho * eps)
+        return WeightedValues(values.to(noise.dtype), sum_features(own + log_level_posterior(x, values, rho, info)))
 
 
 DEQUANTISATIONS: dict[str, Dequantisation] = {
     "uniform": Uniform(),
     "truncated-normal": TruncatedNormal(),
-    "decoder": Decoder(),
+    "decoder": DecodedNormal(),
 }
-"""What ``bits_per_dim(dequantisation=...)`` takes by name."""
+"""Dequantisations of ``bits_per_dim``, by name."""

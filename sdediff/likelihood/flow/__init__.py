@@ -1,1 +1,1 @@
-"""The log-density along the probability-flow ODE: the path, the divergence at its nodes, and what both are off by."""
+"""The log-density along the probability-flow ODE: the path, the divergence at its nodes, and their errors."""

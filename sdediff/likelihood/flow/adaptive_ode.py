@@ -1,13 +1,13 @@
-r"""The likelihood by an adaptive solver: the log-density rides along with the state.
+r"""The likelihood by an adaptive solver of the augmented ODE of state and log-density.
 
 Every step is chosen for both (Chen et al. 2018; Grathwohl et al. 2019): the state of the solver is ``(y, l / sqrt(D))``
-with ``dl / d theta = div v``, so that a tolerance permits as many nats a dimension as it permits in y. What the solver
-misses is seen by solving once more, ``LOOSER`` times as loosely.
+with ``dl / d theta = div v``, so that a tolerance permits as many nats a dimension as it permits in y. The error of
+the solver is estimated by a second solve, at ``LOOSER`` times the tolerances.
 
-Probes must be kept along the whole path, or the solver would see noise where it looks for error: the integral is
+Probes must be the same along the whole path, or the solver would take their noise for error: the integral is
 ``e . (A^T e)`` of one matrix A, the integral of J, and the probes' errors add up instead of averaging out. The products
-``A^T e``, which say how large they are, ride along too, too small to be seen by the solver. What it is for: tolerances,
-with the exact trace.
+``A^T e``, from which their size is estimated, are integrated too, scaled to be negligible for the step control. Its use
+is tolerances, with the exact trace.
 """
 
 from __future__ import annotations
@@ -31,12 +31,19 @@ from sdediff.samplers.base import AdaptiveSampler
 from sdediff.types import Level, Split
 
 LOOSER = 10.0
-"""Tolerances of the solve that is compared with, over those asked for."""
-_HIDDEN = 1e-9  # of the products, beside states of order 1 and tolerances down to 1e-12
+"""Ratio of the tolerances of the second solve to those asked for."""
+_PRODUCT_SCALE = 1e-9  # scale of the products beside states of order 1 and tolerances down to 1e-12
 
 
 class AugmentedSolution(NamedTuple):
-    """The end of a path: the state of the frame there, the integral of the divergence, its error, the forwards."""
+    """The result of an adaptive solve.
+
+    Attributes:
+        y: last state of the frame, ``(B, *shape)``.
+        integral: integral of the divergence, ``(B,)``.
+        standard_error: standard error of the integral, ``(B,)``.
+        nfe: forwards of the network.
+    """
 
     y: Tensor
     integral: Tensor
@@ -45,12 +52,12 @@ class AugmentedSolution(NamedTuple):
 
 
 class AugmentedFrame(Frame):
-    """A denoiser in whose states ``(B, D + 1 + K D)`` the log-density and K products ride along with y.
+    """A denoiser on states ``(B, D + 1 + K D)`` of y, the log-density and K products.
 
     Args:
-        model: the denoiser.
-        like: states of the batch, ``(B, *shape)``, whose shape and dtype the network sees.
-        probes: ``(B, K, D)``; ``None`` for the exact trace.
+        model: denoiser of y.
+        like: states of the batch, ``(B, *shape)``, in the network's shape and dtype.
+        probes: random probes, ``(B, K, D)``; ``None`` for the exact trace.
     """
 
     def __init__(self, model: Denoiser, like: Tensor, probes: Tensor | None) -> None:
@@ -59,49 +66,49 @@ class AugmentedFrame(Frame):
         self._dim = like[0].numel()
         self._axes = torch.eye(self._dim, dtype=like.dtype, device=like.device)
 
-    def start(self) -> Tensor:
-        """Return the state at the start of the path, where nothing is integrated yet."""
+    def initial(self) -> Tensor:
+        """Return the state at the start of the path, whose integrals are 0."""
         y = wide(flatten(self._like))
         count = 1 if self._probes is None else 1 + self._probes[0].numel()
         return torch.cat([y, y.new_zeros(len(y), count)], dim=1)
 
-    def parts(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unpack(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return y ``(B, D)``, the integral of the divergence ``(B,)`` and those of the products ``(B, K D)``."""
         dim = self._dim
-        return state[:, :dim], state[:, dim] * math.sqrt(dim), state[:, dim + 1 :] / _HIDDEN
+        return state[:, :dim], state[:, dim] * math.sqrt(dim), state[:, dim + 1 :] / _PRODUCT_SCALE
 
     def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
-        """Split a state whose velocity is that of all its parts."""
+        """Split a state by the velocity of y, log-density and products."""
         states = y[:, : self._dim].reshape(-1, *self._like.shape[1:]).to(self._like.dtype)
 
         def field(state: Tensor) -> Tensor:
             return velocity(super(AugmentedFrame, self).__call__(state, level, rows), level)
 
         if self._probes is None:
-            value, seen = value_and_diagonal(field, states, self._axes)
-            rest = [wide(seen[:, 0]).sum(dim=1, keepdim=True) / math.sqrt(self._dim)]
+            value, diagonal = value_and_diagonal(field, states, self._axes)
+            rest = [wide(diagonal[:, 0]).sum(dim=1, keepdim=True) / math.sqrt(self._dim)]
         else:
             probes = self._probes if rows is None else self._probes[rows]
             value, products = value_and_products(field, states, probes)
             divergence = (wide(probes) * wide(products)).sum(dim=2).mean(dim=1, keepdim=True)
-            rest = [divergence / math.sqrt(self._dim), flatten(wide(products)) * _HIDDEN]
+            rest = [divergence / math.sqrt(self._dim), flatten(wide(products)) * _PRODUCT_SCALE]
         if not all_finite(value):
             raise FloatingPointError("the model's output is not finite")
         slope = torch.cat([wide(flatten(value)), *rest], dim=1)
         return Split.linear(y, slope, (level.cos, -level.sin), (level.sin, level.cos))
 
 
-def within(method: AdaptiveSampler, rtol: float, atol: float) -> AdaptiveSampler:
+def with_tolerances(method: AdaptiveSampler, rtol: float, atol: float) -> AdaptiveSampler:
     """Return a solver with other tolerances."""
     return replace(method, rtol=rtol, atol=atol)  # type: ignore[type-var]
 
 
 def solver_error(fine: Sequence[Tensor], loose: Sequence[Tensor]) -> Tensor:
-    """Return the estimated size of the error of a sum whose terms ``(B,)`` were found within two tolerances.
+    """Return the estimated size of the error of a sum whose terms ``(B,)`` were solved at two tolerances.
 
-    Of errors that follow the tolerance the difference holds nine, of those that do not it may hold one: 0.4 of it is
-    stated, which is two to four times the error in the mean, and of single items seldom less than half of theirs.
-    Terms of unlike sign do not hide each other's difference.
+    The difference is nine times an error in proportion to the tolerance, but may equal one that is not: 0.4 of it is
+    stated, which is two to four times the error in the mean, and for single items seldom less than half of it. The
+    terms' differences are added in size, so that they do not cancel.
     """
     changes = [(a - b).abs() for a, b in zip(fine, loose, strict=True)]
     return 0.4 * torch.stack(changes).sum(dim=0)
@@ -112,17 +119,17 @@ class AugmentedODE:
     """An adaptive solver of the probability-flow ODE, for state and log-density together.
 
     Args:
-        method: the solver, with its tolerances: absolute ones are of the path in the frame and, in nats a dimension,
-            of the log-density.
+        method: adaptive solver with its tolerances; the absolute one applies to the path in the frame and, in nats a
+            dimension, to the log-density.
     """
 
     method: AdaptiveSampler
 
     def looser(self) -> AugmentedODE:
-        """Return the solver that it is compared with."""
-        return AugmentedODE(within(self.method, LOOSER * self.method.rtol, LOOSER * self.method.atol))
+        """Return the solver at ``LOOSER`` times the tolerances."""
+        return AugmentedODE(with_tolerances(self.method, LOOSER * self.method.rtol, LOOSER * self.method.atol))
 
-    def carry(
+    def solve(
         self,
         model: Denoiser,
         y: Tensor,
@@ -132,24 +139,24 @@ class AugmentedODE:
         law: ProbeLaw,
         source: NoiseSource,
     ) -> AugmentedSolution:
-        """Take the state ``y`` of the frame from one level to another.
+        """Solve from the state ``y`` of the frame at one level to another level.
 
         Args:
-            model: a denoiser with its process.
-            y: ``(B, *shape)``.
-            start: the level of ``y``.
-            end: the level at which to arrive.
-            probes: ``(B, K, D)``; ``None`` for the exact trace.
-            law: of the probes.
-            source: of random numbers, of which a deterministic solver takes none.
+            model: denoiser with its process.
+            y: states of the frame, ``(B, *shape)``.
+            start: level of ``y``.
+            end: level of the result.
+            probes: random probes, ``(B, K, D)``; ``None`` for the exact trace.
+            law: distribution of the probes.
+            source: source of random numbers, unused by a deterministic solver.
         """
-        riding = AugmentedFrame(model, y, probes)
-        state = riding.start()
+        frame = AugmentedFrame(model, y, probes)
+        state = frame.initial()
         shrink = math.sqrt(y[0].numel() / state.shape[1])  # the mean square is taken over y's own entries
-        method = within(self.method, shrink * self.method.rtol, shrink * self.method.atol)
-        arrived, integral, products = riding.parts(method.integrate(riding, state, start, end, source, None))
-        arrived = arrived.reshape(y.shape).to(y.dtype)
+        method = with_tolerances(self.method, shrink * self.method.rtol, shrink * self.method.atol)
+        last, integral, products = frame.unpack(method.integrate(frame, state, start, end, source, None))
+        last = last.reshape(y.shape).to(y.dtype)
         if probes is None:
-            return AugmentedSolution(arrived, integral, torch.zeros_like(integral), riding.nfe)
-        sights = ProbeProducts([wide(probes)], [products.reshape(probes.shape)], [1.0])
-        return AugmentedSolution(arrived, integral, standard_error(law, sights), riding.nfe)
+            return AugmentedSolution(last, integral, torch.zeros_like(integral), frame.nfe)
+        of_path = ProbeProducts([wide(probes)], [products.reshape(probes.shape)], [1.0])
+        return AugmentedSolution(last, integral, standard_error(law, of_path), frame.nfe)

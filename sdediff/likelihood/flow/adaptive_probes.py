@@ -1,8 +1,8 @@
-r"""More probes where they tell most, until an item's standard error is small enough.
+r"""Additional probes at the nodes of largest variance, until an item's standard error reaches a target.
 
-The path stands; only looks at its nodes are added. With V_k the variance of one probe at node k and n_k their number,
-``sum V_k / n_k`` is at its smallest for a given number of probes if ``n_k ~ sqrt(V_k)`` (Neyman 1934): to reach the
-error s takes ``n_k = sqrt(V_k) sum sqrt(V_j) / s^2``. The variances are estimated as the probes come, each item's own.
+The path is fixed; only evaluations at its nodes are added. With V_k the variance of one probe at node k and n_k their
+number, ``sum V_k / n_k`` is at its smallest for a given number of probes if ``n_k ~ sqrt(V_k)`` (Neyman 1934): to reach
+the error s takes ``n_k = sqrt(V_k) sum sqrt(V_j) / s^2``. The variances are estimated from each item's own probes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from sdediff.likelihood.flow.path import Path
 from sdediff.likelihood.flow.trace import ExactTrace
 from sdediff.noise import NoiseSource
 
-_BLOCK = 4  # probes of one forward: their products cost more than it by then
-_GROWTH = 4.0  # of an item's probes at a node in one round, whose variances are only estimates
+_FORWARD_PROBES = 4  # probes of one forward: beyond, their products cost more than the forward
+_GROWTH = 4.0  # largest growth of an item's probes at a node in one round, as the variances are only estimates
 
 
 class RefinedDivergence(NamedTuple):
-    """What all probes together say: the log-determinant ``(B,)``, its standard error ``(B,)``, and what it took."""
+    """The log-determinant by all probes together.
+
+    Attributes:
+        log_determinant: log-determinants of the items, ``(B,)``.
+        standard_error: standard errors of the log-determinants, ``(B,)``.
+        nfe: forwards of the network.
+        products: vector-Jacobian products of all items together.
+    """
 
     log_determinant: Tensor
     standard_error: Tensor
@@ -38,45 +45,45 @@ class ProbeStatistics:
     """The shares of all probes so far at every node: their number, sum and sum of squares."""
 
     def __init__(self, path: Path) -> None:
-        shares = [seen.shares for seen in path.seen]
+        shares = [divergence.shares for divergence in path.divergences]
         self.sums = torch.stack([share.sum(dim=1) for share in shares])  # (nodes, B, D)
         self.squares = torch.stack([share.square().sum(dim=(1, 2)) for share in shares])  # (nodes, B)
         numbers = torch.tensor([float(share.shape[1]) for share in shares], dtype=torch.float64)
         self.counts = numbers.to(self.squares)[:, None].repeat(1, len(path.y))
         self.exact = torch.full_like(self.squares, math.nan)
-        self.known = torch.stack([seen.share for seen in path.seen]) - self.means()
+        self.control = torch.stack([divergence.share for divergence in path.divergences]) - self.means()
 
     def add(self, node: int, rows: Tensor, shares: Tensor) -> None:
-        """Further shares ``(b, K, D)`` of some rows of the batch."""
+        """Add shares ``(b, K, D)`` of some rows of the batch."""
         self.sums[node, rows] += shares.sum(dim=1)
         self.squares[node, rows] += shares.square().sum(dim=(1, 2))
         self.counts[node, rows] += shares.shape[1]
 
-    def settle(self, node: int, rows: Tensor, share: Tensor) -> None:
-        """The exact part of a node in the log-determinant, ``(b,)``, for some rows."""
-        self.exact[node, rows] = share - self.known[node, rows]
+    def set_exact(self, node: int, rows: Tensor, share: Tensor) -> None:
+        """Set a node's part of the log-determinant, ``(b,)``, for some rows, from the exact trace."""
+        self.exact[node, rows] = share - self.control[node, rows]
 
     def means(self) -> Tensor:
-        """Of the estimates, ``(nodes, B)``."""
+        """Return the means of the estimates, ``(nodes, B)``."""
         return torch.where(self.exact.isnan(), self.sums.sum(dim=2) / self.counts, self.exact)
 
     def log_determinant(self) -> Tensor:
-        """But for what the data's own Gaussian adds, ``(B,)``."""
-        return (self.known + self.means()).sum(dim=0)
+        """Return the log-determinant without the part of the data's own Gaussian, ``(B,)``."""
+        return (self.control + self.means()).sum(dim=0)
 
     def variances(self) -> Tensor:
-        """Of one probe, ``(nodes, B)``; see :func:`~sdediff.likelihood.flow.hutchinson.node_variance`."""
+        """Return the variances of one probe, ``(nodes, B)``, as :func:`~.hutchinson.node_variance`."""
         spread = (self.squares - self.sums.square().sum(dim=2) / self.counts) / (self.counts - 1.0)
         return torch.where(self.exact.isnan(), 2.0 * spread.clamp(min=0.0), 0.0)
 
     def standard_error(self) -> Tensor:
-        """Of the sum of the means, ``(B,)``."""
+        """Return the standard error of the sum of the means, ``(B,)``."""
         return with_few_degrees(self.variances() / self.counts, self.counts)
 
-    def wanted(self, target: float) -> Tensor:
-        """Further probes for every node of every item, ``(nodes, B)``; 0 for those that have arrived."""
+    def further_probes(self, target: float) -> Tensor:
+        """Return the numbers of further probes at every node, ``(nodes, B)``; 0 for items within the target."""
         variances = self.variances()
-        # one node's variance is known badly: its neighbours', which are alike, help
+        # one node's variance is estimated badly: its neighbours', which are alike, improve it
         near = torch.stack([variances, variances.roll(1, 0), variances.roll(-1, 0)]).mean(dim=0)
         deviations = torch.where(self.exact.isnan(), near, 0.0).sqrt()
         number = deviations * deviations.sum(dim=0) / target**2
@@ -89,33 +96,37 @@ def refine(
 ) -> RefinedDivergence:
     """Draw probes until every item's standard error is at most ``target`` nats.
 
-    A node that would take more probes than it has dimensions is looked at exactly instead.
+    A node that would take more probes than it has dimensions is evaluated exactly instead.
 
     Args:
-        path: seen with at least two random probes at every node.
-        random: the trace that saw it.
-        exact: the exact trace on the same nodes.
-        source: of the random numbers, one sample a row of the path.
-        target: nats.
-        skip: items that are none of its business, ``(B,)``.
+        path: path with at least two random probes at every node.
+        random: trace of the path.
+        exact: exact trace at the same nodes.
+        source: source of the random numbers, one sample a row of the path.
+        target: largest standard error, nats.
+        skip: mask of the items that are left as they are, ``(B,)``.
     """
-    tally, forwards, products, dim = ProbeStatistics(path), 0, 0, path.states.shape[2]
-    for turn in count(1):  # an item takes part in the turns up to its last, whatever the others of its batch do
-        more = torch.where(skip, 0.0, tally.wanted(target))
+    statistics, nfe, products, dim = ProbeStatistics(path), 0, 0, path.states.shape[2]
+    for turn in count(1):  # an item's rounds depend on its own probes alone, whatever the others of its batch do
+        more = torch.where(skip, 0.0, statistics.further_probes(target))
         if not bool((more >= 1.0).any()):
             break
         for node, row in enumerate(more):
-            field, states = path.witness.field(path.levels[node]), path.witness.states[node]
-            full = (tally.counts[node] + row > dim) & (row >= 1.0)
+            field, states = path.recorder.field(path.levels[node]), path.recorder.states[node]
+            full = (statistics.counts[node] + row > dim) & (row >= 1.0)
             if bool(full.any()):
                 rows = full.nonzero()[:, 0]
-                tally.settle(node, rows, exact.look(partial(field, rows=rows), states[rows], node)[1].share)
-                forwards, products, row = forwards + 1, products + len(rows) * dim, torch.where(full, 0.0, row)
-            for block in range(math.ceil(float(row.max()) / _BLOCK)):
-                rows = (row > block * _BLOCK).nonzero()[:, 0]
-                first = (turn * dim + block) * _BLOCK
-                probes = draw_probes(random.law, source.subset(rows.tolist()), random.draw, node, _BLOCK, first)
+                divergence = exact.evaluate(partial(field, rows=rows), states[rows], node)[1]
+                statistics.set_exact(node, rows, divergence.share)
+                nfe, products, row = nfe + 1, products + len(rows) * dim, torch.where(full, 0.0, row)
+            for block in range(math.ceil(float(row.max()) / _FORWARD_PROBES)):
+                rows = (row > block * _FORWARD_PROBES).nonzero()[:, 0]
+                first = (turn * dim + block) * _FORWARD_PROBES
+                probes = draw_probes(
+                    random.law, source.subset(rows.tolist()), random.draw, node, _FORWARD_PROBES, first
+                )
                 _, found = value_and_products(partial(field, rows=rows), states[rows], probes)
-                tally.add(node, rows, random.see(probes, found, node).shares)
-                forwards, products = forwards + 1, products + len(rows) * _BLOCK
-    return RefinedDivergence(tally.log_determinant() + path.gaussian(), tally.standard_error(), forwards, products)
+                statistics.add(node, rows, random.divergence(probes, found, node).shares)
+                nfe, products = nfe + 1, products + len(rows) * _FORWARD_PROBES
+    log_determinant = statistics.log_determinant() + path.gaussian()
+    return RefinedDivergence(log_determinant, statistics.standard_error(), nfe, products)

@@ -7,7 +7,7 @@ their coordinates say how wrong the estimate is (:mod:`~sdediff.likelihood.flow.
 
 Gradients flow through it in the memory of one node (:func:`products_through`). A likelihood is a sum over nodes of ``w
 . v`` and of ``g . (J^T e)``; what joins the nodes is linear. A node's activations are made twice: forwards without a
-graph, and backwards, one node after another, when the gradient ``(w, g)`` of what was seen there is known:
+graph, and backwards, one node after another, when the gradient ``(w, g)`` of the results there is known:
 
     gradient of  w . v(y) + sum_k g_k . J(y)^T e_k   with respect to y and to the parameters of v
 
@@ -26,19 +26,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Field = Callable[..., Tensor]
-"""A vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each on its own; ``field(y, rows)`` on states
-of the items that ``rows`` says, with repeats or without."""
+VectorField = Callable[..., Tensor]
+"""Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
+states of the items with the indices ``rows``, with repeats or without."""
 
-_BUDGET = 1 << 16  # entries of the cotangents of one backward pass: more spills the caches and is slower
+_MAX_COTANGENTS = 1 << 16  # entries of the cotangents of one backward pass: more overflow the caches and are slower
 
 
-def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """The field, the exact diagonal of its Jacobian and its squares; one forward, ``D`` vector-Jacobian products.
+def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a field, the exact diagonal of its Jacobian and its squares: one forward, ``D`` vector-Jacobian products.
 
     Args:
-        field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
-        y: ``(B, *shape)``.
+        field: vector field ``(B, *shape) -> (B, *shape)``, each sample on its own.
+        y: states, ``(B, *shape)``.
         axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken.
 
     Returns:
@@ -50,18 +50,18 @@ def value_and_diagonal(field: Field, y: Tensor, axes: Tensor) -> tuple[Tensor, T
     parts = []
     for rows in torch.split(axes.to(y), chunk_size(y)):
         products = pull(rows[:, None, :].expand(-1, count, -1))  # (chunk, B, D)
-        along = torch.einsum("kbd,kd->bk", products, rows)
-        parts.append(torch.stack([along, products.square().sum(dim=2).T], dim=1))
+        diagonal = torch.einsum("kbd,kd->bk", products, rows)
+        parts.append(torch.stack([diagonal, products.square().sum(dim=2).T], dim=1))
     return value, torch.cat(parts, dim=2)
 
 
-def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """The field and its transposed Jacobian times each probe; one forward, one batched backward pass.
+def value_and_products(field: VectorField, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a field and its transposed Jacobian times each probe: one forward, one batched backward pass.
 
     Args:
-        field: ``(B, *shape) -> (B, *shape)``, each sample on its own.
-        y: ``(B, *shape)``.
-        probes: ``(B, K, D)``.
+        field: vector field ``(B, *shape) -> (B, *shape)``, each sample on its own.
+        y: states, ``(B, *shape)``.
+        probes: random probes, ``(B, K, D)``.
 
     Returns:
         The value ``(B, *shape)`` and the products ``J^T e`` of ``(B, K, D)``, without autograd history. The sum of
@@ -73,13 +73,13 @@ def value_and_products(field: Field, y: Tensor, probes: Tensor) -> tuple[Tensor,
 
 
 def chunk_size(y: Tensor) -> int:
-    """Cotangents that one backward pass at the states ``y`` takes."""
-    return max(1, _BUDGET // max(1, y.numel()))
+    """Return the number of cotangents that one backward pass at the states ``y`` takes."""
+    return max(1, _MAX_COTANGENTS // max(1, y.numel()))
 
 
-def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The value, detached, and the map from cotangents ``(K, B, D)`` to ``J^T`` times them, ``(K, B, D)``."""
-    # Callers may stand under no_grad or inference_mode; the divergence needs autograd all the same.
+def _forward(field: VectorField, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the value, detached, and the map from cotangents ``(K, B, D)`` to ``J^T`` times them, ``(K, B, D)``."""
+    # Callers may run under no_grad or inference_mode; the divergence needs autograd all the same.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = y.detach().clone().requires_grad_()
         value = field(leaf)
@@ -93,96 +93,97 @@ def _forward(field: Field, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor
 
 
 def _products(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
-    """``J^T`` times cotangents ``(K, B, *shape)``, in one backward pass where every layer can be batched."""
+    """Return ``J^T`` times cotangents ``(K, B, *shape)``, in one backward pass where every layer can be batched."""
     if len(cotangents) > 1:
         try:
             return torch.autograd.grad(value, leaf, cotangents, retain_graph=True, is_grads_batched=True)[0]
-        except RuntimeError:  # a layer that vmap does not know: fused attention, convolutions in channels-last order
+        except RuntimeError:  # a layer without a batching rule: fused attention, convolutions in channels-last order
             pass
     return torch.stack([torch.autograd.grad(value, leaf, one, retain_graph=True)[0] for one in cotangents])
 
 
-_SAME = 1e-2
+_VALUE_TOLERANCE = 1e-2
 """Relative difference up to which two values at one state are the same but for rounding, in whatever precision."""
 
 
-class _Evaluation(NamedTuple):
-    """What is seen at a node along some directions.
+class _Directional(NamedTuple):
+    """A function of a field's Jacobian along directions.
 
     Attributes:
-        see: ``(field, y, directions) -> (value, seen)``.
-        products: ``(directions, gradient of seen) -> (probes e, gradient of J^T e)``, ``(B, K, D)`` each.
+        evaluate: function ``(field, y, directions) -> (value, result)``.
+        products: function ``(directions, gradient of result) -> (probes e, gradient of J^T e)``, ``(B, K, D)`` each.
     """
 
-    see: Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]]
+    evaluate: Callable[[VectorField, Tensor, Tensor], tuple[Tensor, Tensor]]
     products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-# The diagonal along an axis q is q . (J^T q); the squares tell of errors, which have no gradients.
-_DIAGONAL = _Evaluation(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, 0, :, None] * axes))
-_PRODUCTS = _Evaluation(value_and_products, lambda probes, of: (probes, of))
+# The diagonal along an axis q is q . (J^T q); the squares serve the error estimates, which have no gradients.
+_DIAGONAL = _Directional(value_and_diagonal, lambda axes, of: (axes.expand(len(of), -1, -1), of[:, 0, :, None] * axes))
+_PRODUCTS = _Directional(value_and_products, lambda probes, of: (probes, of))
 
 
 def diagonal_through(
-    parameters: Sequence[Tensor] | None, field: Field, y: Tensor, axes: Tensor
+    parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, axes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`~sdediff.likelihood.flow.divergence.value_and_diagonal`; gradients flow to ``y`` and to ``parameters``.
+    """Return :func:`value_and_diagonal` with gradients to ``y`` and to ``parameters``.
 
-    Without parameters to speak of (``None``, not an empty list) no graph is left.
+    Where ``parameters`` is ``None`` (not an empty list) no graph is left.
     """
-    return _seen(_DIAGONAL, parameters, field, y, axes)
+    return _evaluate(_DIAGONAL, parameters, field, y, axes)
 
 
 def products_through(
-    parameters: Sequence[Tensor] | None, field: Field, y: Tensor, probes: Tensor
+    parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, probes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`~sdediff.likelihood.flow.divergence.value_and_products`; else as :func:`diagonal_through`."""
-    return _seen(_PRODUCTS, parameters, field, y, probes)
+    """Return :func:`value_and_products` with gradients as in :func:`diagonal_through`."""
+    return _evaluate(_PRODUCTS, parameters, field, y, probes)
 
 
-def _seen(
-    look: _Evaluation, parameters: Sequence[Tensor] | None, field: Field, y: Tensor, directions: Tensor
+def _evaluate(
+    function: _Directional, parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
     if parameters is None:
-        return look.see(field, y, directions)
-    seen: tuple[Tensor, Tensor] = _Node.apply(look, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
-    return seen
+        return function.evaluate(field, y, directions)
+    apply = _NodeFunction.apply
+    results: tuple[Tensor, Tensor] = apply(function, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
+    return results
 
 
-class _Node(torch.autograd.Function):
-    """A look, and the same look again backwards."""
+class _NodeFunction(torch.autograd.Function):
+    """A function of the Jacobian at one node, evaluated again in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, look: _Evaluation, field: Field, directions: Tensor, y: Tensor, *parameters: Tensor
+        ctx: Any, function: _Directional, field: VectorField, directions: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        value, seen = look.see(field, y, directions)
+        value, result = function.evaluate(field, y, directions)
         # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.
-        ctx.look, ctx.field, ctx.parameters = look, field, parameters
+        ctx.function, ctx.field, ctx.parameters = function, field, parameters
         ctx.versions = [parameter._version for parameter in parameters]
         ctx.save_for_backward(y, value, directions)
-        return value, seen
+        return value, result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_value: Tensor, of_seen: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_value: Tensor, of_result: Tensor) -> tuple[Tensor | None, ...]:
         y, value, directions = ctx.saved_tensors
         if [parameter._version for parameter in ctx.parameters] != ctx.versions:
             raise RuntimeError("a parameter was changed in place between the likelihood and its gradient")
-        probes, of_products = ctx.look.products(directions.to(y), of_seen)
+        probes, of_products = ctx.function.products(directions.to(y), of_result)
         gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
         return None, None, None, *gradients
 
 
 def _pull_back(
-    field: Field, y: Tensor, value: Tensor, parameters: Sequence[Tensor], wanted: tuple[Tensor, Tensor, Tensor]
+    field: VectorField, y: Tensor, value: Tensor, parameters: Sequence[Tensor], wanted: tuple[Tensor, Tensor, Tensor]
 ) -> list[Tensor | None]:
-    """The gradients of ``of_value . v + sum_k of_products_k . J^T probe_k`` to ``y`` and the parameters."""
+    """Return the gradients of ``of_value . v + sum_k of_products_k . J^T probe_k`` to ``y`` and the parameters."""
     of_value, *sides = wanted
     totals: list[Tensor | None] = [None] * (1 + len(parameters))
     items = torch.arange(len(y), device=y.device)
     for probes, of_products in zip(*(torch.split(side, chunk_size(y), dim=1) for side in sides), strict=True):
-        # Copies of the states, one a probe: vmap has no second derivative for every layer there is.
+        # Copies of the states, one a probe: vmap does not have the second derivative of every layer.
         e, g = (side.transpose(0, 1).reshape(-1, *y.shape[1:]) for side in (probes, of_products))
         leaf = y.detach().repeat(probes.shape[1], *(1,) * (y.ndim - 1)).requires_grad_()
         # Fused attention has no second derivative; the plain one has.
@@ -204,8 +205,8 @@ def _pull_back(
 
 
 def _check_same(again: Tensor, value: Tensor) -> None:
-    """Refuse a model that has no gradient, for it is no function."""
-    if not bool((again - value).norm() <= _SAME * value.norm()):
+    """Refuse a model that is not a function of its input and has no gradient."""
+    if not bool((again - value).norm() <= _VALUE_TOLERANCE * value.norm()):
         raise RuntimeError(
             "the model gave another value when asked again at the same state, so it has no gradient: "
             "put it in evaluation mode (dropout is random, and batch norm has a memory)"
@@ -213,7 +214,7 @@ def _check_same(again: Tensor, value: Tensor) -> None:
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Of what there is."""
+    """Return the sum of two optional tensors."""
     if a is None or b is None:
         return b if a is None else a
     return a + b

@@ -1,10 +1,10 @@
-r"""Random probes, and what they say of their own error.
+r"""Hutchinson's trace estimator and its standard error, estimated from the same products.
 
 A probe e with ``E[e e^T] = I`` gives ``e . (M^T e)``, whose mean is ``tr M``. For signs (Rademacher) its variance is
 ``2 sum_{i != j} S_ij^2``, for normals ``2 |S|_F^2``, with S the symmetric part of M (Hutchinson 1990). The products
 ``M^T e`` say how large that is: the share ``e_i (M^T e)_i`` has mean ``M_ii`` and the variance ``sum_{j != i} M_ji^2``,
-which is seen between two probes of one node. The square of a single share has ``M_ii^2`` in it as well, whose mean is
-that of its product with the share that the nodes on either side expect, between which M hardly changes.
+which two probes of one node show. The square of a single share contains ``M_ii^2`` as well, whose mean is that of its
+product with the share interpolated from the neighbouring nodes, between which M hardly changes.
 
 Where J hardly changes between nodes, D probes orthogonal to one another give its trace exactly, not D independent ones
 (:class:`OrthogonalTrace`). A replicate has one vector s of random signs an item, and its probes are ``e = s * h`` with
@@ -15,8 +15,8 @@ A,
     T = sum_ij s_i s_j A_ij,    A_ij = sum over probes of h_i h_j M_ij,
 
 whose shares ``t_i = s_i sum_j A_ij s_j`` vary by ``sum_{j != i} A_ij^2``, and T itself by twice the sum of that where M
-is symmetric. Two replicates, each with half of every node's probes, show it: ``(t_i - t'_i)^2`` is twice that variance
-in the mean, whatever the rows.
+is symmetric. Two replicates, each with half of every node's probes, estimate it: ``(t_i - t'_i)^2`` is twice that
+variance in the mean, whatever the rows.
 """
 
 from __future__ import annotations
@@ -31,30 +31,29 @@ import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
-from sdediff.likelihood.flow.divergence import Field, products_through
-from sdediff.likelihood.flow.trace import NodeDivergence, Trace, Weights
-from sdediff.noise import NoiseSource
+from sdediff.likelihood.flow.divergence import VectorField, products_through
+from sdediff.likelihood.flow.trace import NodeDivergence, NodeWeights, Trace
+from sdediff.noise import NoiseSource, Stage, probe_step, sign_step
 from sdediff.numerics import choose, flatten, wide
 from sdediff.samplers.clocks import FloatArray
 from sdediff.types import Level
 
 EXACT_UP_TO = 32
 """Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
-SMALL = 4
-"""Dimensions up to which the trace is exact even where probes are asked for: so few signs often agree by chance, and do
-not tell how far they are off."""
-SHORT = 24
-"""Nodes up to which a path is short: a probe of each would not tell how far the estimate is off."""
-STAGE = 3  # of the noise source: apart from the solvers' and the dequantisation's
+ALWAYS_EXACT_UP_TO = 4
+"""Dimensions up to which the trace is exact even where probes are asked for: so few signs often agree by chance, and
+their error is underestimated."""
+SHORT_PATH = 24
+"""Nodes up to which a path is short: one probe a node would underestimate the error."""
 
 
 class ProbeLaw(NamedTuple):
-    """A law of probes.
+    """A distribution of probes.
 
     Attributes:
-        draw: from standard normals to probes of any shape.
+        draw: map from standard normals to probes of any shape.
         spares_diagonal: whether the diagonal of M adds nothing to the variance.
-        orthogonal: whether probes of this law can be orthogonal along a path.
+        orthogonal: whether these probes can be orthogonal along a path.
     """
 
     draw: Callable[[Tensor], Tensor]
@@ -69,12 +68,12 @@ PROBES: dict[str, ProbeLaw] = {
 
 
 class ProbeProducts(NamedTuple):
-    """What the probes of every node gave.
+    """The probes of all nodes and their products.
 
     Attributes:
-        probes: ``(B, K, D)`` each, independent of one another; K may differ.
-        products: ``M^T e``, ``(B, K, D)`` each, M carrying the quadrature's weight of its node.
-        sizes: positive, such that ``M / size`` is smooth along the nodes.
+        probes: probes of the nodes, ``(B, K, D)`` each, independent of one another; K may differ.
+        products: products ``M^T e``, ``(B, K, D)`` each, M including the quadrature's weight of its node.
+        sizes: positive numbers such that ``M / size`` is smooth along the nodes.
     """
 
     probes: Sequence[Tensor]
@@ -82,89 +81,89 @@ class ProbeProducts(NamedTuple):
     sizes: Sequence[float]
 
     def shares(self, node: int) -> Tensor:
-        """``e_i (M^T e)_i``, ``(B, K, D)``."""
+        """Return the shares ``e_i (M^T e)_i`` of a node, ``(B, K, D)``."""
         return self.probes[node] * self.products[node]
 
-    def beside(self, node: int) -> Tensor | None:
-        """The shares of a node as its neighbours on either side have them, ``(B, D)``."""
+    def interpolated(self, node: int) -> Tensor | None:
+        """Return the shares of a node as interpolated from its neighbours, ``(B, D)``."""
         near = [i for i in (node - 1, node + 1) if 0 <= i < len(self.sizes)]
         if not near:
             return None
-        found = [self.shares(i).mean(dim=1) * (self.sizes[node] / self.sizes[i]) for i in near]
-        return torch.stack(found).mean(dim=0)
+        shares = [self.shares(i).mean(dim=1) * (self.sizes[node] / self.sizes[i]) for i in near]
+        return torch.stack(shares).mean(dim=0)
 
 
-def standard_error(law: ProbeLaw, sights: ProbeProducts) -> Tensor:
-    """Of the sum over all nodes of the means over their probes, ``(B,)``.
+def standard_error(law: ProbeLaw, of_nodes: ProbeProducts) -> Tensor:
+    """Return the standard error of the sum over all nodes of the means over their probes, ``(B,)``.
 
     Its square is unbiased where M is symmetric, but for the curvature of M along the nodes where ``K = 1``; too large
-    elsewhere, by at most twice. So few numbers may speak of it that 1.96 of it would cover less than 95 %: a rank-one M
-    gives a probe about 2.5 degrees of freedom, and the error is stated larger by what Student's t asks for them.
+    elsewhere, by at most twice. It may rest on so few numbers that 1.96 of it would cover less than 95 %: a rank-one M
+    gives a probe about 2.5 degrees of freedom, and the error is enlarged as Student's t requires for them.
     """
-    counts = torch.tensor([float(e.shape[1]) for e in sights.probes], dtype=torch.float64)
-    values = torch.stack([node_variance(law, sights, node) for node in range(len(counts))])
+    counts = torch.tensor([float(e.shape[1]) for e in of_nodes.probes], dtype=torch.float64)
+    values = torch.stack([node_variance(law, of_nodes, node) for node in range(len(counts))])
     return with_few_degrees(values, counts.to(values)[:, None])
 
 
 def with_few_degrees(variances: Tensor, counts: Tensor) -> Tensor:
-    """The standard error ``(B,)`` of a sum, its terms' variances ``(nodes, B)`` estimated from ``counts`` probes."""
+    """Return the standard error ``(B,)`` of a sum, from variances ``(nodes, B)`` estimated by ``counts`` probes."""
     total = variances.sum(dim=0)
     degrees = total.square() / (variances.square() / counts).sum(dim=0).clamp(min=torch.finfo(total.dtype).tiny)
     return total.sqrt() * (1.0 + 0.5 / degrees.clamp(min=1.0))
 
 
-def node_variance(law: ProbeLaw, sights: ProbeProducts, node: int) -> Tensor:
-    """Of the mean over one node's probes, ``(B,)``, at least 0."""
-    products, count = sights.products[node], sights.products[node].shape[1]
-    single = _spread(sights, node) if law.spares_diagonal else products.square().sum(dim=2).mean(dim=1)
+def node_variance(law: ProbeLaw, of_nodes: ProbeProducts, node: int) -> Tensor:
+    """Return the variance of the mean over one node's probes, ``(B,)``, at least 0."""
+    products, count = of_nodes.products[node], of_nodes.products[node].shape[1]
+    single = _single_probe_variance(of_nodes, node) if law.spares_diagonal else products.square().sum(dim=2).mean(dim=1)
     return 2.0 * single.clamp(min=0.0) / count
 
 
-def _spread(sights: ProbeProducts, node: int) -> Tensor:
-    """``sum_{i != j} S_ij^2`` of a node, ``(B,)``: the variances of the shares of one probe, summed."""
-    own = sights.shares(node)
+def _single_probe_variance(of_nodes: ProbeProducts, node: int) -> Tensor:
+    """Return ``sum_{i != j} S_ij^2`` of a node, ``(B,)``: the sum of the variances of one probe's shares."""
+    own = of_nodes.shares(node)
     if own.shape[1] > 1:
         return own.var(dim=1).sum(dim=1)
-    own, expected, dim = own[:, 0], sights.beside(node), own.shape[2]
+    own, expected, dim = own[:, 0], of_nodes.interpolated(node), own.shape[2]
     if expected is None:  # nothing to compare with: the bound |M|_F^2
         return own.square().sum(dim=1)
     if dim <= 4:
         return (own * (own - expected)).sum(dim=1)
-    # What all coordinates share bends most along the nodes. It is taken off, and 2 / D of the spread with it.
+    # The mean over coordinates is the least linear along the nodes. It is subtracted, and 2 / D of the spread with it.
     own = own - own.mean(dim=1, keepdim=True)
     return (own * (own - expected)).sum(dim=1) * (dim / (dim - 2))
 
 
 def probes_for(trace: str, probes: int, dim: int) -> int | None:
-    """The number of probes that ``trace=`` and ``probes=`` of a call mean; ``None`` for the exact trace.
+    """Return the number of probes for the options ``trace`` and ``probes``; ``None`` for the exact trace.
 
     Raises:
         ValueError: for an unknown trace.
     """
     exact = choose({"auto": dim <= EXACT_UP_TO, "exact": True, "hutchinson": False}, trace, "trace")
-    return None if exact or probes >= dim or dim <= SMALL else probes
+    return None if exact or probes >= dim or dim <= ALWAYS_EXACT_UP_TO else probes
 
 
 def draw_probes(law: ProbeLaw, source: NoiseSource, draw: int, node: int, count: int, first: int = 0) -> Tensor:
-    """Probes ``first, first + 1, ...`` of a node, ``(B, count, D)``: functions of (seed, item, draw, node, number)."""
-    numbers = ((draw << 40) | (node << 20) | (first + k) for k in range(count))
-    normals = [flatten(source.normal(number, stage=STAGE)) for number in numbers]
+    """Draw probes ``first, first + 1, ...`` of a node, ``(B, count, D)``, by (seed, item, draw, node, number) alone."""
+    numbers = (probe_step(draw, node, first + k) for k in range(count))
+    normals = [flatten(source.normal(number, stage=Stage.PROBES)) for number in numbers]
     return law.draw(torch.stack(normals, dim=1))
 
 
 @dataclass(frozen=True, eq=False)
 class HutchinsonTrace(Trace):
-    """Independent probes at every node (Hutchinson 1990), most of them where J is least known.
+    """Independent probes at every node (Hutchinson 1990), most of them where J is least certain.
 
-    What the data's own Gaussian makes of a probe is known, and is taken off as a control variate: all of it in the
-    noise, where every distribution looks like its Gaussian, nothing of it near the data.
+    The estimate for the data's own Gaussian, whose mean is known, is a control variate: with full weight in the noise,
+    where every distribution looks like its Gaussian, with none near the data.
 
     Args:
-        law: of the probes.
-        count: probes an item at a node in the mean, K. At least 2 at each if K is, so that every node shows its own
-            spread.
-        source: of the random numbers.
-        draw: number of the draw: another one has other probes.
+        law: distribution of the probes.
+        count: mean number of probes an item at a node, K. Where K is at least 2, every node has at least 2, which give
+            an estimate of their own variance.
+        source: source of the random numbers.
+        draw: number of the draw; different draws have different probes.
     """
 
     law: ProbeLaw
@@ -172,66 +171,65 @@ class HutchinsonTrace(Trace):
     source: NoiseSource
     draw: int = 0
 
-    def counts(self) -> list[int]:
-        """Probes of every node; as many as make the variance smallest where it is the square of :func:`_deviations`.
+    def count_products(self) -> list[int]:
+        """Return the numbers of probes that minimise the variance if its root is :func:`_deviations`.
 
-        No rule knows where a network is rough: every node has half of the mean at least, so that the error falls as
-        their number grows, and is at most 1.4 times the least one where the rule is right. A single probe a node does
-        not show its spread: on short paths, whose nodes are too unlike to tell one another's, all have two, on long
-        ones those that weigh most.
+        A network may be rough anywhere: every node has at least half of the mean, so that the error falls as their
+        number grows, and is at most 1.4 times the least one where the rule is right. A single probe gives no variance:
+        on short paths, whose nodes are too unlike for their neighbours' to serve, all nodes have two, on long paths
+        those of the largest weight.
         """
-        wanted, nodes = _deviations(self.levels, self.weights), len(self.levels)
-        if self.count == 1 and nodes <= SHORT:
+        deviations, nodes = _deviations(self.levels, self.weights), len(self.levels)
+        if self.count == 1 and nodes <= SHORT_PATH:
             return [2] * nodes
         more = math.isqrt(nodes) if self.count == 1 else 0
         least = max(min(self.count, 2), self.count // 2)
-        return _apportion(wanted / wanted.sum(), self.count * nodes + more, least)
+        return _apportion(deviations / deviations.sum(), self.count * nodes + more, least)
 
     def probes(self, node: int) -> Tensor:
-        """``(B, K, D)``."""
-        return draw_probes(self.law, self.source, self.draw, node, self.plan[node])
+        """Draw the probes of a node, ``(B, K, D)``."""
+        return draw_probes(self.law, self.source, self.draw, node, self.counts[node])
 
-    def look(self, field: Field, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
+    def evaluate(self, field: VectorField, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
         probes = self.probes(node)
         velocity, products = products_through(self.parameters, field, y, probes)
-        return velocity, self.see(probes, products, node)
+        return velocity, self.divergence(probes, products, node)
 
-    def standard_error(self, seen: Sequence[NodeDivergence]) -> Tensor:
-        return self.error_of_independent(seen)
+    def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
+        return self.independent_error(divergences)
 
-    def error_of_independent(self, seen: Sequence[NodeDivergence]) -> Tensor:
-        """Return the standard error of a sum of all nodes' shares in which no node makes up for another, ``(B,)``.
+    def independent_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
+        """Return the standard error of the sum of all nodes' shares as if they were independent, ``(B,)``.
 
         That is the noise of a difference between two quadratures, which weigh the nodes differently.
         """
         # J is about (I - C / sin^2) / tan, with the covariance C of the data given the state: times tan it is smooth
         weighted = zip(self.weights, self.levels, strict=True)
         sizes = [abs(float(weights.factors[0].mean())) / math.tan(level.angle) for weights, level in weighted]
-        return standard_error(
-            self.law, ProbeProducts([look.probes for look in seen], [look.products for look in seen], sizes)
-        )
+        probes, products = [node.probes for node in divergences], [node.products for node in divergences]
+        return standard_error(self.law, ProbeProducts(probes, products, sizes))
 
-    def see(self, probes: Tensor, products: Tensor, node: int) -> NodeDivergence:
-        """What probes ``(B, K, D)`` of a node and their products ``J^T e`` say."""
+    def divergence(self, probes: Tensor, products: Tensor, node: int) -> NodeDivergence:
+        """Return the divergence at a node by probes ``(B, K, D)`` and their products ``J^T e``."""
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
         square = products.detach().square().sum(dim=2).mean(dim=1)
-        known, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
-        turned = self.white.turn(probes)
-        excess = self.white.turn(products) - known * turned
-        left = (factors * (rate.to(products) - known)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
-        diagonal = (turned * excess).mean(dim=1)
-        shares = (diagonal * factors[:, None]).sum(dim=2) - left[:, None]
-        trace = diagonal.sum(dim=1) + known.sum() * (probes.shape[2] // len(known))
+        gaussian, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
+        rotated = self.whitened.turn(probes)
+        excess = self.whitened.turn(products) - gaussian * rotated
+        remainder = (factors * (rate.to(products) - gaussian)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
+        diagonal = (rotated * excess).mean(dim=1)
+        shares = (diagonal * factors[:, None]).sum(dim=2) - remainder[:, None]
+        trace = diagonal.sum(dim=1) + gaussian.sum() * (probes.shape[2] // len(gaussian))
         return NodeDivergence(
-            shares[0], shares[1:].detach(), trace, square, probes, self.white.back(factors[0] * excess)
+            shares[0], shares[1:].detach(), trace, square, probes, self.whitened.back(factors[0] * excess)
         )
 
 
-def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> FloatArray:
-    """How large the off-diagonal of J times the quadrature's weight is at every node, in any unit.
+def _deviations(levels: Sequence[Level[float]], weights: Sequence[NodeWeights]) -> FloatArray:
+    """Return the size of the off-diagonal of J times the quadrature's weight at every node, in any unit.
 
-    Of J itself it is a rule, measured on exact problems and a trained network: it ends with the noise, where every law
-    looks like its Gaussian; near the data exact fields have little of it, those of networks as much as elsewhere.
+    For J itself it is a rule, measured on exact problems and a trained network: it vanishes in the noise, where every
+    distribution looks like its Gaussian; near the data exact fields have little of it, networks as much as elsewhere.
     """
     angles = np.array([level.angle for level in levels])
     sizes = np.array([float(weight.factors[0].square().mean().sqrt()) for weight in weights])
@@ -241,9 +239,9 @@ def _deviations(levels: Sequence[Level[float]], weights: Sequence[Weights]) -> F
 
 
 def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
-    """Whole numbers of at least ``least``, about ``total`` in all, in proportion to ``shares`` as far as that goes."""
+    """Return whole numbers of at least ``least``, about ``total`` in all, in proportion to ``shares`` where larger."""
     free = np.ones(len(shares), dtype=bool)
-    while True:  # those that deserve less get the least, and the rest is shared anew
+    while True:  # smaller numbers become the least, and the rest is shared anew
         each = shares * (total - least * int((~free).sum())) / max(float(shares[free].sum()), 1e-300)
         low = free & (each < least)
         if not low.any():
@@ -251,42 +249,39 @@ def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
         free &= ~low
 
 
-_SIGNS = 1 << 39  # the number under which a replicate's random numbers are drawn, out of the way of the nodes'
-
-
 @dataclass(frozen=True, eq=False)
 class OrthogonalTrace(HutchinsonTrace):
     """Signs in two replicates, orthogonal along the path; an even number of them at every node."""
 
-    def counts(self) -> list[int]:
-        """Probes of every node, half of them in each replicate."""
-        return [2 * round(0.5 * number) for number in super().counts()]
+    def count_products(self) -> list[int]:
+        """Return the numbers of probes of the nodes, half of them in each replicate."""
+        return [2 * round(0.5 * number) for number in super().count_products()]
 
     def probes(self, node: int) -> Tensor:
-        """``(B, K, D)``, the first half of them of the first replicate."""
-        before, count = sum(self.plan[:node]) // 2, self.plan[node] // 2
+        """Draw the probes of a node, ``(B, K, D)``, the first half of them of the first replicate."""
+        before, count = sum(self.counts[:node]) // 2, self.counts[node] // 2
         return torch.cat([self._replicate(half, before, count) for half in (0, 1)], dim=1)
 
     def _replicate(self, half: int, first: int, count: int) -> Tensor:
-        """Probes ``first, first + 1, ...`` of one replicate, ``(B, count, D)``."""
-        number = (self.draw << 40) | _SIGNS | (2 * half)
-        signs, lots = (flatten(self.source.normal(number + i, stage=STAGE)) for i in (0, 1))
+        """Draw probes ``first, first + 1, ...`` of one replicate, ``(B, count, D)``."""
+        number = sign_step(self.draw, half)
+        signs, offsets = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
-        # every item walks through the rows from a start and in odd strides of its own: each comes once before any twice
-        start, stride = (torch.special.ndtr(lots[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
-        turns = torch.arange(first, first + count, device=signs.device)
-        rows = (start.long() + (2 * (stride.long() // 2) + 1) * turns) % size
+        # every item takes the rows from a start and in odd strides of its own: each comes once before any comes twice
+        start, stride = (torch.special.ndtr(offsets[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
+        numbers = torch.arange(first, first + count, device=signs.device)
+        rows = (start.long() + (2 * (stride.long() // 2) + 1) * numbers) % size
         return torch.where(signs < 0.0, -1.0, 1.0).to(signs)[:, None, :] * hadamard(rows, signs.shape[1]).to(signs)
 
-    def standard_error(self, seen: Sequence[NodeDivergence]) -> Tensor:
-        """Of the mean of both replicates, ``(B,)``."""
-        halves = [torch.chunk(look.shares, 2, dim=1) for look in seen]
+    def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
+        """Return the standard error of the mean of both replicates, ``(B,)``."""
+        halves = [torch.chunk(node.shares, 2, dim=1) for node in divergences]
         first, second = (torch.stack([pair[i].mean(dim=1) for pair in halves]).sum(dim=0) for i in (0, 1))
         return (0.5 * (first - second).square().sum(dim=1)).sqrt() * widening(first.shape[1])
 
 
 def widening(dim: int) -> float:
-    """Return the factor by which the error is stated larger, since the coordinates share one another's signs.
+    """Return the factor by which the error is enlarged, since the coordinates have their signs in common.
 
     It makes 1.96 errors reach as far as Student's t with ``dim - 4`` degrees of freedom: measured on mixtures of 8 to
     64 dimensions.
@@ -295,7 +290,7 @@ def widening(dim: int) -> float:
 
 
 def hadamard(rows: Tensor, dim: int) -> Tensor:
-    """The first ``dim`` entries of Sylvester's rows, ``(..., dim)`` of +1 and -1: the parity of ``row & column``."""
+    """Return the first ``dim`` entries of Sylvester's rows, ``(..., dim)`` of +1 and -1: parity of ``row & column``."""
     bits = rows[..., None] & torch.arange(dim, device=rows.device)
     for shift in (16, 8, 4, 2, 1):
         bits = bits ^ (bits >> shift)

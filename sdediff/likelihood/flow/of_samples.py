@@ -1,14 +1,13 @@
-r"""``log p`` along with a solve from the noise to the data.
+r"""The log-density of samples, from one solve of the noise to the data.
 
-A sample is carried from the prior by the flow, and its density with it: with the state ``y`` of the frame at the levels
+The flow takes a sample and its density from the prior to the data: with the state ``y`` of the frame at the levels
 of ``t_max`` and of the data's end,
 
     log p(y_end) = log prior(scale y_start) + D log scale - integral of div v d theta
 
 by the path of :mod:`~sdediff.likelihood.flow.path` in the other direction, one forward a node. It ends at the noise
-of ``t_min``, and the sample is ``y_end / cos``: its density is that of the data blurred by this much noise, as
-:func:`~sdediff.likelihood.log_likelihood.log_likelihood` has it. Beyond, where the noise goes to 0, the flow has no
-density that could be followed.
+of ``t_min``, and the sample is ``y_end / cos``: its density is that of the data blurred by this much noise, as in
+:func:`~sdediff.likelihood.log_likelihood.log_likelihood`. Beyond, where the noise goes to 0, the flow has no density.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import Moments, Whitened
 from sdediff.likelihood.flow.hutchinson import PROBES, HutchinsonTrace, probes_for
-from sdediff.likelihood.flow.path import asks_once_a_node, follow
+from sdediff.likelihood.flow.path import evaluates_once_per_node, solve_path
 from sdediff.likelihood.flow.trace import ExactTrace, Trace
-from sdediff.likelihood.nodes import usual_steps
+from sdediff.likelihood.nodes import path_steps
 from sdediff.noise import NoiseSource
+from sdediff.options import GridLike
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
-from sdediff.sampling import GridLike, place
+from sdediff.sampling import node_times
 from sdediff.types import Level
 
 
@@ -36,10 +36,10 @@ class DensityOfSamples(NamedTuple):
     """Samples and their densities.
 
     Attributes:
-        x: ``(B, *shape)``.
-        log_prob: nats, float64 ``(B,)``.
-        standard_error: of the probes, nats ``(B,)``; 0 for the exact trace.
-        solver_error: estimated size, nats ``(B,)``.
+        x: samples, ``(B, *shape)``.
+        log_prob: log-densities, nats, float64 ``(B,)``.
+        standard_error: standard errors of the probes, nats ``(B,)``; 0 for the exact trace.
+        solver_error: estimated sizes of the solver's error, nats ``(B,)``.
         nfe: forwards of the network.
     """
 
@@ -51,25 +51,25 @@ class DensityOfSamples(NamedTuple):
 
 
 class SamplingPath(NamedTuple):
-    """How samples are carried down: by a deterministic solver of one forward a node, over falling levels."""
+    """A deterministic solver of one forward a node, and the falling levels of its nodes."""
 
     sampler: StepSampler
     levels: list[Level[float]]
 
 
 def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: GridLike | None) -> SamplingPath:
-    """From ``t_max`` down to the data's end, by default in as many steps as a likelihood takes.
+    """Return the path from ``t_max`` to the data's end, by default with the number of steps of a likelihood.
 
     Raises:
         ValueError: for another solver; for times that do not start at ``t_max``, do not fall or end below ``t_min``.
     """
     sde = model.sde
-    if not asks_once_a_node(sampler):
+    if not evaluates_once_per_node(sampler):
         raise ValueError(
             "the density along with a sample needs a deterministic solver of one forward a step "
             f"(for example 'ode'), not {type(sampler).__name__}"
         )
-    times = place(sampler, model, usual_steps(steps, grid), grid, (sde.t_max, sde.t_data))
+    times = node_times(sampler, model, path_steps(steps, grid), grid, (sde.t_max, sde.t_data))
     first, last = float(times[0]), float(times[-1])
     if not (math.isclose(first, sde.t_max, abs_tol=1e-9) and sde.t_min <= last < first):
         raise ValueError(
@@ -83,7 +83,7 @@ def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: Gr
 def sample_with_density(
     model: Denoiser,
     x: Tensor,
-    way: SamplingPath,
+    sampling: SamplingPath,
     source: NoiseSource,
     *,
     moments: Moments | None = None,
@@ -91,33 +91,33 @@ def sample_with_density(
     probes: int = 2,
     progress: Progress | None = None,
 ) -> DensityOfSamples:
-    """Carry draws of the prior, and their density, to the data.
+    """Solve from draws of the prior to the data, with the log-density.
 
     Args:
-        model: a denoiser with its process.
+        model: denoiser with its process.
         x: draws of the prior, ``(B, *shape)``.
-        way: of :func:`sampling_path`.
-        source: of the probes.
-        moments: of the prior; ``None`` for the standard one.
-        trace: ``"exact"``, ``"hutchinson"`` or ``"auto"``.
-        probes: Rademacher probes an item at every node.
-        progress: called as ``progress(done, total)`` after every step.
+        sampling: result of :func:`sampling_path`.
+        source: noise source of the probes.
+        moments: moments of the prior; ``None`` for the standard one.
+        trace: divergence, as in :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
+        probes: number of Rademacher probes an item at every node.
+        progress: function called as ``progress(done, total)`` after every step.
 
     Raises:
-        ValueError: for an unknown trace, or a sampler that asks elsewhere than at the nodes.
+        ValueError: for an unknown trace, or a sampler that evaluates elsewhere than at the nodes.
         FloatingPointError: if a result is not finite.
     """
     if probes < 1:
         raise ValueError(f"probes must be at least 1, not {probes}")
-    dim, (start, end) = x[0].numel(), (way.levels[0], way.levels[-1])
+    dim, (start, end) = x[0].numel(), (sampling.levels[0], sampling.levels[-1])
     count = probes_for(trace, probes, dim)
-    looks: Trace = ExactTrace(dim=dim)
+    estimator: Trace = ExactTrace(dim=dim)
     if count is not None:
-        looks = HutchinsonTrace(PROBES["rademacher"], count, source)
-    looks = looks.on(way.levels, Whitened(model.moments))
-    path = follow(model, x, way.sampler, looks, source, progress)
+        estimator = HutchinsonTrace(PROBES["rademacher"], count, source)
+    estimator = estimator.at_nodes(sampling.levels, Whitened(model.moments))
+    path = solve_path(model, x, sampling.sampler, estimator, source, progress)
     log_prob = model.sde.prior_log_prob(x, moments=moments) - path.log_determinant()
     log_prob = log_prob + dim * math.log(start.scale * end.cos)
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the samples' density is not finite; try more steps, or check the model's output")
-    return DensityOfSamples(path.y / end.cos, log_prob, path.standard_error(), path.defect(), path.witness.nfe)
+    return DensityOfSamples(path.y / end.cos, log_prob, path.standard_error(), path.defect(), path.recorder.nfe)

@@ -1,14 +1,14 @@
 r"""The path of an item through the flow, and the divergence at its nodes.
 
-A multistep solver asks the network once at every node. The same forward gives the divergence there: the trajectory does
-not depend on the probes, so the log-determinant is a quadrature along a known path, with probes of its own at every
-node. In the coordinates u of :class:`~sdediff.gaussian.Whitened`, in which the data's own Gaussian does not move,
+A multistep solver evaluates the network once at every node. The same forward gives the divergence there: the trajectory
+does not depend on the probes, so the log-determinant is a quadrature along a given path, with probes of its own at
+every node. In the coordinates u of :class:`~sdediff.gaussian.Whitened`, in which the data's own Gaussian does not move,
 
     log p(u_0) = log p(u_N) + integral of div (du/dphi) dphi
 
-and what is integrated is zero for Gaussian data.
+and the integrand is zero for Gaussian data.
 
-What the two ends of a path add to the error is estimated from the divergence there, without another forward: with
+The errors that the two ends of a path add are estimated from the divergence there, without another forward: with
 ``s = -eps / sin`` the score the model states in the frame, its Jacobian is ``-(sin I + cos J) / sin``.
 """
 
@@ -28,32 +28,32 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, velocity
 from sdediff.foreign import evaluating
 from sdediff.gaussian import Moments, Whitened
-from sdediff.likelihood.flow.divergence import Field
-from sdediff.likelihood.flow.trace import End, NodeDivergence, Quadrature, Trace
+from sdediff.likelihood.flow.divergence import VectorField
+from sdediff.likelihood.flow.trace import NodeDivergence, PathEnd, Quadrature, Trace
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
 from sdediff.samplers.base import Progress, StepSampler, take_steps
 from sdediff.types import Level, Split
 
-_CHANCE = 1.25  # of the terms of a defect, in units of their number: measured on exact problems
+_CANCELLATION = 1.25  # share of the terms of a defect that may cancel by chance, times their number: measured
 
 
 class DivergenceRecorder(Frame):
-    """A denoiser that takes down what a solver saw at its nodes, and how the divergence stood there."""
+    """A denoiser that records the states, velocities and divergences at a solver's nodes."""
 
     def __init__(self, model: Denoiser, trace: Trace) -> None:
         super().__init__(model, model.sde)
         self.trace = trace
         self.states: list[Tensor] = []
         self.velocities: list[Tensor] = []
-        self.seen: list[NodeDivergence] = []
+        self.divergences: list[NodeDivergence] = []
 
-    def field(self, level: Level[float]) -> Field:
-        """Return the velocity on the angle at a level, as a function of states of the frame and whose they are."""
+    def field(self, level: Level[float]) -> VectorField:
+        """Return the velocity on the angle at a level, as a function of states of the frame and their rows."""
 
         def velocities(y: Tensor, rows: Rows | None = None) -> Tensor:
             denoise = self.denoise if rows is None else self.denoise.rows(rows)
-            # Gradients ask again, when the call that put the network into evaluation mode is over.
+            # Gradients evaluate it again, when the call that put the network into evaluation mode is over.
             with evaluating(denoise) if self.trace.parameters is not None else nullcontext():
                 return velocity(denoise(to_x(y, level), level), level)
 
@@ -69,48 +69,48 @@ class DivergenceRecorder(Frame):
             )
 
         self.nfe += self.denoise.nfe(level)
-        slope, seen = self.trace.look(self.field(level), y, node)
+        slope, divergence = self.trace.evaluate(self.field(level), y, node)
         if not all_finite(slope):
             raise FloatingPointError(f"the model's output is not finite at t = {level.t:g}")
         self.states.append(y)
         self.velocities.append(slope)
-        self.seen.append(seen)
+        self.divergences.append(divergence)
         return split_of(slope, y, level)
 
-    def end(self, node: int) -> End:
-        """Return what was seen at a node, for what it tells of an end of the path."""
-        y, level, white = self.states[node], self.trace.levels[node], self.trace.white
-        noise = white.turn(flatten(split_of(self.velocities[node], y, level).eps))
-        return End(level, white, y, noise, self.seen[node])
+    def end(self, node: int) -> PathEnd:
+        """Return the record of a node at an end of the path."""
+        y, level, whitened = self.states[node], self.trace.levels[node], self.trace.whitened
+        noise = whitened.turn(flatten(split_of(self.velocities[node], y, level).eps))
+        return PathEnd(level, whitened, y, noise, self.divergences[node])
 
 
-def divergence_at_ends(model: Denoiser, first: Tensor, last: Tensor, trace: Trace) -> tuple[End, End]:
-    """Look at the states of the frame at both ends of a path, by a trace placed on these two; a forward each."""
-    witness, (start, end) = DivergenceRecorder(model, trace), trace.levels
-    witness(first, start)
-    witness(last, end)
-    return witness.end(0), witness.end(1)
+def divergence_at_ends(model: Denoiser, first: Tensor, last: Tensor, trace: Trace) -> tuple[PathEnd, PathEnd]:
+    """Evaluate both ends of a path, given their states of the frame and a trace at these two nodes; a forward each."""
+    recorder, (start, end) = DivergenceRecorder(model, trace), trace.levels
+    recorder(first, start)
+    recorder(last, end)
+    return recorder.end(0), recorder.end(1)
 
 
 def split_of(slope: Tensor, y: Tensor, level: Level[float]) -> Split:
-    """The halves of a state ``y`` of the frame, by the velocity there."""
+    """Return the split of a state ``y`` of the frame, by the velocity there."""
     return Split.linear(y, slope, (level.cos, -level.sin), (level.sin, level.cos))
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A solve from the first to the last level, and what was seen at its nodes.
+    """A solve from the first to the last level, with the divergence at its nodes.
 
     Attributes:
-        witness: who saw it.
-        rule: the quadrature over the nodes.
-        y: the last state of the frame, ``(B, *shape)``.
-        states: u at the nodes, ``(N + 1, B, D)``.
-        slopes: ``du / d phi`` there, ``(N + 1, B, D)``.
-        noise: the noise halves there, in the axes of u, ``(N + 1, B, D)``.
+        recorder: denoiser that recorded the path.
+        rule: quadrature over the nodes.
+        y: last state of the frame, ``(B, *shape)``.
+        states: coordinates u at the nodes, ``(N + 1, B, D)``.
+        slopes: velocities ``du / d phi`` there, ``(N + 1, B, D)``.
+        noise: noise halves there, in the axes of u, ``(N + 1, B, D)``.
     """
 
-    witness: DivergenceRecorder
+    recorder: DivergenceRecorder
     rule: Quadrature
     y: Tensor
     states: Tensor
@@ -119,83 +119,83 @@ class Path:
 
     @property
     def levels(self) -> Sequence[Level[float]]:
-        """Of the nodes, N + 1."""
-        return self.witness.trace.levels
+        """Levels of the N + 1 nodes."""
+        return self.recorder.trace.levels
 
     @property
-    def white(self) -> Whitened:
-        """The coordinates u."""
-        return self.witness.trace.white
+    def whitened(self) -> Whitened:
+        """Coordinates u of the data's own Gaussian."""
+        return self.recorder.trace.whitened
 
     @property
-    def seen(self) -> Sequence[NodeDivergence]:
-        """Of the divergence, one a node."""
-        return self.witness.seen
+    def divergences(self) -> Sequence[NodeDivergence]:
+        """Divergences at the N + 1 nodes."""
+        return self.recorder.divergences
 
-    def end(self, node: int) -> End:
-        """Return what was seen at the first node, 0, or at the last, -1."""
-        return self.witness.end(node)
+    def end(self, node: int) -> PathEnd:
+        """Return the record of the first node, 0, or the last, -1."""
+        return self.recorder.end(node)
 
     def gaussian(self) -> float:
-        """What the data's own Gaussian adds to the log-determinant, nats."""
-        start, end = (self.white.at(level).rho.log() for level in (self.levels[0], self.levels[-1]))
+        """Return the part of the data's own Gaussian in the log-determinant, nats."""
+        start, end = (self.whitened.at(level).rho.log() for level in (self.levels[0], self.levels[-1]))
         return float((end - start).sum()) * (self.states.shape[2] // len(start))
 
     def log_determinant(self) -> Tensor:
-        """``log p(y_0) - log p(y_N)`` in the frame, nats ``(B,)``, along the path, by the divergences seen."""
+        """Return ``log p(y_0) - log p(y_N)`` in the frame, nats ``(B,)``, by the divergences along the path."""
         return self._residual() + self.gaussian()
 
     def _residual(self) -> Tensor:
-        """What the Gaussian leaves of the log-determinant, ``(B,)``."""
-        return torch.stack([seen.share for seen in self.seen]).sum(dim=0)
+        """Return the log-determinant without the Gaussian's part, ``(B,)``."""
+        return torch.stack([divergence.share for divergence in self.divergences]).sum(dim=0)
 
-    def missed_between_nodes(self) -> Tensor:
-        """What the quadrature misses, nats ``(B,)``.
+    def quadrature_error(self) -> Tensor:
+        """Return the estimated error of the quadrature, nats ``(B,)``.
 
-        Every second node gives the integral less well, and every fourth one still less: the differences d and d' of the
-        three go on like a geometric series, ``d r / (1 - r)`` with ``r = d / d'``, if they do so at all; at most d is
-        stated, and at least a quarter of it: a small d may be chance. Random probes make noise of r: theirs is d
-        itself, with its sign, to be averaged over items.
+        The integrals by every second and by every fourth node are less accurate: the differences d and d' of the three
+        are continued as a geometric series, ``d r / (1 - r)`` with ``r = d / d'``; at most d is stated, and at least a
+        quarter of it: a small d may be chance. With random probes r is noise: the estimate is d itself, with its sign,
+        to be averaged over items.
         """
-        coarse = torch.stack([seen.coarse for seen in self.seen]).sum(dim=0)
+        coarse = torch.stack([divergence.coarse for divergence in self.divergences]).sum(dim=0)
         near, far = self._residual() - coarse[0], coarse[0] - coarse[1]
-        if self.seen[0].probes.shape[1]:
+        if self.divergences[0].probes.shape[1]:
             return near
         ratio = near.abs() / far.abs().clamp(min=torch.finfo(far.dtype).tiny)
         rest = (ratio / (1.0 - ratio).clamp(min=1e-3)).clamp(min=0.25, max=1.0)
         return rest * near.abs()
 
     def standard_error(self) -> Tensor:
-        """Of the probes' part in :meth:`log_determinant`, nats ``(B,)``; 0 for the exact trace."""
-        return self.witness.trace.standard_error(self.seen)
+        """Return the probes' standard error of :meth:`log_determinant`, nats ``(B,)``; 0 for the exact trace."""
+        return self.recorder.trace.standard_error(self.divergences)
 
     def defect(self) -> Tensor:
-        """What the misses of the steps are worth, nats ``(B,)``: the estimated size of the solver's error.
+        """Return the estimated size of the solver's error, nats ``(B,)``.
 
-        Along any curve, ``d log p(u) = (-div v + (u' - v) . score) d phi``; a curve that is no solution has the second
-        term, too. To first order it needs no forward: every step is compared with the quadrature over its neighbours on
-        both sides, and the score is the network's. The terms of a path cancel so far that what is left has the size of
-        the error (a factor of 1 to 3 on exact problems), but not its sign. They may cancel by chance where there are
-        few: a share of about ``1 / N`` of their root sum of squares is added.
+        Along any curve, ``d log p(u) = (-div v + (u' - v) . score) d phi``; the second term is 0 for a solution only.
+        To first order it needs no forward: every step is compared with the quadrature over its neighbours on both
+        sides, and the score is the network's. The terms of a path cancel so far that their sum has the size of the
+        error (a factor of 1 to 3 on exact problems), but not its sign. They may cancel by chance where there are few: a
+        share of about ``1 / N`` of their root sum of squares is added.
         """
         terms = self.defects()
-        return terms.sum(dim=0).abs() + _CHANCE / len(terms) * terms.square().sum(dim=0).sqrt()
+        return terms.sum(dim=0).abs() + _CANCELLATION / len(terms) * terms.square().sum(dim=0).sqrt()
 
     def defects(self) -> Tensor:
-        """Return what the miss of each step adds to the log-density, nats ``(N, B)``."""
-        miss = self.rule.increments(self.slopes) - (self.states[1:] - self.states[:-1])
-        spots = [self.white.at(level) for level in self.levels]
-        scores = [-noise * (spot.rho / spot.sin).to(noise) for noise, spot in zip(self.noise, spots, strict=True)]
+        """Return the effect of each step's defect on the log-density, nats ``(N, B)``."""
+        defects = self.rule.increments(self.slopes) - (self.states[1:] - self.states[:-1])
+        gaussians = [self.whitened.at(level) for level in self.levels]
+        scores = [-noise * (own.rho / own.sin).to(noise) for noise, own in zip(self.noise, gaussians, strict=True)]
         score = torch.stack([0.5 * (a + b) for a, b in pairwise(scores)])
-        return wide(miss * score).sum(dim=2)
+        return wide(defects * score).sum(dim=2)
 
 
-def asks_once_a_node(method: object) -> TypeIs[StepSampler]:
-    """Whether a method's solve is one path, of which a network that is asked once at every node sees everything."""
+def evaluates_once_per_node(method: object) -> TypeIs[StepSampler]:
+    """Tell whether a method solves one deterministic path with one evaluation of the network a node."""
     return isinstance(method, StepSampler) and not method.stochastic and method.evaluations == 1
 
 
-def follow(
+def solve_path(
     model: Denoiser,
     x: Tensor,
     sampler: StepSampler,
@@ -203,34 +203,36 @@ def follow(
     source: NoiseSource,
     progress: Progress | None = None,
 ) -> Path:
-    """Solve from the state ``x`` at the first level of a trace placed on its nodes to the last, and look at each."""
-    white, levels, witness = trace.white, list(trace.levels), DivergenceRecorder(model, trace)
-    y, _, _ = take_steps(sampler, witness, x, levels, source, False, progress)
-    witness(y, levels[-1])
+    """Solve from the state ``x`` at the first node of a trace to its last node, with the divergence at each."""
+    whitened, levels, recorder = trace.whitened, list(trace.levels), DivergenceRecorder(model, trace)
+    y, _, _ = take_steps(sampler, recorder, x, levels, source, False, progress)
+    recorder(y, levels[-1])
     states, slopes, noise = [], [], []
-    with torch.no_grad():  # they tell of errors, which have no gradients
-        for y_node, slope, level in zip(witness.states, witness.velocities, levels, strict=True):
-            spot = white.at(level)
-            split, u = split_of(slope, y_node, level), white.into(y_node, spot)
+    with torch.no_grad():  # for the error estimates, which have no gradients
+        for y_node, slope, level in zip(recorder.states, recorder.velocities, levels, strict=True):
+            gaussian = whitened.at(level)
+            split, u = split_of(slope, y_node, level), whitened.into(y_node, gaussian)
             states.append(u)
-            slopes.append(white.slope(split, u, spot))
-            noise.append(white.turn(flatten(split.eps)))
-    return Path(witness, Quadrature.of(levels, white), y, torch.stack(states), torch.stack(slopes), torch.stack(noise))
+            slopes.append(whitened.slope(split, u, gaussian))
+            noise.append(whitened.turn(flatten(split.eps)))
+    return Path(
+        recorder, Quadrature.of(levels, whitened), y, torch.stack(states), torch.stack(slopes), torch.stack(noise)
+    )
 
 
-WIDEST = 0.999
-"""Largest share of the blur in the variance along a direction that is told from all of it."""
+MAX_BLUR_SHARE = 0.999
+"""Largest share of the blur in the variance along a direction; larger shares are set to it."""
 
 
-def blur_effect(first: End) -> Tensor:
+def blur_effect(first: PathEnd) -> Tensor:
     r"""Return ``log p`` of the data with the noise of the first level less ``log p`` without it, nats ``(B,)``.
 
     With ``tau = sigma / alpha`` the density obeys the heat equation, ``d log p / d tau^2 = (div s + |s|^2) / 2`` in the
-    data's units: to first order the effect is ``tau^2`` times that. Where the blur is not small beside the data it is
-    taken to be a Gaussian's, ``1/2 log det(I - S) + tau^2/2 s . (I - S)^{-1} s`` with ``S = -tau^2 ds/dx``, whose
-    eigenvalues are the blur's share of the variance along each direction. Known of S are its trace and that of its
-    square: ``tr S / kappa`` directions count as having the share ``kappa = tr S^2 / tr S`` each, the others none. That
-    is exact for Gaussians equally narrow along some directions; of unequal ones it states too little.
+    data's units: to first order the effect is ``tau^2`` times that. Where the blur is not small beside the data the
+    effect on a Gaussian is taken, ``1/2 log det(I - S) + tau^2/2 s . (I - S)^{-1} s`` with ``S = -tau^2 ds/dx``, whose
+    eigenvalues are the blur's share of the variance along each direction. S is given by its trace and that of its
+    square: ``tr S / kappa`` directions have the share ``kappa = tr S^2 / tr S`` each, the others none. That is exact
+    for Gaussians equally narrow along some directions; for unequal ones it is too small.
     """
     trace, share = _blur(first)
     log_det = torch.where(share > 0.0, torch.log1p(-share) / share.clamp(min=1e-300), -1.0)
@@ -238,37 +240,38 @@ def blur_effect(first: End) -> Tensor:
     return 0.5 * (trace * log_det + squared / (1.0 - share))
 
 
-def blur_share(first: End) -> Tensor:
-    """Return the blur's share of the variance along the directions that it blurs, 0 to ``WIDEST``, ``(B,)``."""
+def blur_share(first: PathEnd) -> Tensor:
+    """Return the blur's share of the variance along the narrow directions, 0 to ``MAX_BLUR_SHARE``, ``(B,)``."""
     return _blur(first)[1]
 
 
-def _blur(first: End) -> tuple[Tensor, Tensor]:
-    """The trace of S, and the share of the directions that count; 0 where there is no telling."""
+def _blur(first: PathEnd) -> tuple[Tensor, Tensor]:
+    """Return the trace of S and the share kappa, 0 where it is undetermined."""
     cos, sin, dim = first.level.cos, first.level.sin, first.noise.shape[1]
-    trace = sin * (dim * sin + cos * first.seen.trace)
-    square = sin**2 * (dim * sin**2 + 2.0 * sin * cos * first.seen.trace + cos**2 * first.seen.square)
+    of_j = first.divergence
+    trace = sin * (dim * sin + cos * of_j.trace)
+    square = sin**2 * (dim * sin**2 + 2.0 * sin * cos * of_j.trace + cos**2 * of_j.square)
     square = square.clamp(min=0.0)
     share = square / trace.clamp(min=torch.finfo(trace.dtype).tiny)
     # no direction's share exceeds the root of the square's trace
-    return trace, torch.where(trace > 0.0, torch.minimum(share, square.sqrt()).clamp(max=WIDEST), 0.0)
+    return trace, torch.where(trace > 0.0, torch.minimum(share, square.sqrt()).clamp(max=MAX_BLUR_SHARE), 0.0)
 
 
-def prior_effect(last: End, moments: Moments | None) -> Tensor:
-    """Return how much the model's own law at the last level exceeds the prior's, ``log p - log prior``, nats ``(B,)``.
+def prior_effect(last: PathEnd, moments: Moments | None) -> Tensor:
+    """Return ``log p - log prior`` of the model's own distribution at the last level, nats ``(B,)``.
 
     The difference has the gradient ``m = s - s_prior``; ``m . (y - mean) - div m`` is the difference itself where it is
     linear, as that of a mean, and twice it where it is quadratic, as that of a covariance.
     """
-    level, white = last.level, last.white
+    level, whitened = last.level, last.whitened
     score = -wide(last.noise) / level.sin
     if moments is None:
-        offset = wide(white.turn(flatten(last.y)))
+        offset = wide(whitened.turn(flatten(last.y)))
         variances = torch.full_like(offset[0], level.sin**2)
     else:
-        rho = white.at(level).rho.to(score).expand(score.shape[1])
-        offset, variances = wide(white.into(last.y, white.at(level))) * rho, rho.square()
+        rho = whitened.at(level).rho.to(score).expand(score.shape[1])
+        offset, variances = wide(whitened.into(last.y, whitened.at(level))) * rho, rho.square()
     variances = variances.to(score)
     mismatch = score + offset / variances
-    divergence = -(score.shape[1] * level.sin + level.cos * last.seen.trace) / level.sin
+    divergence = -(score.shape[1] * level.sin + level.cos * last.divergence.trace) / level.sin
     return (mismatch * offset).sum(dim=1) - (divergence + (1.0 / variances).sum())

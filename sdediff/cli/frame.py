@@ -1,0 +1,92 @@
+"""The frame of a command on a run: common options, the opened run, output files, measurement and report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdediff.cli.conditions import Assignments, condition_option, with_condition
+from sdediff.cli.console import Console
+from sdediff.cli.options import PATH, Decorator, device_option, force_option, json_option, together
+from sdediff.cli.output import plan
+from sdediff.cli.runs import Measurement, Run, counting, open_run
+from sdediff.denoiser import Denoiser
+
+_FILE_KINDS = {".png": "picture", ".npz": "numbers", ".csv": "numbers"}
+
+
+@dataclass(frozen=True)
+class CommandFrame:
+    """Options of all commands on a run, and the work that follows from them.
+
+    Attributes:
+        console: the console.
+        run: folder of the run; ``None`` for the most recent.
+        device: name of the device.
+        condition: values of ``--condition``.
+        out: value of ``--out``.
+        force: whether files may be replaced.
+    """
+
+    console: Console
+    run: Path | None
+    device: str
+    condition: Assignments
+    out: Path | None
+    force: bool
+
+    def open(self) -> Run:
+        """Open the run, its model under the condition for all items."""
+        return with_condition(open_run(self.run, self.device, self.console), self.condition)
+
+    def plan(self, folder: Path, name: str, *suffixes: str) -> dict[str, Path]:
+        """Choose the output files, see :func:`~sdediff.cli.output.plan`."""
+        return plan(self.out, folder, name, suffixes, force=self.force)
+
+    @contextmanager
+    def measure(self, model: Denoiser, title: str, unit: str = "step") -> Iterator[Measurement]:
+        """Show a progress bar, count the evaluations of a model and measure the time while entered."""
+        with self.console.bar(title, unit) as report, counting(model) as measured:
+            measured.report = report
+            yield measured
+
+    def finish(self, run: Run, text: str, files: Mapping[str, Path], arrays: str = "", **figures: Any) -> None:
+        """Print the result and the paths of its files.
+
+        Args:
+            run: the run.
+            text: the result in words.
+            files: the files by suffix.
+            arrays: names of the arrays in the last file.
+            **figures: values for ``--json``.
+        """
+        named = {_FILE_KINDS[suffix]: path for suffix, path in files.items()}
+        lines = "".join(f"\n  {label:8s} {path}" for label, path in named.items())
+        self.console.say(f"{text}{lines}{f'  ({arrays})' if arrays else ''}")
+        self.console.result(run=run.folder, **figures, **named)
+
+
+def frame_options(out: str | None = None) -> Decorator[Any]:
+    """Add ``--condition --device --out --force --json``; the command gets them, and ``--run``, as ``frame``.
+
+    Args:
+        out: help text of ``--out``; ``None`` for a command without output files.
+    """
+    files = () if out is None else (click.option("--out", type=PATH, help=out), force_option)
+    options = together(condition_option, device_option, *files, json_option)
+
+    def apply(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def framed(*, as_json: bool, out: Path | None = None, force: bool = False, **values: Any) -> Any:
+            run, device, condition = (values.pop(name) for name in ("run", "device", "condition"))
+            return command(frame=CommandFrame(Console(as_json), run, device, condition, out, force), **values)
+
+        return options(framed)
+
+    return apply

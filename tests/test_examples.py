@@ -1,0 +1,36 @@
+"""The examples in the docstrings of the public names: each name has one, and all run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdediff
+
+DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
+    f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
+}
+
+
+def failures(name: str, text: str) -> tuple[int, int]:
+    """How many examples of a docstring fail, of how many."""
+    test = doctest.DocTestParser().get_doctest(text, {"sdediff": sdediff, "torch": torch}, name, None, None)
+    result = doctest.DocTestRunner().run(test)
+    return result.failed, result.attempted
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_name_has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, attempted = failures(name, inspect.getdoc(DOCUMENTED[name]) or "")
+    assert failed == 0
+    assert attempted > 0
+
+
+def test_wrong_and_missing_examples_are_found() -> None:
+    assert failures("wrong", ">>> sdediff.VPSDE().alpha(0.0)\ntensor(2., dtype=torch.float64)") == (1, 1)
+    assert failures("missing", "Return nothing.") == (0, 0)
