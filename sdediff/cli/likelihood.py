@@ -198,16 +198,11 @@ def _hint_at_force() -> Iterator[None]:
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:
     """Refuse the options of another method."""
-    wrong = [
-        option
-        for option in given
-        if option not in LIKELIHOOD_METHODS[name].options + LIKELIHOOD_METHODS[name].integer_options
-    ]
+    method = LIKELIHOOD_METHODS[name]
+    wrong = [option for option in given if option not in method.options + method.integer_options]
     if wrong:
         flags = ", ".join(_flag(option) for option in wrong)
-        raise ValueError(
-            f"{flags}: not an option of the {LIKELIHOOD_METHODS[name].description}{' (--elbo)' * (name == 'elbo')}"
-        )
+        raise ValueError(f"{flags}: not an option of the {method.description}{' (--elbo)' * (name == 'elbo')}")
     if name == "flow" and given.get("steps") == math.inf:
         raise ValueError("--steps inf is of the variational bound (--elbo); a path has a number of steps")
 

@@ -135,10 +135,8 @@ class Microbatches:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(
-        self, function: Callable[[Tensor, int], Mapping[str, Tensor]], x: Tensor, first: int
-    ) -> dict[str, Tensor]:
-        """Evaluate ``function(items, first)`` over the items ``x`` from position ``first``, and join its columns.
+    def __call__(self, call: Callable[[Tensor, int], Mapping[str, Tensor]], x: Tensor, first: int) -> dict[str, Tensor]:
+        """Evaluate ``call(items, first)`` over the items ``x`` from position ``first``, and join its columns.
 
         Raises:
             MemoryError: if a single item does not fit.
@@ -147,7 +145,7 @@ class Microbatches:
         while start < len(x):
             items = x[start : start + self.size]
             try:
-                parts.append(function(items, first + start))
+                parts.append(call(items, first + start))
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise

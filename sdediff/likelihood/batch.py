@@ -53,40 +53,36 @@ class PathSettings(NamedTuple):
 
 
 def solve_batch(
-    model: Denoiser, x0: Tensor, call: PathSettings, source: NoiseSource, draw: int, steps: int | None, doublings: int
+    model: Denoiser,
+    x0: Tensor,
+    settings: PathSettings,
+    source: NoiseSource,
+    draw: int,
+    steps: int | None,
+    doublings: int,
 ) -> LogLikelihood:
     """Solve a batch of continuous data, and the items above the tolerance again on twice as many steps."""
-    with torch.set_grad_enabled(call.parameters is not None):
-        result = _solve_path(model, x0, call, source, draw, steps, doublings)
-    coarse = _step_error(result, call) > call.tolerance
+    with torch.set_grad_enabled(settings.parameters is not None):
+        result = _solve_path(model, x0, settings, source, draw, steps, doublings)
+    coarse = _step_error(result, settings) > settings.tolerance
     if doublings == 0 or not bool(coarse.any()):
         return result
     rows = coarse.nonzero()[:, 0].tolist()
     finer = 2 * (DEFAULT_STEPS if steps is None else steps)
-    again = solve_batch(model.rows(rows), x0[rows], call, source.subset(rows), draw, finer, doublings - 1)
+    again = solve_batch(model.rows(rows), x0[rows], settings, source.subset(rows), draw, finer, doublings - 1)
     return replace_rows(result, rows, again)
 
 
-def _step_error(result: LogLikelihood, call: PathSettings) -> Tensor:
+def _step_error(result: LogLikelihood, settings: PathSettings) -> Tensor:
     """Return the error that more steps reduce, nats ``(B,)``, by each item alone, whatever its batch."""
     systematic = result.error_budget.systematic
-    if isinstance(call.method, AugmentedODE):  # whose steps follow its tolerances
+    if isinstance(settings.method, AugmentedODE):  # whose steps follow its tolerances
         return torch.zeros_like(result.log_prob)
-    return systematic["solver"] + (systematic["quadrature"] if call.probes is None else 0.0)
+    return systematic["solver"] + (systematic["quadrature"] if settings.probes is None else 0.0)
 
 
 class _PathResult(NamedTuple):
-    """The result of a path.
-
-    Attributes:
-        y: last state of the frame, ``(B, *shape)``.
-        log_determinant: log-determinant of the flow, nats ``(B,)``.
-        standard_error: standard error of the probes, nats ``(B,)``.
-        systematic: systematic parts of the error, nats ``(B,)`` each.
-        noise: standard errors of the systematic parts, nats ``(B,)`` each.
-        nfe: forwards of the network.
-        products: vector-Jacobian products of all items together.
-    """
+    """The last state of the frame, the log-determinant, its standard error, other parts of the error, and the cost."""
 
     y: Tensor
     log_determinant: Tensor
@@ -98,16 +94,22 @@ class _PathResult(NamedTuple):
 
 
 def _solve_path(
-    model: Denoiser, x0: Tensor, call: PathSettings, source: NoiseSource, draw: int, steps: int | None, doublings: int
+    model: Denoiser,
+    x0: Tensor,
+    settings: PathSettings,
+    source: NoiseSource,
+    draw: int,
+    steps: int | None,
+    doublings: int,
 ) -> LogLikelihood:
     """Solve a batch on one path, in the variance-preserving frame."""
-    levels = call.levels(steps)
-    if isinstance(call.method, AugmentedODE):
-        path = _solve_adaptively(model, x0, call, call.method, levels, source, draw)
+    levels = settings.levels(steps)
+    if isinstance(settings.method, AugmentedODE):
+        path = _solve_adaptively(model, x0, settings, settings.method, levels, source, draw)
     else:
-        path = _solve_by_steps(model, x0, call, call.method, levels, source, draw, doublings > 0)
+        path = _solve_by_steps(model, x0, settings, settings.method, levels, source, draw, doublings > 0)
     start, end = levels[0], levels[-1]
-    log_prob = _prior(model, path.y, end, call.moments) + path.log_determinant
+    log_prob = _prior(model, path.y, end, settings.moments) + path.log_determinant
     log_prob = log_prob + x0[0].numel() * math.log(end.scale * start.cos)
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError("the log-likelihood is not finite; check the data and the model's output")
@@ -124,7 +126,7 @@ def _prior(model: Denoiser, y: Tensor, end: Level[float], moments: Moments | Non
 def _solve_by_steps(
     model: Denoiser,
     x0: Tensor,
-    call: PathSettings,
+    settings: PathSettings,
     method: StepSampler,
     levels: list[Level[float]],
     source: NoiseSource,
@@ -133,9 +135,9 @@ def _solve_by_steps(
 ) -> _PathResult:
     """Solve a path over fixed nodes, with a quadrature of the divergence."""
     whitened, dim = Whitened(model.moments), x0[0].numel()
-    exact, random = ExactTrace(dim=dim, parameters=call.parameters), None
-    if call.probes is not None:
-        random = call.trace(call.law, call.probes, source, draw, parameters=call.parameters)
+    exact, random = ExactTrace(dim=dim, parameters=settings.parameters), None
+    if settings.probes is not None:
+        random = settings.trace(settings.law, settings.probes, source, draw, parameters=settings.parameters)
         random = random.at_nodes(levels, whitened)
     trace = exact.at_nodes(levels, whitened) if random is None else random
     path = solve_path(model, x0 * levels[0].alpha, method, trace, source)
@@ -144,15 +146,15 @@ def _solve_by_steps(
             "solver": path.defect(),
             "quadrature": path.quadrature_error(),
             "t_min": blur_effect(path.end(0)),
-            "prior": prior_effect(path.end(-1), call.moments),
+            "prior": prior_effect(path.end(-1), settings.moments),
         }
         error = path.standard_error()
         noise = {} if random is None else {"quadrature": random.independent_error(path.divergences)}
     nfe, products = path.recorder.nfe, sum(trace.counts) * len(x0)
-    if call.target is None or random is None:
+    if settings.target is None or random is None:
         return _PathResult(path.y, path.log_determinant(), error, systematic, noise, nfe, products)
-    coarse = systematic["solver"] > call.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
-    more = refine(path, random, exact.at_nodes(levels, whitened), source, call.target, coarse.to(error.device))
+    coarse = systematic["solver"] > settings.tolerance if refinable else torch.zeros(len(x0), dtype=torch.bool)
+    more = refine(path, random, exact.at_nodes(levels, whitened), source, settings.target, coarse.to(error.device))
     spent = nfe + more.nfe, products + more.products
     return _PathResult(path.y, more.log_determinant, more.standard_error, systematic, noise, *spent)
 
@@ -160,7 +162,7 @@ def _solve_by_steps(
 def _solve_adaptively(
     model: Denoiser,
     x0: Tensor,
-    call: PathSettings,
+    settings: PathSettings,
     method: AugmentedODE,
     levels: list[Level[float]],
     source: NoiseSource,
@@ -171,22 +173,22 @@ def _solve_adaptively(
     There is no quadrature; the divergence at the two ends is for the effects of the blur and the prior.
     """
     start, end = levels[0], levels[-1]
-    probes = None if call.probes is None else draw_probes(call.law, source, draw, 0, call.probes)
+    probes = None if settings.probes is None else draw_probes(settings.law, source, draw, 0, settings.probes)
     fine, loose = (
-        solver.solve(model, x0 * start.cos, start, end, probes, call.law, source)
+        solver.solve(model, x0 * start.cos, start, end, probes, settings.law, source)
         for solver in (method, method.looser())
     )
-    terms = [(path.integral, _prior(model, path.y, end, call.moments)) for path in (fine, loose)]
+    terms = [(path.integral, _prior(model, path.y, end, settings.moments)) for path in (fine, loose)]
     trace: Trace = ExactTrace(dim=x0[0].numel())
-    if call.probes is not None:
-        trace = HutchinsonTrace(call.law, call.probes, source, draw)
+    if settings.probes is not None:
+        trace = HutchinsonTrace(settings.law, settings.probes, source, draw)
     trace = trace.at_nodes([start, end], Whitened(model.moments))
     first, last = divergence_at_ends(model, x0 * start.cos, fine.y, trace)
     systematic = {
         "solver": solver_error(*terms),
         "quadrature": torch.zeros_like(fine.integral),
         "t_min": blur_effect(first),
-        "prior": prior_effect(last, call.moments),
+        "prior": prior_effect(last, settings.moments),
     }
     per_forward = x0[0].numel() if probes is None else probes.shape[1]
     spent = fine.nfe + loose.nfe

@@ -99,14 +99,7 @@ class BitsPerDim(Result):
 
 
 class _Draws(NamedTuple):
-    """The draws of a batch.
-
-    Attributes:
-        log_weights: log-weights, nats ``(M, B)``.
-        probe_errors: standard errors of their probes, nats ``(M, B)``.
-        systematic: systematic parts of the error, nats ``(B,)`` each.
-        nfe: forwards of the network.
-    """
+    """Log-weights, standard errors of their probes, nats ``(M, B)``, systematic parts, ``(B,)`` each, and the cost."""
 
     log_weights: Tensor
     probe_errors: Tensor

@@ -113,8 +113,8 @@ def log_likelihood(
         first: index of the first item.
         batch_size: number of items solved at a time; by default as many as keep their paths in about 100 MB.
         progress: function called as ``progress(done, total)`` after every batch, in items.
-        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or
-            one for all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or one for
+            all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
         keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
             put into evaluation mode for the call.
 
@@ -147,7 +147,8 @@ def log_likelihood(
     target = None if target_error is None else target_error * scale
     if target is not None and count is not None:  # further probes follow each node's own variance
         count = None if dim <= EXACT_UP_TO else max(count, 2)
-    call = PathSettings(
+    refinable = takes_any_steps(grid) and (steps is None or target is not None)
+    settings = PathSettings(
         levels=lambda number: find_levels(model, method, number, grid, interval),
         method=method,
         law=law,
@@ -155,23 +156,21 @@ def log_likelihood(
         trace=OrthogonalTrace if law.orthogonal and target is None and probes > 1 else HutchinsonTrace,
         probes=count,
         moments=moments,
-        max_doublings=_DOUBLINGS[target is not None]
-        if (steps is None or target is not None) and takes_any_steps(grid)
-        else 0,
+        max_doublings=_DOUBLINGS[target is not None] if refinable else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,
         target=target,
         parameters=_differentiated_tensors(model, x, differentiable, method, target, keep_mode),
     )
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
-    size = microbatch(len(call.levels(steps)), dim) if batch_size is None else batch_size
+    size = microbatch(len(settings.levels(steps)), dim) if batch_size is None else batch_size
 
     def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):
             batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
             source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
             with evaluating(model, keep_mode):
-                yield _solve_items(denoiser, batch, info, call, source, draw, steps)
+                yield _solve_items(denoiser, batch, info, settings, source, draw, steps)
             if progress is not None:
                 progress(begin + len(batch), len(x))
 
@@ -187,18 +186,20 @@ def _solve_items(
     model: Denoiser,
     x: Tensor,
     info: DataInfo | None,
-    call: PathSettings,
+    settings: PathSettings,
     source: NoiseSource,
     draw: int,
     steps: int | None,
 ) -> LogLikelihood:
     """Solve one batch, integers by a dequantisation."""
     if info is None:
-        result = solve_batch(model, x, call, source, draw, steps, call.max_doublings)
+        result = solve_batch(model, x, settings, source, draw, steps, settings.max_doublings)
         log_prob = result.log_prob - log_scale(model.data)
         budget = replace(result.error_budget, values=log_prob.detach())
         return replace(result, log_prob=log_prob, error_budget=budget)
-    result = solve_batch(model, dequantise(x, info, source, draw), call, source, draw, steps, call.max_doublings)
+    result = solve_batch(
+        model, dequantise(x, info, source, draw), settings, source, draw, steps, settings.max_doublings
+    )
     log_prob = result.log_prob + log_bin_volume(info, x.shape[1:])
     scale = math.log(2.0) * x[0].numel()
     budget = replace(result.error_budget, values=log_prob.detach(), scale=scale, unit="bits/dim")

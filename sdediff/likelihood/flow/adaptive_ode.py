@@ -36,14 +36,7 @@ _PRODUCT_SCALE = 1e-9  # scale of the products beside states of order 1 and tole
 
 
 class AugmentedSolution(NamedTuple):
-    """The result of an adaptive solve.
-
-    Attributes:
-        y: last state of the frame, ``(B, *shape)``.
-        integral: integral of the divergence, ``(B,)``.
-        standard_error: standard error of the integral, ``(B,)``.
-        nfe: forwards of the network.
-    """
+    """The last state of the frame, the integral of the divergence ``(B,)`` with its standard error, and the cost."""
 
     y: Tensor
     integral: Tensor

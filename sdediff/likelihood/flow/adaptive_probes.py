@@ -26,14 +26,7 @@ _GROWTH = 4.0  # largest growth of an item's probes at a node in one round, as t
 
 
 class RefinedDivergence(NamedTuple):
-    """The log-determinant by all probes together.
-
-    Attributes:
-        log_determinant: log-determinants of the items, ``(B,)``.
-        standard_error: standard errors of the log-determinants, ``(B,)``.
-        nfe: forwards of the network.
-        products: vector-Jacobian products of all items together.
-    """
+    """The log-determinant by all probes ``(B,)``, its standard error ``(B,)``, and the cost of the additional ones."""
 
     log_determinant: Tensor
     standard_error: Tensor

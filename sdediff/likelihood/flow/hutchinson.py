@@ -41,8 +41,7 @@ from sdediff.types import Level
 EXACT_UP_TO = 32
 """Dimensions up to which ``trace="auto"`` takes the exact trace, which costs that many backward passes a forward."""
 ALWAYS_EXACT_UP_TO = 4
-"""Dimensions up to which the trace is exact even where probes are asked for: so few signs often agree by chance, and
-their error is underestimated."""
+"""Dimensions up to which the trace is always exact: so few signs agree by chance, and hide their error."""
 SHORT_PATH = 24
 """Nodes up to which a path is short: one probe a node would underestimate the error."""
 
