@@ -76,7 +76,7 @@ class Problem:
         eps = torch.randn(self.x0.shape, generator=self.rng, dtype=self.x0.dtype)
         state = expand(level.alpha, self.x0) * self.x0 + expand(level.sigma, self.x0) * eps
         error = sum_features((self.model(state, level).eps - eps).double().square())
-        return error - self.control.drawn(eps, half_log_snr)
+        return error - self.control.squared_error(eps, half_log_snr)
 
 
 def pilot(problem: Problem, edges: Tensor, points: int = 48) -> Tensor:

@@ -171,12 +171,12 @@ class Whitened:
             self._cast[key] = self.mean.to(x), None if self.basis is None else self.basis.to(x)
         return self._cast[key]
 
-    def turn(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
         """Rotate ``(..., D)`` into the basis of the covariance."""
         _, basis = self._like(x)
         return x if basis is None else x @ basis
 
-    def back(self, x: Tensor) -> Tensor:
+    def rotate_back(self, x: Tensor) -> Tensor:
         """Rotate ``(..., D)`` out of the basis of the covariance."""
         _, basis = self._like(x)
         return x if basis is None else x @ basis.T
@@ -191,28 +191,28 @@ class Whitened:
             self._eyes[key] = torch.eye(key[0], dtype=x.dtype, device=x.device)
         return self._eyes[key]
 
-    def into(self, y: Tensor, level: GaussianLevel) -> Tensor:
+    def whiten(self, y: Tensor, level: GaussianLevel) -> Tensor:
         """Whiten a state ``y`` ``(B, *shape)`` to ``u`` ``(B, D)``."""
         mean, _ = self._like(y)
-        return self.turn(flatten(y) - level.cos * mean) / level.rho.to(y)
+        return self.rotate(flatten(y) - level.cos * mean) / level.rho.to(y)
 
-    def out(self, u: Tensor, level: GaussianLevel, like: Tensor) -> Tensor:
+    def unwhiten(self, u: Tensor, level: GaussianLevel, like: Tensor) -> Tensor:
         """Return the state ``y`` of ``u``, in the shape of ``like``."""
         (mean, _), y = self._like(u), u * level.rho.to(u)
-        return (self.back(y) + level.cos * mean).reshape(like.shape)
+        return (self.rotate_back(y) + level.cos * mean).reshape(like.shape)
 
     def velocity(self, split: Split, level: GaussianLevel) -> Tensor:
         """Return ``du / d phi``, ``(B, D)``, of any two halves."""
         (x0, eps), (mean, _) = (flatten(half) for half in split), self._like(split.x0)
-        noise = self.turn(eps) * (self.std * level.cos / level.rho).to(eps)
-        return noise - self.turn(x0 - mean) * (level.sin / (self.std * level.rho)).to(x0)
+        noise = self.rotate(eps) * (self.std * level.cos / level.rho).to(eps)
+        return noise - self.rotate(x0 - mean) * (level.sin / (self.std * level.rho)).to(x0)
 
     def slope(self, split: Split, u: Tensor, level: GaussianLevel) -> Tensor:
         """Return ``du / d phi`` of the two halves of ``u``, by one rotation of their plain velocity instead of two."""
         plain = flatten(split.mix(-level.sin, level.cos))
         mean, _ = self._like(plain)
         linear = (self.std - 1.0 / self.std) * level.sin * level.cos
-        return self.turn(plain + level.sin * mean) * (level.rho / self.std).to(u) + u * linear.to(u)
+        return self.rotate(plain + level.sin * mean) * (level.rho / self.std).to(u) + u * linear.to(u)
 
 
 class GaussianErrors:
@@ -249,14 +249,14 @@ class GaussianErrors:
         """The device of the errors."""
         return self._z.device
 
-    def _turn(self, x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
         flat = flatten(x).double()
         return flat if self._basis is None else flat @ self._basis
 
-    def drawn(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
+    def squared_error(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
         """Return ``|eps - eps_G|^2`` of noise ``(B, *shape)`` at one level or one a sample, float64 ``(B,)``."""
         lam = torch.as_tensor(half_log_snr, dtype=torch.float64, device=eps.device).reshape(-1, 1)
-        return (self._keep(lam) * self._turn(eps) - self._shrink(lam) * self._z).square().sum(dim=1)
+        return (self._keep(lam) * self._rotate(eps) - self._shrink(lam) * self._z).square().sum(dim=1)
 
     def mean(self, half_log_snr: Tensor) -> Tensor:
         """Return the mean over the noise at levels ``(L,)``: float64 ``(L, B)``."""

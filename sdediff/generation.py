@@ -15,7 +15,7 @@ from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
 from sdediff.noise import NoiseSource
-from sdediff.options import NetworkOptions, SampleOptions, StepOptions, TraceOptions, check_options, subset
+from sdediff.options import GradientOptions, SampleOptions, StepOptions, TraceOptions, check_options, subset
 from sdediff.samplers import Sampler
 from sdediff.sampling import check_item, resolve, solve
 
@@ -82,12 +82,13 @@ def sample(
     size = n if size is None else size
     if n < 1 or size < 1:
         raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
-    steps, network = subset(options, StepOptions), subset(options, NetworkOptions)
+    steps = subset(options, StepOptions)
     sampler = resolve(solver, **steps)
-    if network.get("differentiable", False) and return_log_prob:
+    gradients, keep_mode = subset(options, GradientOptions), options.get("keep_mode", False)
+    if gradients.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
-    seed, progress, t_max = options.get("seed", 0), options.get("progress"), model.sde.t_max
+    seed, progress = options.get("seed", 0), options.get("progress")
     samples, densities = [], []
     for start in range(0, n, size):
         first = options.get("first", 0) + start
@@ -107,11 +108,21 @@ def sample(
 
         if path is None:
             x = solve(
-                own, x, sampler, t_from=t_max, t_to=0.0, seed=seed, first=first, progress=report, **steps, **network
+                own,
+                x,
+                sampler,
+                t_from=model.sde.t_max,
+                t_to=0.0,
+                seed=seed,
+                first=first,
+                progress=report,
+                keep_mode=keep_mode,
+                **steps,
+                **gradients,
             ).x
         else:
             trace = subset(options, TraceOptions)
-            with evaluating(model, network.get("keep_mode", False)):
+            with evaluating(model, keep_mode):
                 found = sample_with_density(own, x, path, source, moments=moments, progress=report, **trace)
             x = found.x
             densities.append(found.log_prob - log_scale(model.data))

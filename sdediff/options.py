@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdediff.conditions import ConditionLike
 from sdediff.grids import Grid
-from sdediff.samplers.base import Progress
+from sdediff.samplers.base import Progress, Sampler
 
 GridLike = str | Grid | Sequence[float] | Tensor
 OptionsT = TypeVar("OptionsT")
@@ -37,31 +37,35 @@ class StepOptions(TypedDict, total=False):
     atol: float | None
 
 
-class NetworkOptions(TypedDict, total=False):
-    """The use of the network during a solve.
+class CallOptions(TypedDict, total=False):
+    """The network during a call.
+
+    Attributes:
+        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or one for all; the
+            network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
+        keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
+            put into evaluation mode for the call.
+        progress: function called as ``progress(done, total)``.
+    """
+
+    condition: ConditionLike
+    keep_mode: bool
+    progress: Progress | None
+
+
+class GradientOptions(TypedDict, total=False):
+    """Gradients of a result.
 
     Attributes:
         differentiable: whether gradients flow from the result to the model's parameters although no input requires
-            any; every forward is kept in memory for them.
-        keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
-            put into evaluation mode for the call.
+            any. In likelihoods they flow to data and parameters with this option alone.
     """
 
     differentiable: bool
-    keep_mode: bool
 
 
-class SolveOptions(StepOptions, NetworkOptions, total=False):
-    """The options of :func:`~sdediff.sampling.solve`: those of the steps and the network, and two more.
-
-    Attributes:
-        progress: function called as ``progress(done, total)``.
-        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or one for all; the
-            network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-    """
-
-    progress: Progress | None
-    condition: ConditionLike
+class SolveOptions(StepOptions, CallOptions, GradientOptions, total=False):
+    """The options of :func:`~sdediff.sampling.solve`: those of steps, network and gradients."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -71,7 +75,8 @@ class BatchOptions(TypedDict, total=False):
         seed: seed of all random numbers; those of item k are functions of ``(seed, first + k)`` alone, whatever the
             batch size.
         first: index of the first item.
-        batch_size: number of items solved at a time; all by default.
+        batch_size: number of items solved at a time; all by default, but in likelihoods as many as keep their paths in
+            about 100 MB.
     """
 
     seed: int
@@ -84,26 +89,63 @@ class TraceOptions(TypedDict, total=False):
 
     Attributes:
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
-        probes: mean number of random probes an item at a node.
+        probes: mean number of random probes an item at a node, 2 by default, from 3 on more where the variance is
+            larger; two and more signs are orthogonal along the path. The stated error is unbiased where the field is a
+            gradient, an upper bound elsewhere; that of a single probe is estimated from the neighbouring nodes and can
+            be several times too large for a network of uneven pixels.
     """
 
     trace: str
     probes: int
 
 
-class SampleOptions(SolveOptions, BatchOptions, TraceOptions, total=False):
-    """The options of :func:`~sdediff.generation.sample`: those of a solve, the items and the trace, and three more.
+class PriorOptions(TypedDict, total=False):
+    """The noise's end of a path.
 
     Attributes:
-        prior: law of the states at ``t_max``: ``"moments"`` for the Gaussian with the data's mean and covariance where
-            the model knows them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
+        prior: distribution of the states at the noise's end: ``"moments"`` for the Gaussian with the data's mean and
+            covariance where the model has them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
+    """
+
+    prior: str
+
+
+class SampleOptions(SolveOptions, BatchOptions, TraceOptions, PriorOptions, total=False):
+    """The options of :func:`~sdediff.generation.sample`: those of a solve, items, trace and prior, and two more.
+
+    Attributes:
         dtype: dtype of the states; the network's, single precision at least, or torch's default where it has none.
         device: device of the states; the network's by default.
     """
 
-    prior: str
     dtype: torch.dtype | None
     device: torch.device | str | None
+
+
+class PathOptions(StepOptions, TraceOptions, PriorOptions, total=False):
+    """The path of a likelihood: its steps, trace and prior, and three more options.
+
+    Attributes:
+        solver: solver of the path: a deterministic entry of ``SAMPLERS`` with one evaluation of the network a node
+            (``"ode"``, ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an
+            adaptive one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances,
+            has the same probes all along the path and solves twice, to estimate its error. By name, or the sampler
+            itself.
+        noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
+        t_to: time of the noise's end; ``t_max`` by default.
+    """
+
+    solver: str | Sampler | None
+    noise: str
+    t_to: float | None
+
+
+class LikelihoodOptions(PathOptions, BatchOptions, CallOptions, GradientOptions, total=False):
+    """The options of likelihoods: those of path, items, network and gradients."""
+
+
+class ElboOptions(BatchOptions, CallOptions, PriorOptions, total=False):
+    """The options of :func:`~sdediff.likelihood.elbo.elbo`: those of items, network and prior."""
 
 
 def subset(options: Mapping[str, object], kind: type[OptionsT]) -> OptionsT:

@@ -19,7 +19,6 @@ from sdediff.numerics import Scalar as Scalar
 from sdediff.numerics import expand, scaled
 
 Time = Scalar
-State = Tensor
 S_co = TypeVar("S_co", bound=Scalar, covariant=True, default=Scalar)
 
 

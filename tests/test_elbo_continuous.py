@@ -50,7 +50,7 @@ def test_control_is_the_error_of_the_exact_denoiser_of_gaussian_data():
     eps = NoiseSource(2, x0.shape, dtype=torch.float64).normal(0)
     for t in (1e-3, 0.3, 1.0):
         error = (GAUSSIAN.model(sde).epsilon(sde.perturb(x0, t, eps), t) - eps).square().sum(dim=1)
-        drawn = GaussianErrors(x0, GAUSSIAN.moments).drawn(eps, sde.half_log_snr(t))
+        drawn = GaussianErrors(x0, GAUSSIAN.moments).squared_error(eps, sde.half_log_snr(t))
         assert drawn == pytest.approx(error, rel=1e-9)
 
 
@@ -60,7 +60,7 @@ def test_means_and_integrals_of_the_control_are_exact():
     errors = GaussianErrors(x0, DEGENERATE)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
     for lam in (-3.0, 0.4, 5.0):
-        drawn = torch.stack([errors.drawn(eps.expand(2, 3), lam) for eps in signs]).mean(dim=0)
+        drawn = torch.stack([errors.squared_error(eps.expand(2, 3), lam) for eps in signs]).mean(dim=0)
         assert errors.mean(torch.tensor([lam], dtype=torch.float64))[0] == pytest.approx(drawn, rel=1e-12)
     edges = torch.linspace(3.0, -3.0, 13, dtype=torch.float64)
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(40))

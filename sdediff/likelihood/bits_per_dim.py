@@ -21,27 +21,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Dequantisation, check_items, integer_data
 from sdediff.likelihood.log_likelihood import log_likelihood
 from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
-from sdediff.options import StepOptions, TraceOptions, check_options
-from sdediff.samplers import Sampler
+from sdediff.options import LikelihoodOptions, check_options
 from sdediff.types import DataInfo, Level, brief
-
-
-class PathOptions(StepOptions, TraceOptions, total=False):
-    """Options of :func:`bits_per_dim` for :func:`~sdediff.likelihood.log_likelihood.log_likelihood`."""
-
-    solver: str | Sampler | None
-    noise: str
-    prior: str
-    t_to: float | None
-    differentiable: bool
-    keep_mode: bool
 
 
 @dataclass(frozen=True)
@@ -118,13 +105,8 @@ def bits_per_dim(
     samples: int = 1,
     bound: str = "mean",
     t_from: float | None = None,
-    seed: int = 0,
-    first: int = 0,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
     target_error: float | None = None,
-    condition: ConditionLike = None,
-    **options: Unpack[PathOptions],
+    **options: Unpack[LikelihoodOptions],
 ) -> BitsPerDim:
     """Return bits a dimension of integers: the bound of a dequantisation, with all parts of its error.
 
@@ -140,14 +122,10 @@ def bits_per_dim(
         samples: number of draws of each item, with probes of their own.
         bound: bound from the draws, their ``"mean"``, or ``"importance"``, which takes the exact trace.
         t_from: time of the data's end of the path, instead of the dequantisation's own; its noise follows.
-        seed: seed of draws and probes; those of item k are functions of ``(seed, first + k, draw)`` alone.
-        first: index of the first item.
-        batch_size: number of items solved at a time; all by default.
-        progress: function called as ``progress(done, total)`` after every batch, in items.
         target_error: largest error of path and probes of every draw, in bits a dimension, as in ``log_likelihood``.
-        condition: condition of each item, as in ``log_likelihood``.
-        **options: ``solver``, ``steps``, ``rtol``, ``atol``, ``grid``, ``trace``, ``probes``, ``noise``, ``prior``,
-            ``t_to``, ``differentiable`` and ``keep_mode`` of :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
+        **options: ``solver``, ``steps``, ``grid``, ``rtol``, ``atol``, ``trace``, ``probes``, ``noise``, ``prior``,
+            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``differentiable`` and
+            ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
 
     Raises:
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from
@@ -159,8 +137,9 @@ def bits_per_dim(
     >>> 0.3 < result.mean < 0.8
     True
     """
-    check_options(options, PathOptions)
+    check_options(options, LikelihoodOptions)
     given: dict[str, Any] = {**options}
+    condition, progress, size = (given.pop(name, None) for name in ("condition", "progress", "batch_size"))
     model = model.given(condition)
     check_items(x, model.data)
     model.check_batch(len(x))
@@ -168,7 +147,7 @@ def bits_per_dim(
     if isinstance(dequantisation, str):
         dequantisation = choose(DEQUANTISATIONS, dequantisation, "dequantisation")
     estimate = choose(BOUNDS, bound, "bound")
-    size = len(x) if batch_size is None else batch_size
+    size = len(x) if size is None else size
     if samples < 1 or size < 1:
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
     if bound == "importance":
@@ -180,7 +159,7 @@ def bits_per_dim(
     batches = []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
-        given |= {"seed": seed, "first": first + begin}
+        given |= {"seed": options.get("seed", 0), "first": options.get("first", 0) + begin}
         batches.append(_draws(model.part(begin, size, len(x)), batch, info, dequantisation, start, samples, given))
         if progress is not None:
             progress(begin + len(batch), len(x))

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
@@ -34,6 +34,7 @@ from sdediff.likelihood.discrete.dequantization import check_items, integer_data
 from sdediff.likelihood.result import Result, json_value, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean, single
+from sdediff.options import ElboOptions, check_options
 from sdediff.types import DataInfo, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -124,18 +125,12 @@ def elbo(
     times: Sequence[float] | Tensor | None = None,
     variance: str = "posterior",
     decoder: str | None = None,
-    prior: str = "moments",
     draws: int | None = None,
     samples: int | None = None,
     law: str = "moments",
     control: str = "moments",
     data: DataInfo | None = None,
-    seed: int = 0,
-    first: int = 0,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    condition: ConditionLike = None,
-    keep_mode: bool = False,
+    **options: Unpack[ElboOptions],
 ) -> Elbo:
     """Return the variational bound, term by term.
 
@@ -155,7 +150,6 @@ def elbo(
             variance.
         decoder: decoder of integers, ``"discretised"`` about the denoiser's x0 (the default), or ``"levels"``, by the
             noisy state alone.
-        prior: distribution at the last instant, as in :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
         draws: number of steps from which the sum is estimated, even, for each item its own; by default all steps are
             summed. The continuous bound is always sampled, 64 times by default.
         samples: number of draws of the noise at every instant, by default 1; where steps are sampled, of the
@@ -165,12 +159,8 @@ def elbo(
             and variance 1 where the model has none), whose mean is given: less noise, the same expectation; ``"none"``
             leaves the terms as drawn.
         data: levels and range of integer data; the model's own by default.
-        seed: seed of levels and noise; those of item k are a function of ``(seed, first + k)`` alone.
-        first: index of the first item.
-        batch_size: number of items taken at a time; all by default.
-        progress: function called as ``progress(done, total)`` after every batch, in items.
-        condition: condition of each item, as in :func:`~sdediff.likelihood.log_likelihood.log_likelihood`.
-        keep_mode: whether the network stays in its own mode, as in ``log_likelihood``.
+        **options: ``prior`` at the last instant, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition`` and
+            ``keep_mode``, see :class:`~sdediff.options.ElboOptions`.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
@@ -182,27 +172,29 @@ def elbo(
     >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).total > 0.452  # minus the log-density
     tensor([True])
     """
-    model = model.given(condition)
+    check_options(options, ElboOptions)
+    model = model.given(options.get("condition"))
     check_items(x, model.data)
     x = to_model(single(x), model.data)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     make_decoder(decoder, x, info)
-    prior_law = prior_moments(prior, model.moments)
+    prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
     make_control = choose(CONTROLS, control, "control")
-    size = len(x) if batch_size is None else batch_size
+    size, progress = options.get("batch_size"), options.get("progress")
+    size = len(x) if size is None else size
     if size < 1 or not (samples is None or samples >= 1):
         raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
     width = 0.0 if info is None else bin_width(info)
     selected = select_terms(model, BoundOptions(steps, times, variance, law, draws, samples, width), data_moments)
-    results = []
+    seed, first, results = options.get("seed", 0), options.get("first", 0), []
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
         items = BoundBatch(x0, noise, make_decoder(decoder, batch, info), make_control(x0, data_moments))
-        with evaluating(model, keep_mode):
+        with evaluating(model, options.get("keep_mode", False)):
             terms = selected.run(model.part(begin, size, len(x)), items)
         if info is None:
             terms = terms._replace(reconstruction=terms.reconstruction + log_scale(model.data))

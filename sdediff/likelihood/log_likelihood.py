@@ -14,13 +14,13 @@ by the noise of ``t_from``. Blurring by tau changes an item at order ``tau^2``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from sdediff.conditions import ConditionLike
 from sdediff.data.units import log_scale, to_model
 from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
@@ -33,8 +33,8 @@ from sdediff.likelihood.nodes import find_interval, find_levels, find_method, ta
 from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, single
-from sdediff.options import GridLike
-from sdediff.samplers.base import Sampler, StepSampler
+from sdediff.options import LikelihoodOptions, check_options
+from sdediff.samplers.base import StepSampler
 from sdediff.types import DataInfo
 
 _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
@@ -50,73 +50,37 @@ def log_likelihood(
     model: Denoiser,
     x: Tensor,
     *,
-    solver: str | Sampler | None = None,
-    steps: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    grid: GridLike | None = None,
-    trace: str = "auto",
-    probes: int = 2,
-    noise: str = "rademacher",
-    prior: str = "moments",
     t_from: float | None = None,
-    t_to: float | None = None,
     target_error: float | None = None,
-    differentiable: bool = False,
     data: DataInfo | None = None,
-    seed: int = 0,
     draw: int = 0,
-    first: int = 0,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    condition: ConditionLike = None,
-    keep_mode: bool = False,
+    **options: Unpack[LikelihoodOptions],
 ) -> LogLikelihood:
     """Return the log-likelihood of data under a model, through its probability-flow ODE.
+
+    By default the path has 40 steps, one forward each and one at the end, and 80 or 160 for items whose solver error is
+    above 1e-3 bits a dimension, on a grid dense near the data, even in log-SNR on a chain. An adaptive ``atol``
+    is the tolerance of the path in the variance-preserving frame and, in nats a dimension, of the log-density;
+    tolerances without a solver mean ``"dopri5"``.
+
+    With ``differentiable=True`` gradients flow from ``log_prob`` (and ``latent``) to ``x``, if it is of floats, and to
+    those parameters of the model that require them: those of the very number returned, at three to six times the cost,
+    in the memory of one node and the states of all. The errors have none.
 
     Args:
         model: denoiser with its process.
         x: items, ``(B, *shape)``; floats are continuous data, in their own units; integers are levels and are
             dequantised here.
-        solver: solver of the path: a deterministic entry of ``SAMPLERS`` with one evaluation of the network a node
-            (``"ode"``, ``"ab4"``, ...), by default the default solver in the form that is best towards the noise; or an
-            adaptive one (``"adaptive"``, ``"dopri5"``, another adaptive method of torchdiffeq), which takes tolerances,
-            has the same probes all along the path and solves twice, to estimate its error. By name, or the sampler
-            itself.
-        steps: number of intervals of the path, one forward each and one at the end. By default 40, and 80 or 160 for
-            the items whose solver error is above 1e-3 bits a dimension.
-        rtol: relative tolerance of an adaptive path; tolerances without a solver mean ``"dopri5"``.
-        atol: absolute tolerance of the path in the variance-preserving frame and, in nats a dimension, of the
-            log-density; one tolerance given alone stands for both.
-        grid: times of the nodes: a name from ``GRIDS``, a grid, or rising times. By default a grid dense near the data,
-            even in log-SNR on a chain.
-        trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to 32 dimensions, and where it costs no more.
-        probes: mean number of random probes an item at a node, from 3 on more where the variance is larger; two and
-            more signs are orthogonal along the path. The stated error is unbiased where the field is a gradient, an
-            upper bound elsewhere; that of a single probe is estimated from the neighbouring nodes and can be several
-            times too large for a network of uneven pixels.
-        noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
-        prior: distribution of the states at ``t_to``: ``"moments"`` for the Gaussian with the data's mean and
-            covariance where the model has them (else the standard one), ``"standard"`` for ``N(0, sigma^2)``.
         t_from: time of the data's end; ``t_min`` by default, for a chain its first instant, below which no network was
             trained.
-        t_to: time of the noise's end; ``t_max`` by default.
         target_error: largest error an item may have, in bits/dim for integer data and in nats for continuous: items
             whose solver error is above it are solved again on twice as many steps, up to 16 times as many, and more
             probes are drawn, at the nodes of largest variance, until the standard error is below it.
-        differentiable: whether gradients flow from ``log_prob`` (and ``latent``) to ``x``, if it is of floats, and to
-            those parameters of the model that require them: those of the very number returned, at three to six
-            times the cost, in the memory of one node and the states of all. The errors have none.
         data: levels and range of integer data; the model's own by default.
-        seed: seed of probes and dequantisation; those of item k are functions of ``(seed, first + k, draw)`` alone.
-        draw: number of the draw.
-        first: index of the first item.
-        batch_size: number of items solved at a time; by default as many as keep their paths in about 100 MB.
-        progress: function called as ``progress(done, total)`` after every batch, in items.
-        condition: condition of each item, a tensor or a tuple or dict of tensors: one row an item, or one for
-            all; the network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
-        keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
-            put into evaluation mode for the call.
+        draw: number of the draw of the probes and the dequantisation.
+        **options: ``solver``, ``steps``, ``grid``, ``rtol``, ``atol``, ``trace``, ``probes``, ``noise``, ``prior``,
+            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``differentiable`` and
+            ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
 
     Returns:
         A :class:`LogLikelihood`, in nats; of continuous data the density is in their own units.
@@ -130,20 +94,24 @@ def log_likelihood(
     >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]])).log_prob.round(decimals=3)
     tensor([-0.4520], dtype=torch.float64)
     """
-    model = model.given(condition)
+    check_options(options, LikelihoodOptions)
+    steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
+    seed, first = options.get("seed", 0), options.get("first", 0)
+    probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
+    model = model.given(options.get("condition"))
     check_items(x, model.data)
     x = to_model(single(x), model.data)
     model.check_batch(len(x))
     info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
     dim = x[0].numel()
-    count = probes_for(trace, probes, dim)
-    law = choose(PROBES, noise, "law of the probes")
-    moments = prior_moments(prior, model.moments)
-    _check_numbers(probes, batch_size, target_error)
+    count = probes_for(options.get("trace", "auto"), probes, dim)
+    law = choose(PROBES, options.get("noise", "rademacher"), "law of the probes")
+    moments = prior_moments(options.get("prior", "moments"), model.moments)
+    _check_numbers(probes, size, target_error)
     scale = 1.0 if info is None else math.log(2.0) * dim
     dtype = x.dtype if info is None else model.state_dtype
-    interval = find_interval(model.sde, t_from, t_to)
-    method = find_method(solver, steps, rtol, atol, grid)
+    interval = find_interval(model.sde, t_from, options.get("t_to"))
+    method = find_method(options.get("solver"), steps, options.get("rtol"), options.get("atol"), grid)
     target = None if target_error is None else target_error * scale
     if target is not None and count is not None:  # further probes follow each node's own variance
         count = None if dim <= EXACT_UP_TO else max(count, 2)
@@ -159,11 +127,11 @@ def log_likelihood(
         max_doublings=_DOUBLINGS[target is not None] if refinable else 0,
         tolerance=_PATH_ERROR * dim * math.log(2.0) if target is None else target,
         target=target,
-        parameters=_differentiated_tensors(model, x, differentiable, method, target, keep_mode),
+        parameters=_differentiated_tensors(model, x, options.get("differentiable", False), method, target, keep_mode),
     )
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
-    size = microbatch(len(settings.levels(steps)), dim) if batch_size is None else batch_size
+    size = microbatch(len(settings.levels(steps)), dim) if size is None else size
 
     def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):

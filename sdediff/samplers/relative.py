@@ -102,10 +102,10 @@ class WhitenedCoordinates(Coordinates):
         self.variances = self.white.std.square().numpy()
 
     def from_frame(self, y: Tensor, level: Level[float]) -> Tensor:
-        return self.white.into(y, self.white.at(level))
+        return self.white.whiten(y, self.white.at(level))
 
     def to_frame(self, u: Tensor, level: Level[float]) -> Tensor:
-        return self.white.out(u, self.white.at(level), self.shaped)
+        return self.white.unwhiten(u, self.white.at(level), self.shaped)
 
     def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
         return self.white.slope(split, u, self.white.at(level))
@@ -115,7 +115,7 @@ class WhitenedCoordinates(Coordinates):
         total = u * keep
         for row, slope in zip(weights, slopes, strict=True):
             total = total.addcmul_(slope, row)
-        return total.addcmul_(self.white.turn(flatten(noise(0))), std) if update.std.any() else total
+        return total.addcmul_(self.white.rotate(flatten(noise(0))), std) if update.std.any() else total
 
 
 class RelativeHistory(NamedTuple):

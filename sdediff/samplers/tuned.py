@@ -162,10 +162,10 @@ def tuned_step(
     """
     before, here, there = levels
     values = [white.velocity(split, here), *history]
-    u = white.into(y, here)
+    u = white.whiten(y, here)
     for step, back, value in zip(*weights, values, strict=False):
         u = u + ((there.phi - here.phi) * step + (here.phi - before.phi) * back).to(u) * value
-    return white.out(u, there, y), values
+    return white.unwhiten(u, there, y), values
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class ChainSteps:
         """Return the Gaussian denoiser's cost at a draw of the noise, ``(B,)``."""
         values = (self.half_log_snr[1:], self.weight, self._excess)
         lam, weight, excess = (_pick(value, step, control.device) for value in values)
-        return eps[0].numel() * excess + weight * control.drawn(eps, lam)
+        return eps[0].numel() * excess + weight * control.squared_error(eps, lam)
 
     def decoder_std(self, split: Split) -> float | Tensor:
         """Return the standard deviation of the first step, in the model's units.

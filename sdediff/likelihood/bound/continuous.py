@@ -48,7 +48,7 @@ def continuous_terms(
         eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level_at(lam))
         error = sum_features((split.eps - eps).double().square())
-        values.append((error - items.control.drawn(eps, lam)) / density[i].to(error.device))
+        values.append((error - items.control.squared_error(eps, lam)) / density[i].to(error.device))
     excess = torch.stack(values)
     mean = items.control.integral(distribution.half_log_snr(strata(draws)))
     std = math.exp(-first.half_log_snr)

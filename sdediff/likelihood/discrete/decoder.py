@@ -174,4 +174,4 @@ def reconstruction_cost(
     # The cost is a constant and half the squared error of the noise, times (sigma / alpha / std)^2.
     share = 0.5 if isinstance(width, Tensor) else 0.5 * (math.exp(-level.half_log_snr) / width) ** 2
     mean = control.mean(torch.tensor([level.half_log_snr], dtype=torch.float64))[0]
-    return cost + share * (mean - control.drawn(eps, level.half_log_snr))
+    return cost + share * (mean - control.squared_error(eps, level.half_log_snr))

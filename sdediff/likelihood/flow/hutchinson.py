@@ -213,14 +213,14 @@ class HutchinsonTrace(Trace):
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
         square = products.detach().square().sum(dim=2).mean(dim=1)
         gaussian, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
-        rotated = self.whitened.turn(probes)
-        excess = self.whitened.turn(products) - gaussian * rotated
+        rotated = self.whitened.rotate(probes)
+        excess = self.whitened.rotate(products) - gaussian * rotated
         remainder = (factors * (rate.to(products) - gaussian)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
         diagonal = (rotated * excess).mean(dim=1)
         shares = (diagonal * factors[:, None]).sum(dim=2) - remainder[:, None]
         trace = diagonal.sum(dim=1) + gaussian.sum() * (probes.shape[2] // len(gaussian))
         return NodeDivergence(
-            shares[0], shares[1:].detach(), trace, square, probes, self.whitened.back(factors[0] * excess)
+            shares[0], shares[1:].detach(), trace, square, probes, self.whitened.rotate_back(factors[0] * excess)
         )
 
 

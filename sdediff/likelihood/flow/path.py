@@ -80,7 +80,7 @@ class DivergenceRecorder(Frame):
     def end(self, node: int) -> PathEnd:
         """Return the record of a node at an end of the path."""
         y, level, whitened = self.states[node], self.trace.levels[node], self.trace.whitened
-        noise = whitened.turn(flatten(split_of(self.velocities[node], y, level).eps))
+        noise = whitened.rotate(flatten(split_of(self.velocities[node], y, level).eps))
         return PathEnd(level, whitened, y, noise, self.divergences[node])
 
 
@@ -211,10 +211,10 @@ def solve_path(
     with torch.no_grad():  # for the error estimates, which have no gradients
         for y_node, slope, level in zip(recorder.states, recorder.velocities, levels, strict=True):
             gaussian = whitened.at(level)
-            split, u = split_of(slope, y_node, level), whitened.into(y_node, gaussian)
+            split, u = split_of(slope, y_node, level), whitened.whiten(y_node, gaussian)
             states.append(u)
             slopes.append(whitened.slope(split, u, gaussian))
-            noise.append(whitened.turn(flatten(split.eps)))
+            noise.append(whitened.rotate(flatten(split.eps)))
     return Path(
         recorder, Quadrature.of(levels, whitened), y, torch.stack(states), torch.stack(slopes), torch.stack(noise)
     )
@@ -266,11 +266,11 @@ def prior_effect(last: PathEnd, moments: Moments | None) -> Tensor:
     level, whitened = last.level, last.whitened
     score = -wide(last.noise) / level.sin
     if moments is None:
-        offset = wide(whitened.turn(flatten(last.y)))
+        offset = wide(whitened.rotate(flatten(last.y)))
         variances = torch.full_like(offset[0], level.sin**2)
     else:
         rho = whitened.at(level).rho.to(score).expand(score.shape[1])
-        offset, variances = wide(whitened.into(last.y, whitened.at(level))) * rho, rho.square()
+        offset, variances = wide(whitened.whiten(last.y, whitened.at(level))) * rho, rho.square()
     variances = variances.to(score)
     mismatch = score + offset / variances
     divergence = -(score.shape[1] * level.sin + level.cos * last.divergence.trace) / level.sin
