@@ -52,8 +52,8 @@ class Linear(Prediction):
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
-_SMALLEST = 1e-3
-"""Least sine or cosine in a gain, which is to stay finite."""
+_SMALLEST = 1e-7
+"""Smallest sine or cosine in a gain, which is to stay finite; that of a cosine chain's noisy end is 5e-5."""
 
 
 def _inverse(value: Scalar) -> Scalar:

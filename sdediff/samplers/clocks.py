@@ -55,13 +55,13 @@ def cosine(tan: FloatArray) -> FloatArray:
 
 
 _FLAT = 0.005
-"""sigma / alpha below which, and above the inverse of which, ``log_level`` flattens."""
+"""sigma / alpha below which, and by default above the inverse of which, ``log_level`` flattens."""
 
 
-def log_level(angle: FloatArray) -> FloatArray:
-    """Return ``log tan`` with finite ends at 0 and pi/2: ``log (tan + c) / (1 + c tan)``."""
+def log_level(angle: FloatArray, far: float = _FLAT) -> FloatArray:
+    """Return ``log tan`` with finite ends at 0 and pi/2: ``log (tan + c) / (1 + far tan)``."""
     sin, cos = np.sin(angle), np.cos(angle)
-    level: FloatArray = np.log((sin + _FLAT * cos) / (cos + _FLAT * sin))
+    level: FloatArray = np.log((sin + _FLAT * cos) / (cos + far * sin))
     return level
 
 

@@ -130,8 +130,11 @@ def _quadrature(here: Level[float], there: Level[float]) -> tuple[FloatArray, Fl
 
 _CONSTANT, _ERROR, _MAGNIFIED = 10.0, 1e-4, 1e-2
 """Variances: of the constant, of the network's error, and of the error that a prediction adds per gain^2 - 1."""
+_FAR = 1e-8
+"""alpha / sigma down to which the network's errors are told apart: at a level of a hundred times the noise they are a
+hundred times as large in the velocity, and must not be taken for those of the next level."""
 _LARGEST_CONDITION = 1e10
-"""Condition number of the kernel matrix above which its polynomial limit is used."""
+"""Condition number of the correlations above which the polynomial limit of the kernel is used."""
 
 
 def kernel_weights(
@@ -192,7 +195,8 @@ def _gaussian(a: FloatArray, b: FloatArray, length: float) -> FloatArray:
 def covariance(a: FloatArray, b: FloatArray, error_a: FloatArray, error_b: FloatArray) -> FloatArray:
     """Evaluate the kernel between two sets of angles with their errors, ``(len(a), len(b))``."""
     smooth = _CONSTANT + np.outer(a, b) + _gaussian(a, b, 0.7) + 0.3 * _gaussian(_fine_clock(a), _fine_clock(b), 3.0)
-    return smooth + np.outer(error_a, error_b) * _gaussian(log_level(a), log_level(b), 2.0)
+    errors = _gaussian(log_level(a, _FAR), log_level(b, _FAR), 2.0)
+    return smooth + np.outer(error_a, error_b) * errors
 
 
 def cardinals(nodes: FloatArray, at: FloatArray, gain: Callable[[FloatArray], FloatArray] = np.ones_like) -> FloatArray:
@@ -205,9 +209,13 @@ def cardinals(nodes: FloatArray, at: FloatArray, gain: Callable[[FloatArray], Fl
     """
     error_nodes = error_deviation(gain(nodes))
     gram = covariance(nodes, nodes, error_nodes, error_nodes)
-    if np.linalg.cond(gram) > _LARGEST_CONDITION:
+    scale = np.sqrt(np.diag(gram))  # unlike variances alone make no system ill-conditioned
+    correlations = gram / np.outer(scale, scale)
+    if np.linalg.cond(correlations) > _LARGEST_CONDITION:
         return lagrange(nodes, at)
-    return np.linalg.solve(gram, covariance(nodes, at, error_nodes, error_deviation(gain(at)))).astype(np.float64)
+    mixed = covariance(nodes, at, error_nodes, error_deviation(gain(at))) / scale[:, None]
+    functions: FloatArray = np.linalg.solve(correlations, mixed) / scale[:, None]
+    return functions
 
 
 def lagrange(nodes: FloatArray, at: FloatArray) -> FloatArray:

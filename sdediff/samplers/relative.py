@@ -40,6 +40,9 @@ from sdediff.samplers.interpolation import cos_phi, kernel_weights
 from sdediff.samplers.multistep import adams
 from sdediff.types import Level, Split
 
+_NOISE_SHARE = 0.03
+"""Share of a network's error that is one of the noise half, ``1 / cos`` as large in the velocity, whatever the network
+predicts: what a velocity network learned at ``sigma / alpha`` of thousands is not exact to its last digit."""
 _LAST_SHARE, _CLEAN_ANGLE, _ERROR_SHARE = 0.15, 0.005, 0.03
 """Share of the steps that are the last ones, angle below which a solve ends on the data, and share of the largest error
 that any of the last steps may have."""
@@ -204,6 +207,10 @@ def _relative_updates(
     roots, power = np.sqrt(np.array(variances or (1.0,))), method.eta**2
     correct = method.corrects(len(levels) - 1)
 
+    def gain(angle: FloatArray) -> FloatArray:
+        """Return the factor by which the network's error is magnified in the velocity."""
+        return np.hypot(prediction.gain(angle), _NOISE_SHARE * np.tan(np.minimum(angle, 0.5 * np.pi - 1e-7)))
+
     def keep(here: Level[float], there: Level[float]) -> FloatArray:
         ratio: FloatArray = cos_phi(here.angle, roots)[0] / cos_phi(there.angle, roots)[0]
         if is_last(there):
@@ -214,7 +221,7 @@ def _relative_updates(
         if is_last(there):
             return np.array([[-here.sin]]) if variances is None else -np.arctan2(here.sin, roots * here.cos)[None]
         angles = np.array([level.angle for level in nodes])
-        return (1.0 + power) * kernel_weights(angles, here.angle, there.angle, roots, power, prediction.gain)
+        return (1.0 + power) * kernel_weights(angles, here.angle, there.angle, roots, power, gain)
 
     def is_last(there: Level[float]) -> bool:
         """Return whether a step of a method with noise ends on the data: it adds no noise.
