@@ -282,10 +282,10 @@ class OrthogonalTrace(HutchinsonTrace):
 def widening(dim: int) -> float:
     """Return the factor by which the error is enlarged, since the coordinates have their signs in common.
 
-    It makes 1.96 errors reach as far as Student's t with ``dim - 4`` degrees of freedom: measured on mixtures of 8 to
+    It makes 1.96 errors reach as far as Student's t with ``dim - 4.5`` degrees of freedom: measured on mixtures of 8 to
     64 dimensions.
     """
-    return float(stdtrit(max(1, dim - 4), 0.975) / ndtri(0.975))
+    return float(stdtrit(max(1.0, dim - 4.5), 0.975) / ndtri(0.975))
 
 
 def hadamard(rows: Tensor, dim: int) -> Tensor:
