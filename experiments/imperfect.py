@@ -3,9 +3,9 @@
     python -m experiments.imperfect                      # an exact mixture with a smooth error of 0.015 in epsilon
     python -m experiments.imperfect --run RUN --run RUN  # runs trained by `sdediff train`
 
-RMS and median over the starts of the error against the network's own probability flow (``ab4`` on a fine grid), at equal
-numbers of forwards. The best named solver is the best of dpm++2m, dpm++3m, deis3, unipc3 and ab4 on the grids karras,
-logsnr, asinh and reference, chosen anew at every number of forwards, knowing the answer.
+RMS and median over the starts of the error against the network's own probability flow (``ab4`` on a fine grid), at
+equal numbers of forwards. The best named solver is the best of dpm++2m, dpm++3m, deis3, unipc3 and ab4 on the grids
+karras, logsnr, asinh and reference, chosen anew at every number of forwards, knowing the answer.
 
 Expected on the mixture: every figure of ``ode`` below 1.2, and falling but for single starts that change their mode
 (which are an RMS of 0.1); medians 0.1 to 2 times the best named one. At the noisy end of a cosine chain

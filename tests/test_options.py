@@ -69,10 +69,10 @@ def test_unknown_options_are_refused() -> None:
             call()
 
 
-def test_types_refuse_unknown_options(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_types_refuse_unknown_options(tmp_path: Path) -> None:
     (tmp_path / "mypy.ini").write_text(CONFIG)
     (tmp_path / "snippet.py").write_text(SNIPPET)
-    settings = f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={pytestconfig.cache.mkdir('mypy')}"
+    settings = f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={tmp_path / 'cache'}"
     out, _, _ = api.run([str(tmp_path / "snippet.py"), *settings])
     lines = {int(line) for line in re.findall(r"snippet\.py:(\d+): error", out)}
     assert lines == {8, 9, 10, 11, 12, 13}, out
