@@ -127,7 +127,8 @@ def _multistep_updates(method: Multistep, levels: tuple[Level[float], ...]) -> t
     def weigh(nodes: Sequence[Level[float]], here: Level[float], there: Level[float]) -> FloatArray:
         return np.array(weights(integrand, method.clock, method.rule, nodes, here, there))
 
-    factors = adams(levels, [method.memory] * (len(levels) - 1), correct, weigh, integrand.keep)
+    steps = len(levels) - 1
+    factors = adams(levels, [method.memory] * steps, [correct] * steps, weigh, integrand.keep)
     return tuple(
         MultistepUpdate(integrand.keep(here, there), row.tolist(), integrand.std(here, there))
         for row, (here, there) in zip(factors, pairwise(levels), strict=True)
@@ -137,7 +138,7 @@ def _multistep_updates(method: Multistep, levels: tuple[Level[float], ...]) -> t
 def adams(
     levels: Sequence[Level[float]],
     memory: Sequence[int],
-    correct: bool,
+    correct: Sequence[bool],
     weigh: Callable[[Sequence[Level[float]], Level[float], Level[float]], FloatArray],
     keep: Callable[[Level[float], Level[float]], float | FloatArray],
 ) -> list[FloatArray]:
@@ -150,7 +151,7 @@ def adams(
     Args:
         levels: levels of the grid.
         memory: number of values that the predictor of each step uses, not increasing; a corrector uses one more.
-        correct: whether there is a corrector.
+        correct: whether each step corrects the one before.
         weigh: function ``(levels of the values, here, there) -> weights`` of a step.
         keep: function ``(here, there) ->`` factor of the state.
     """
@@ -158,7 +159,7 @@ def adams(
     before = np.empty(0)
     for i, (here, there) in enumerate(pairwise(levels)):
         factors = predict = weigh(levels[max(0, i + 1 - memory[i]) : i + 1][::-1], here, there)
-        if correct and i > 0:
+        if correct[i] and i > 0:
             change = weigh([here, *levels[max(0, i - memory[i - 1]) : i][::-1]], levels[i - 1], here)
             change[1:] -= before
             factors = keep(here, there) * change

@@ -154,7 +154,7 @@ class Relative(StepSampler):
     """
 
     memory: int = 5
-    correct_from: int | None = 25
+    correct_from: int | None = 10
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -235,8 +235,11 @@ def _relative_updates(
         kept = keep(here, there)
         return np.zeros_like(kept) if power == 0.0 or is_last(there) else np.sqrt((1.0 - kept) * (1.0 + kept))
 
-    memory = memory_of_steps([level.angle for level in levels], method.memory - int(correct), correct)
-    rows = adams(levels, memory, correct, weigh, keep)
+    angles = [level.angle for level in levels]
+    memory = memory_of_steps(angles, method.memory - int(correct), correct)
+    # A slope that the last step uses alone is unlike all others on concentrated data: it corrects nothing.
+    corrects = [correct and (count > 1 or i < len(memory) - 1) for i, count in enumerate(memory)]
+    rows = adams(levels, memory, corrects, weigh, keep)
     steps = zip(rows, pairwise(levels), strict=True)
     return [RelativeUpdate(keep(here, there), row, std(here, there)) for row, (here, there) in steps]
 
