@@ -154,7 +154,7 @@ class Relative(StepSampler):
     """
 
     memory: int = 5
-    correct_from: int | None = 10
+    correct_from: int | None = 15
     eta: float = 0.0
 
     def __post_init__(self) -> None:
