@@ -83,15 +83,16 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
         model: model whose network is of ``NETWORKS`` or a :class:`~sdediff.interop.DiffusersNetwork`; other callables
             cannot be built again from a description.
         path: the folder, created if missing.
-        force: replace the model in the folder.
+        force: replace the model in the folder; else one that is there is a ``FileExistsError``.
 
     Raises:
-        FileExistsError: if the folder holds a model and ``force`` is not set.
-        ValueError: if the network, process or prediction is not one of the library's own.
+        ValueError: for a wrapper, or if the network, process or prediction is not one of the library's own.
 
     >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     """
     path = Path(path)
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"only a ScoreModel can be saved, not a {type(model).__name__}: save the model inside")
     if (path / DESCRIPTION).exists() and not force:
         raise FileExistsError(f"{path} already holds a model; force replaces it")
     description = describe_model(model)

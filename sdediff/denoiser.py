@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
+from sdediff.data.units import check_units
 from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.gaussian import Moments
 from sdediff.numerics import choose, expand
@@ -132,6 +133,16 @@ class Denoiser(nn.Module, ABC):
         return -self.epsilon(x, t) / expand(sigma, x)
 
 
+def check_denoiser(model: object) -> None:
+    """Refuse what is no denoiser.
+
+    Raises:
+        TypeError: naming the cure.
+    """
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"the model must be a denoiser, as ScoreModel(network, sde) is, not {type(model).__name__}")
+
+
 class ScoreModel(Denoiser):
     """A denoiser of a network, a process and a prediction.
 
@@ -176,6 +187,10 @@ class ScoreModel(Denoiser):
         module: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(sde, SDE):
+            raise TypeError(f"the process must be an SDE, as VPSDE() is, not {sde!r}")
+        if data is not None:
+            check_units(data)
         self.network = network
         behind = [module] if module is not None else [] if isinstance(network, nn.Module) else modules_of(network)
         self.behind = nn.ModuleList(behind)

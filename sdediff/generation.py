@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from sdediff.data.units import log_scale, to_data
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
@@ -72,8 +72,11 @@ def sample(
     tensor([2., 0.])
     """
     check_options(options, SampleOptions)
+    check_denoiser(model)
     moments = prior_moments(options.get("prior", "moments"), model.moments)
     dtype = options.get("dtype") or model.state_dtype
+    if not dtype.is_floating_point:
+        raise ValueError(f"samples are floats; dtype must be a floating-point type, not {dtype}")
     device, size = options.get("device"), options.get("batch_size")
     n, *item = shape
     check_item(model, item)

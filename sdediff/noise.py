@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, unique
 from itertools import groupby
 
 import numpy as np
@@ -22,6 +22,7 @@ _MASK = (1 << 64) - 1
 _PAIRS = 1 << 15  # pairs drawn at a time, so that their intermediates stay in the cache
 
 
+@unique
 class Stage(IntEnum):
     """Register of the stages: one for every use of the noise, so that no two draws share a stream.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs, Unpack
 
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
@@ -142,6 +142,7 @@ def solve(
     >>> x.round(decimals=1)
     tensor([[2., 0.]])
     """
+    check_denoiser(model)
     check_options(options, SolveOptions)
     check_state(x)
     check_item(model, x.shape[1:])

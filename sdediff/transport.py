@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from sdediff.data.levels import to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import to_data, to_model
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.numerics import expand, flatten
 from sdediff.options import SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import Sampler
@@ -96,6 +96,7 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
     >>> sdediff.encode(model, torch.tensor([[2.0, 0.0]])).round(decimals=2)  # the mean goes to the mean
     tensor([[0.0100, 0.0000]])
     """
+    check_denoiser(model)
     return _transport(model, _as_values(model, x), solver, (model.sde.t_min, model.sde.t_max), options)
 
 
@@ -124,6 +125,7 @@ def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options:
     >>> torch.allclose(sdediff.decode(model, sdediff.encode(model, x)), x, atol=1e-4)
     True
     """
+    check_denoiser(model)
     return to_data(_transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options), model.data)
 
 
@@ -171,6 +173,7 @@ def interpolate(
     >>> sdediff.interpolate(model, torch.tensor([[1.5, 0.5]]), torch.tensor([[2.5, 0.5]]), points=3, steps=10).shape
     torch.Size([3, 1, 2])
     """
+    check_denoiser(model)
     if points < 2:
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:

@@ -232,7 +232,7 @@ def test_maximum_likelihood_finds_the_variance():
     x = 0.6 * NoiseSource(2, (5, 1), dtype=torch.float64).normal(0)
     (parameter,) = model.parameters()
     for _ in range(6):
-        result = log_likelihood(model, x, steps=80, trace="exact", differentiable=True)
+        result = log_likelihood(model, x, steps=100, trace="exact", differentiable=True)
         (found,) = torch.autograd.grad(result.log_prob.mean(), [parameter])
         with torch.no_grad():
             parameter += 2.0 * found

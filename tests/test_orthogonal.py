@@ -87,7 +87,7 @@ def test_intervals_of_few_coordinates_cover(dim):
     error = (torch.stack([node.share for node in nodes]).sum(dim=0) - matrices.diagonal(dim1=1, dim2=2).sum()).abs()
     stated = trace.standard_error(nodes)
     share = float((error <= 1.96 * stated).double().mean())
-    assert share >= 0.93 - 0.017
+    assert share >= (0.955 if dim == 8 else 0.93 - 0.017)  # the widening of few coordinates is not a lesser one
     if dim == 8:
         assert float((error <= 1.96 * stated / widening(dim)).double().mean()) < 0.93 - 0.017
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sdediff.cli.items import DataItems
 from sdediff.cli.runs import Run
+from sdediff.networks import Levelled
 
 Assignments = tuple[tuple[str, Tensor], ...]
 """Names of the network's arguments and their values, each one row for all items."""
@@ -92,6 +93,8 @@ def check_names(run: Run, names: Collection[str]) -> None:
         ValueError: naming them.
     """
     network = run.model.network
+    while isinstance(network, Levelled):  # which passes everything on
+        network = network.network
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except (TypeError, ValueError):  # a callable without a signature

@@ -26,6 +26,7 @@ def as_items(array: Array, where: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{where}: data must be integers or floats, not {array.dtype}")
     if array.dtype.kind == "f":
+        _check_resolution(array, where)
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
             return _finite(torch.from_numpy(array.astype(np.float32, copy=False)), where)
     if array.dtype.kind == "b":
@@ -38,6 +39,29 @@ def as_items(array: Array, where: str) -> Tensor:
         raise ValueError(f"{where}: integer data are levels 0 .. {LEVEL_LIMIT - 1}; came {low} to {high}")
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(data.dtype)
     return data if signed is None or high > torch.iinfo(signed).max else data.view(signed)
+
+
+def _check_resolution(array: Array, where: str) -> None:
+    """Refuse rows in double precision of which single precision would leave too little.
+
+    Raises:
+        ValueError: for a column that changes by no more than a thousand steps of single precision, or exceeds it.
+    """
+    if array.ndim != 2 or array.dtype.itemsize <= 4 or not np.isfinite(array).all():
+        return
+    largest = np.abs(array).max(axis=0)
+    if (largest > np.finfo(np.float32).max).any():
+        column = int(largest.argmax())
+        raise ValueError(f"{where}: column {column} reaches {largest[column]:.3g}, beyond single precision: rescale it")
+    deviation, spacing = array.std(axis=0), np.spacing(largest.astype(np.float32)).astype(np.float64)
+    constant = np.isclose(array, array[:1], rtol=1e-12, atol=0.0).all(axis=0)
+    lost = (deviation < 1e3 * spacing) & ~constant
+    if lost.any():
+        column = int(lost.argmax())
+        raise ValueError(
+            f"{where}: single precision resolves column {column} in steps of {spacing[column]:.3g} only, beside a "
+            f"deviation of {deviation[column]:.3g}: subtract {array[:, column].mean():.6g} from it"
+        )
 
 
 def _finite(data: Tensor, where: str) -> Tensor:

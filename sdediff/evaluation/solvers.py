@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.evaluation.distances import Errors, energy_distance
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
@@ -174,6 +174,7 @@ def compare(
         raise ValueError(f"tolerances must be positive, not {tolerance:g} and {', '.join(map(str, rtols))}")
     entries = solvers if isinstance(solvers, Mapping) else {name: name for name in solvers}
     tasks = [task for name, entry in entries.items() for task in _tasks(name, entry, forwards, rtols)]
+    check_denoiser(model)
     model = model.given(condition)
     model.check_batch(shape[0])
     x = _starts(model, shape, seed, prior, device)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS, Dequantisation, check_items, integer_data
 from sdediff.likelihood.log_likelihood import log_likelihood
 from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
@@ -140,6 +140,7 @@ def bits_per_dim(
     check_options(options, LikelihoodOptions)
     given: dict[str, Any] = {**options}
     condition, progress, size = (given.pop(name, None) for name in ("condition", "progress", "batch_size"))
+    check_denoiser(model)
     model = model.given(condition)
     check_items(x, model.data)
     model.check_batch(len(x))

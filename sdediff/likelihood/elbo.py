@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.units import log_scale, to_model
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
 from sdediff.likelihood.bound.chain import BoundBatch, Terms
@@ -173,6 +173,7 @@ def elbo(
     tensor([True])
     """
     check_options(options, ElboOptions)
+    check_denoiser(model)
     model = model.given(options.get("condition"))
     check_items(x, model.data)
     x = to_model(single(x), model.data)

@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from sdediff.data.units import log_scale, to_model
-from sdediff.denoiser import Denoiser
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.batch import PathSettings, solve_batch
@@ -98,6 +98,7 @@ def log_likelihood(
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
     probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
+    check_denoiser(model)
     model = model.given(options.get("condition"))
     check_items(x, model.data)
     x = to_model(single(x), model.data)
