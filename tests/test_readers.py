@@ -93,7 +93,7 @@ def test_floats_keep_their_values_in_single_precision(tmp_path, dtype):
     assert np.array_equal(load_items(tmp_path / "x.npy").x.numpy(), x.astype(np.float32))
     if dtype == "f8":
         np.save(tmp_path / "x.npy", x * 1e300)
-        with pytest.raises(ValueError, match="infinite|beyond single precision"):
+        with pytest.raises(ValueError, match=r"infinite|beyond single precision"):
             load_items(tmp_path / "x.npy")
 
 
