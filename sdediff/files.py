@@ -8,15 +8,17 @@ folder can remove the files of killed ones.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import platform
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _HOST = re.sub(r"\W", "-", platform.node())[:40] or "-"
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}\.unfinished", re.DOTALL)
@@ -126,3 +128,14 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def json_value(value: Any) -> Any:
+    """Convert to JSON values: paths to text, infinite numbers and NaN to null."""
+    if isinstance(value, Mapping):
+        return {key: json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [json_value(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

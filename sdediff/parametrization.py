@@ -36,7 +36,7 @@ class Prediction(ABC):
 
     @property
     def steady(self) -> bool:
-        """Whether errors are nowhere magnified."""
+        """Tell whether errors are nowhere magnified."""
         return bool((self.gain(np.linspace(0.0, 0.5 * np.pi, 5)) <= 1.0).all())
 
 

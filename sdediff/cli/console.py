@@ -7,18 +7,17 @@ closed the pipe.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
 
+from sdediff.files import json_value
 from sdediff.progress import Progress
 
 ProgressReport = Callable[[int, int], None]
@@ -120,17 +119,6 @@ def warnings_as_lines(*, show: bool = True) -> Iterator[None]:
         finally:
             for text in dict.fromkeys(str(warning.message) for warning in caught) if show else ():
                 print_error(f"warning: {text}")
-
-
-def json_value(value: Any) -> Any:
-    """Convert to JSON values: paths to text, infinite numbers and NaN to null."""
-    if isinstance(value, Mapping):
-        return {key: json_value(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [json_value(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def columns(rows: list[list[str]], indent: str = "  ") -> str:

@@ -33,7 +33,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that reports and writes."""
+        """Tell whether this is the process that reports and writes."""
         return self.rank == 0
 
     def gather(self, values: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class DiffusersNetwork(nn.Module):
 
     @property
     def table(self) -> bool:
-        """Whether timesteps are embedded by a table, for integers only."""
+        """Tell whether timesteps are embedded by a table, for integers only."""
         return self.config["settings"].get("time_embedding_type") == "learned"  # type: ignore[union-attr]
 
     @torch.no_grad()

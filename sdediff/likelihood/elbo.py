@@ -23,17 +23,17 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from sdediff.data.levels import bin_width, to_values
-from sdediff.data.units import log_scale, to_model
-from sdediff.denoiser import Denoiser, check_denoiser
+from sdediff.data.units import log_scale
+from sdediff.denoiser import Denoiser
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
 from sdediff.likelihood.bound.chain import BoundBatch, Terms
 from sdediff.likelihood.bound.selection import BoundOptions, select_terms
 from sdediff.likelihood.discrete.decoder import make_decoder
-from sdediff.likelihood.discrete.dequantization import check_items, integer_data
-from sdediff.likelihood.result import Result, json_value, student_quantile
+from sdediff.likelihood.discrete.dequantization import prepare_items
+from sdediff.likelihood.result import Result, in_json, student_quantile
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, error_of_mean, single
+from sdediff.numerics import choose, error_of_mean
 from sdediff.options import ElboOptions, check_options
 from sdediff.types import DataInfo, UndefinedError, brief
 
@@ -90,7 +90,7 @@ class Elbo(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the total and all fields in JSON's types."""
-        return {"total": json_value(self.total), **super().to_dict()}
+        return {"total": in_json(self.total), **super().to_dict()}
 
     @property
     def mean(self) -> float:
@@ -173,12 +173,7 @@ def elbo(
     tensor([True])
     """
     check_options(options, ElboOptions)
-    check_denoiser(model)
-    model = model.given(options.get("condition"))
-    check_items(x, model.data)
-    x = to_model(single(x), model.data)
-    model.check_batch(len(x))
-    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
+    model, x, info = prepare_items(model, x, data, options.get("condition"))
     make_decoder(decoder, x, info)
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments

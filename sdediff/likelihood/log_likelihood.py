@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from sdediff.data.units import log_scale, to_model
-from sdediff.denoiser import Denoiser, check_denoiser
+from sdediff.data.units import log_scale
+from sdediff.denoiser import Denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.batch import PathSettings, solve_batch
-from sdediff.likelihood.discrete.dequantization import check_items, dequantise, integer_data, log_bin_volume
+from sdediff.likelihood.discrete.dequantization import dequantise, log_bin_volume, prepare_items
 from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
 from sdediff.likelihood.nodes import find_interval, find_levels, find_method, takes_any_steps
 from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, single
+from sdediff.numerics import choose
 from sdediff.options import LikelihoodOptions, check_options
 from sdediff.samplers.base import StepSampler
 from sdediff.types import DataInfo
@@ -98,12 +98,7 @@ def log_likelihood(
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
     probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
-    check_denoiser(model)
-    model = model.given(options.get("condition"))
-    check_items(x, model.data)
-    x = to_model(single(x), model.data)
-    model.check_batch(len(x))
-    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
+    model, x, info = prepare_items(model, x, data, options.get("condition"))
     dim = x[0].numel()
     count = probes_for(options.get("trace", "auto"), probes, dim)
     law = choose(PROBES, options.get("noise", "rademacher"), "law of the probes")

@@ -12,6 +12,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from sdediff.files import json_value
 from sdediff.numerics import wide
 from sdediff.types import UndefinedError, brief
 
@@ -144,20 +145,16 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in JSON's types: tensors as lists, the budget by its parts, NaN and infinity as null."""
-        return {field.name: json_value(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {field.name: in_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def json_value(value: Any) -> Any:
-    """Return a value in JSON's types."""
+def in_json(value: Any) -> Any:
+    """Return a field of a result in JSON's types."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().tolist()
     elif isinstance(value, ErrorBudget):
         value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: json_value(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [json_value(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_value(value)
 
 
 def check_confidence(confidence: float) -> None:

@@ -46,11 +46,11 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def stochastic(self) -> bool:
-        """Whether noise is drawn after the start."""
+        """Tell whether noise is drawn after the start."""
 
     @property
     def adaptive(self) -> bool:
-        """Whether the steps are chosen by ``rtol`` and ``atol`` rather than by a grid."""
+        """Tell whether the steps are chosen by ``rtol`` and ``atol`` rather than by a grid."""
         return False
 
     @property
@@ -121,7 +121,7 @@ class StepSampler(Sampler):
 
     @property
     def ends_clean(self) -> bool:
-        """Whether a step may end on the clean level.
+        """Tell whether a step may end on the clean level.
 
         Methods that evaluate the network there, or divide by the step in lambda, may not: their last step returns the
         clean half of the last state.

@@ -10,12 +10,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from catalogue import PROCESSES, SKEW
+from experiments.imperfect import Erring
 from sdediff import SDE, ScoreModel, solve
 from sdediff.analytic import GaussianMixture
-from sdediff.denoiser import Denoiser
 from sdediff.samplers import interpolation, relative
 
 DIM, STEPS = 8, (5, 8, 10, 15, 20, 30, 60)
@@ -23,31 +22,10 @@ RNG = torch.Generator().manual_seed(1)
 LAW = GaussianMixture(torch.randn(6, DIM, generator=RNG, dtype=torch.float64), torch.full((6,), 0.05).double())
 
 
-class Erring(nn.Module):
-    """An exact network with a fixed error of 0.015 RMS in epsilon, smooth in the state and in the noise level."""
-
-    def __init__(self, exact: Denoiser, predicts: str, width: int = 24) -> None:
-        super().__init__()
-        self.exact, self.predicts, rng = exact, predicts, torch.Generator().manual_seed(0)
-        self.into, self.out = (torch.randn(*size, generator=rng).double() for size in ((DIM, width), (width, DIM)))
-        self.rate, self.phase = (torch.randn(width, generator=rng).double() for _ in range(2))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        level = self.exact.sde.level(t)
-        cos, sin, scale, clock = (
-            torch.as_tensor(value)[:, None] for value in (level.cos, level.sin, level.scale, level.half_log_snr)
-        )
-        y = x / scale
-        waves = torch.sin(0.7 * y @ self.into + clock.clamp(-8.0, 8.0) * self.rate + 3.0 * self.phase)
-        error = 0.015 * math.sqrt(2.0 / len(self.rate)) * waves @ self.out
-        eps = self.exact(x, level).eps + error
-        return eps if self.predicts == "epsilon" else (eps - sin * y) / cos
-
-
 def errors(sde: SDE, predicts: str) -> list[float]:
     """RMS over 32 starts against the network's own flow."""
     exact = LAW.model(sde)
-    network = Erring(exact, predicts)
+    network = Erring(exact, DIM, predicts)
     model = ScoreModel(network, sde, predicts, conditioning="time", moments=exact.moments)
     x = sde.prior_sample((32, DIM), dtype=torch.float64, seed=3)
     truth = solve(model, x, "ab4", steps=1500, grid="reference" if sde == PROCESSES["flow"] else "logsnr").x

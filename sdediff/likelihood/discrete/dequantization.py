@@ -37,12 +37,14 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
-from sdediff.data.units import has_units
+from sdediff.data.units import has_units, to_model
+from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.likelihood.discrete.decoder import log_level_posterior
 from sdediff.noise import NoiseSource, Stage
-from sdediff.numerics import LOG_2PI, sum_features
+from sdediff.numerics import LOG_2PI, single, sum_features
 from sdediff.sampling import check_state
 from sdediff.sde import SDE
 from sdediff.types import DataInfo
@@ -96,6 +98,30 @@ def check_items(x: Tensor, data: DataInfo | None) -> None:
     if data is not None and has_units(data) and not x.is_floating_point():
         raise ValueError(f"the model's data are continuous rows in units of their own: give floats, not {x.dtype}")
     warn_of_levels(x, data)
+
+
+def prepare_items(
+    model: Denoiser, x: Tensor, data: DataInfo | None, condition: ConditionLike
+) -> tuple[Denoiser, Tensor, DataInfo | None]:
+    """Return the model under its condition, the data in its coordinates, and of integers their levels and range.
+
+    Args:
+        model: a denoiser with its process.
+        x: data ``(B, *shape)`` in their units, or integers.
+        data: levels and range of integer data, instead of the model's own.
+        condition: condition of each item.
+
+    Raises:
+        TypeError: if the model is no denoiser.
+        ValueError: as :func:`check_items` and :func:`integer_data`.
+    """
+    check_denoiser(model)
+    model = model.given(condition)
+    check_items(x, model.data)
+    x = to_model(single(x), model.data)
+    model.check_batch(len(x))
+    info = None if x.is_floating_point() else integer_data(x, model.data if data is None else data)
+    return model, x, info
 
 
 # ---- uniform, also for log_likelihood ------------------------------------------------------------------------
