@@ -8,12 +8,10 @@ import pytest
 import torch
 
 import sdediff
+from experiments.peers import law
 from sdediff.analytic import Gaussian
 from sdediff.dynamics import Frame
 from sdediff.samplers.multistep import Multistep
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from experiments.peers import law
 
 NORMAL = law.Truth("normal", Gaussian((0.0, 0.0, 0.0), 1.0))
 SKEW = law.Truth("skew", Gaussian((0.3, -0.2), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64)))
