@@ -18,6 +18,7 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
 from sdediff.options import GridLike, SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
+from sdediff.samplers.stability import check_stability
 from sdediff.types import Solution
 
 
@@ -134,7 +135,8 @@ def solve(
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
 
     Raises:
-        ValueError: for a state that is not a finite float tensor, or options that are unknown or do not go together.
+        ValueError: for a state that is not a finite float tensor, options that are unknown or do not go together, or
+            steps so long that the method would take even Gaussian data to more than twice their size.
         FloatingPointError: if the result is not finite.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
@@ -152,10 +154,12 @@ def solve(
     sde = model.sde
     interval = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
     times = node_times(sampler, model, options.get("steps"), grid, interval)
-    if _is_times(grid):
-        _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
+    if _is_times(grid):
+        _check_ends(times, t_from, t_to)
+    else:  # who gives the times themselves has chosen them for the solver
+        check_stability(sampler, sde, times)
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):

@@ -20,7 +20,7 @@ from sdediff.samplers.singlestep import Singlestep
 
 SAMPLERS: dict[str, Sampler] = {
     "ode": Relative(),
-    "sde": Relative(4, None, eta=0.5),
+    "sde": Relative(2, None, eta=0.5),
     "ancestral": Ancestral(),
     "ancestral-marginal": Ancestral("marginal"),
     "ddim": DDIM(),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import choose
-from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler
+from sdediff.samplers.bridge import bridge_std, recombine
 from sdediff.types import Level, Split
 
 VARIANCES: dict[str, float | None] = {"posterior": 0.0, "marginal": 1.0, "learned": None}

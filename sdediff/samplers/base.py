@@ -22,8 +22,9 @@ from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.grids import Grid
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite
+from sdediff.samplers.plausible import PlausibleFrame, has_long_steps
 from sdediff.sde import SDE
-from sdediff.types import Level, Solution, Split
+from sdediff.types import Level, Solution
 
 Noise = Callable[[int], Tensor]
 """Standard normals of the current step; the argument numbers the draws of a step."""
@@ -51,6 +52,11 @@ class Sampler(ABC):
     @property
     def adaptive(self) -> bool:
         """Tell whether the steps are chosen by ``rtol`` and ``atol`` rather than by a grid."""
+        return False
+
+    @property
+    def needs_short_steps(self) -> bool:
+        """Tell whether long steps may take states to any size, so that such solves are refused."""
         return False
 
     @property
@@ -128,6 +134,16 @@ class StepSampler(Sampler):
         """
         return True
 
+    @property
+    def weighs_errors(self) -> bool:
+        """Tell whether the method's weights keep a network's errors small, however long its steps."""
+        return False
+
+    @final
+    def frame(self, denoise: Denoiser, sde: SDE, levels: list[Level[float]]) -> Frame:
+        """Return the denoiser of a solve in the frame, with clean halves held against the data on long steps."""
+        return (PlausibleFrame if has_long_steps(levels) and not self.weighs_errors else Frame)(denoise, sde)
+
     @final
     def nfe(self, steps: int, *, clean: bool = True) -> int:
         """Return the NFE of a solve; see :meth:`Sampler.nfe`."""
@@ -156,7 +172,8 @@ class StepSampler(Sampler):
         progress: Progress | None = None,
     ) -> Solution:
         """Take the state ``x`` at ``grid[0]`` to ``grid[-1]``; see :meth:`Sampler.sample`."""
-        levels, frame = sde.levels(grid), Frame(denoise, sde)
+        levels = sde.levels(grid)
+        frame = self.frame(denoise, sde, levels)
         y, _, states = take_steps(self, frame, x, levels, noise, path, progress)
         return checked_solution(to_x(y, levels[-1]), frame, grid, states)
 
@@ -278,23 +295,3 @@ def checked_solution(x: Tensor, frame: Frame, times: Tensor, states: list[Tensor
     if not all_finite(x):
         raise FloatingPointError("the solve did not stay finite; try more steps, or check the model's output")
     return Solution(x, frame.nfe, times, torch.stack(states) if states else None)
-
-
-def bridge_std(here: Level[float], there: Level[float]) -> float:
-    """Return the standard deviation of the state ``there`` given the state ``here`` and x0, in the frame."""
-    return math.sqrt(-math.expm1(2.0 * (here.half_log_snr - there.half_log_snr))) * there.sin
-
-
-def recombine(split: Split, there: Level[float], std: float, z: Noise, *, mean_std: float | None = None) -> Tensor:
-    """Return ``cos x0 + sqrt(sin^2 - std^2) eps + std z`` at the level ``there``.
-
-    Args:
-        split: halves of the state.
-        there: level at which they are recombined.
-        std: standard deviation of the fresh noise.
-        z: fresh noise, drawn only if needed.
-        mean_std: standard deviation in the mean, where it is not ``std``.
-    """
-    fresh = std if mean_std is None else mean_std
-    mean = split.mix(there.cos, math.sqrt(max((there.sin - fresh) * (there.sin + fresh), 0.0)))
-    return mean if std == 0.0 else mean.add(z(0), alpha=std)

@@ -45,6 +45,7 @@ class Churn(StepSampler):
     """
 
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
     steps: ClassVar[int] = 100
 
     churn: float = 40.0

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler
+from sdediff.samplers.bridge import bridge_std, recombine
 from sdediff.types import Level
 
 

@@ -24,6 +24,7 @@ class EulerMaruyama(StepSampler):
 
     order: ClassVar[int] = 1
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
     steps: ClassVar[int] = 100
 
     eta: float = 1.0

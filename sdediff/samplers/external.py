@@ -119,6 +119,7 @@ class ReverseSDE(StepSampler):
     """
 
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
     steps: ClassVar[int] = 100
 
     method: str = "euler"

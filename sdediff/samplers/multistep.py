@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -73,6 +73,8 @@ class Multistep(StepSampler):
     Raises:
         ValueError: for unknown names, or a corrector together with noise.
     """
+
+    needs_short_steps: ClassVar[bool] = True
 
     integrand: str = "velocity"
     clock: str = "asinh"

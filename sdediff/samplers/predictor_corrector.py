@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.numerics import expand, sum_features
-from sdediff.samplers.base import Noise, StepSampler, bridge_std, recombine
+from sdediff.samplers.base import Noise, StepSampler
+from sdediff.samplers.bridge import bridge_std, recombine
 from sdediff.types import Level
 
 

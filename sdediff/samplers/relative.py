@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -152,6 +152,8 @@ class Relative(StepSampler):
     Raises:
         ValueError: for another memory, or for noise and a corrector, which would undo it.
     """
+
+    weighs_errors: ClassVar[bool] = True
 
     memory: int = 5
     correct_from: int | None = 15

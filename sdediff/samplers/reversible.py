@@ -19,6 +19,7 @@ contract. The angles phi trade the growth of those motions against the error con
 from __future__ import annotations
 
 import cmath
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -89,6 +90,7 @@ class Reversible(StepSampler):
 
     stochastic: ClassVar[bool] = False
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
 
     angles: tuple[float, ...] = (0.6, 2.4)
     growth: float = 100.0
@@ -143,7 +145,9 @@ class Reversible(StepSampler):
 
     def _relation(self, factors: list[float], back: Sequence[Level[float]], there: Level[float]) -> Relation:
         integrand, nodes = VelocityIntegrand(), back[: self.states - 1]
-        integrals = [weights(integrand, self.clock, "exact", nodes, here, there) for here in back[: len(factors)]]
+        integrals = [
+            weights(integrand, self.clock, "exact", nodes, here, there, math.inf) for here in back[: len(factors)]
+        ]
         return Relation(factors, [float(w) for w in np.array(factors) @ np.array(integrals)])
 
 
@@ -180,7 +184,8 @@ class ReversibleForward(Sampler):
             ValueError: for fewer than k steps.
         """
         check_steps(self.method, grid)
-        levels, frame = sde.levels(grid), Frame(denoise, sde)
+        levels = sde.levels(grid)
+        frame = self.method.frame(denoise, sde, levels)
         y, carry, nodes = take_steps(self.method, frame, x, levels, noise, path, progress)
         last = [to_x(y, level) for y, level in zip([y, *carry.before], reversed(levels), strict=False)]
         return checked_solution(torch.stack(last, dim=1).flatten(0, 1), frame, grid, nodes)
@@ -222,7 +227,8 @@ class ReversibleBackward(Sampler):
             ValueError: for fewer than k steps.
         """
         check_steps(self.method, grid)
-        count, levels, frame = self.method.states, sde.levels(grid.flip(0)), Frame(denoise, sde)
+        count, levels = self.method.states, sde.levels(grid.flip(0))
+        frame = self.method.frame(denoise, sde, levels)  # of the solve that is undone
         final = len(levels) - 1
         first = x.reshape(-1, count, *x.shape[1:]).unbind(1)
         states = [to_y(y, levels[final - j]) for j, y in enumerate(first)]

@@ -47,6 +47,7 @@ class Singlestep(StepSampler):
 
     stochastic: ClassVar[bool] = False
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
 
     integrand: str = "sample"
     clock: str = "logsnr"

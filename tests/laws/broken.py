@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame, velocity
 from sdediff.samplers import StepSampler
-from sdediff.samplers.base import Noise, bridge_std, recombine
+from sdediff.samplers.base import Noise
+from sdediff.samplers.bridge import bridge_std, recombine
 from sdediff.samplers.multistep import Multistep, MultistepHistory, MultistepUpdate
 from sdediff.samplers.predictor_corrector import PredictorCorrector
 from sdediff.types import Level

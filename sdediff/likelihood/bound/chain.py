@@ -33,7 +33,7 @@ from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import choose, expand, sum_features
 from sdediff.samplers.ancestral import VARIANCES
-from sdediff.samplers.base import bridge_std
+from sdediff.samplers.bridge import bridge_std
 from sdediff.types import Level, Split
 
 
