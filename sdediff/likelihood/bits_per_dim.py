@@ -130,7 +130,7 @@ def bits_per_dim(
     Raises:
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from
             random probes, or as ``log_likelihood``.
-        FloatingPointError: if a result is not finite.
+        FloatingPointError: if a result is not finite, or means nothing by its own budget, as ``log_likelihood``.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
     >>> result = sdediff.bits_per_dim(model, torch.tensor([[3, 1]]), levels=4, low=-1.0, high=2.0)
@@ -244,6 +244,7 @@ def _summarise(
         scale=nats,
         unit="bits/dim",
     )
+    budget.check_path(round(nats / math.log(2.0)))
     return BitsPerDim(
         items,
         error / nats,

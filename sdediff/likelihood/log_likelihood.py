@@ -88,7 +88,8 @@ def log_likelihood(
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
             model's shape; for integers outside the levels, or whose levels are unknown.
-        FloatingPointError: if a result is not finite.
+        FloatingPointError: if a result is not finite, or if the stated error of the path exceeds the log-probability of
+            more than half of the items of integers: too few steps.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
     >>> sdediff.log_likelihood(model, torch.tensor([[2.0, 0.0]])).log_prob.round(decimals=3)
@@ -138,7 +139,10 @@ def log_likelihood(
             if progress is not None:
                 progress(begin + len(batch), len(x))
 
-    return gather(batches(), len(x))
+    result = gather(batches(), len(x))
+    if info is not None:  # the density of continuous data has no natural size
+        result.error_budget.check_path(dim)
+    return result
 
 
 def microbatch(nodes: int, dim: int) -> int:

@@ -19,6 +19,9 @@ from sdediff.types import UndefinedError, brief
 PROBED_PARTS = ("quadrature",)
 """Systematic parts that are differences of divergences, and noisy where the trace is random."""
 
+PATH_PARTS = ("solver", "quadrature")
+"""Systematic parts that more steps reduce."""
+
 _REMEDIES = {
     "t_min": "the data are narrower than the noise of the first level, whose density is reported",
     "prior": "the process ends too far from its prior: give it more noise, or its data's moments",
@@ -90,6 +93,22 @@ class ErrorBudget:
             f"{lost} of {len(size)} items mean nothing: their systematic error, most of it {worst}, exceeds their "
             f"value; {_REMEDIES.get(worst, 'take more steps')}"
         )
+
+    def check_path(self, dim: int) -> None:
+        """Refuse numbers most of which mean nothing: the error of the path exceeds each, and 1 nat a dimension.
+
+        Raises:
+            FloatingPointError: naming the cure.
+        """
+        path = {name: self.beyond_noise(name) for name in PATH_PARTS if name in self.systematic}
+        size = wide(sum(path.values(), torch.zeros(())))
+        lost = int((~(size <= wide(self.values).abs().clamp(min=dim))).sum())
+        if 2 * lost > len(self.values):
+            raise FloatingPointError(
+                f"{lost} of {len(self.values)} likelihoods mean nothing: the stated error of their path, "
+                f"{float(size.median()) / self.scale:.2g} {self.unit} in the median, exceeds their value; take more "
+                "steps (none given means 40 and more as needed), or end below the noise that nothing crosses by t_to="
+            )
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return every part in ``unit``: the root mean square over items, ``item``, and the effect on their ``mean``.

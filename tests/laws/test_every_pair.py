@@ -85,7 +85,7 @@ def test_each_safeguard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpolation, "MOST_MAGNIFIED", (math.inf, math.inf))
     monkeypatch.setattr(interpolation, "_LONGEST_STEP", math.inf)
     multistep._multistep_updates.cache_clear()
-    assert error("dpm2", "karras", "ddpm-cosine", "epsilon", 5) > 5.0
+    assert error("dpm++3m", "time", "flow", "epsilon", 5) > 5.0
     multistep._multistep_updates.cache_clear()
 
 
