@@ -55,8 +55,8 @@ def sample(
         return_log_prob: whether to return the log-density of every sample too, which a deterministic solver of one
             forward a step integrates with it. The solve then ends at ``t_min`` (for a chain at its first instant)
             rather than at 0, the density is that of the data with that much noise, and ``steps`` are 40 by default.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``seed``, ``first``, ``batch_size``, ``prior``, ``dtype``,
-            ``device``, ``progress``, ``condition``, ``differentiable``, ``keep_mode``, and of the density ``trace`` and
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``seed``, ``first``, ``batch_size``, ``prior``, ``t_from``,
+            ``dtype``, ``device``, ``progress``, ``condition``, ``differentiable``, ``keep_mode``, and of the density ``trace`` and
             ``probes``, see :class:`~sdediff.options.SampleOptions`.
 
     Returns:
@@ -90,6 +90,10 @@ def sample(
     gradients, keep_mode = subset(options, GradientOptions), options.get("keep_mode", False)
     if gradients.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
+    t_from = options.get("t_from")
+    if t_from is not None and return_log_prob:
+        raise ValueError("samples with their density start at t_max: leave t_from out")
+    start_time = model.sde.t_max if t_from is None else float(t_from)
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
     seed, progress = options.get("seed", 0), options.get("progress")
     samples, densities = [], []
@@ -102,7 +106,7 @@ def sample(
             dtype=torch.promote_types(dtype, torch.float32),
             device=model.device if device is None else device,
         )
-        x = model.sde.prior_sample(source.shape, moments=moments, noise=source)
+        x = model.sde.prior_sample(source.shape, t=start_time, moments=moments, noise=source)
         own = model.part(start, size, n)
 
         def report(done: int, total: int, batch: int = start // size) -> None:
@@ -114,7 +118,7 @@ def sample(
                 own,
                 x,
                 sampler,
-                t_from=model.sde.t_max,
+                t_from=start_time,
                 t_to=0.0,
                 seed=seed,
                 first=first,

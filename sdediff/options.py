@@ -111,13 +111,16 @@ class PriorOptions(TypedDict, total=False):
 
 
 class SampleOptions(SolveOptions, BatchOptions, TraceOptions, PriorOptions, total=False):
-    """The options of :func:`~sdediff.generation.sample`: those of a solve, items, trace and prior, and two more.
+    """The options of :func:`~sdediff.generation.sample`: those of a solve, items, trace and prior, and three more.
 
     Attributes:
+        t_from: time of the start, ``t_max`` by default; a lower one draws from the Gaussian with the data's moments there
+            (or plain noise), where nothing more noisy is to be crossed.
         dtype: dtype of the states; the network's, single precision at least, or torch's default where it has none.
         device: device of the states; the network's by default.
     """
 
+    t_from: float | None
     dtype: torch.dtype | None
     device: torch.device | str | None
 

@@ -12,6 +12,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from catalogue import GAUSSIAN, PROCESSES
+from experiments.imperfect import Erring
 from sdediff import VESDE, VPSDE, DataInfo, ScoreModel
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.likelihood import bits_per_dim, log_likelihood
@@ -332,15 +333,17 @@ def test_refuses(x, options, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("process", ["ddpm-cosine", "flow", "ddpm"])
+@pytest.mark.parametrize("process", ["ddpm-cosine", "flow"])
 def test_numbers_without_meaning_are_refused(process):
-    """In 3 steps from pure noise the path's stated error is many bits; in 40 the number is right within what it says."""
+    """In 3 steps from pure noise the path's stated error is many bits; in 40 the number is right to 0.1."""
     rng = torch.Generator().manual_seed(1)
     law = GaussianMixture(0.5 * torch.randn(6, 8, generator=rng).double(), torch.full((6,), 0.05).double())
-    model = law.model(PROCESSES[process])
+    exact = law.model(PROCESSES[process])
+    network = Erring(exact, 8, "epsilon")  # 0.015 RMS off
+    model = ScoreModel(network, exact.sde, "epsilon", conditioning="time", moments=exact.moments)
     x = ((law.sample(16, seed=3).clamp(-1.0, 1.0) + 1.0) * 127.5).round().long()
     options = {"levels": 256, "low": -1.0, "high": 1.0}
-    with pytest.raises(FloatingPointError, match="of 16 likelihoods mean nothing: .* take more steps"):
+    with pytest.raises(FloatingPointError, match=r"of 16 likelihoods mean nothing: .* take more steps"):
         bits_per_dim(model, x, steps=3, **options)
     found = bits_per_dim(model, x, steps=40, **options)
     width = torch.full((1,), 2.0 / 255.0).log().double() * 8

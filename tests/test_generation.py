@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from catalogue import GAUSSIAN, MIXTURE, SKEW
-from sdediff import SDE, VESDE, VPSDE, NoiseSource, ScoreModel, log_likelihood, sample, solve
-from sdediff.analytic import GaussianMixture
+from sdediff import DDPM, SDE, VESDE, VPSDE, NoiseSource, RectifiedFlow, ScoreModel, log_likelihood, sample, solve
+from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.likelihood.flow.of_samples import DensityOfSamples, sample_with_density, sampling_path
 from sdediff.samplers import SAMPLERS
 
@@ -134,3 +134,16 @@ def test_what_has_no_density_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         sample(GAUSSIAN.model(VPSDE()), (2, 2), return_log_prob=True, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sde", [DDPM.cosine(1000), RectifiedFlow()])
+def test_a_lower_start_has_the_law_of_its_level(sde):
+    """Gaussian data are exact from any level: the same start and solve by hand, and not that from the noise."""
+    model = Gaussian([2.0, 0.0], 0.25).model(sde)
+    options = {"steps": 5, "seed": 3, "dtype": torch.float64}
+    x = sample(model, (2000, 2), t_from=0.8, **options)
+    start = sde.prior_sample((2000, 2), t=0.8, moments=model.moments, seed=3, dtype=torch.float64)
+    assert torch.equal(x, solve(model, start, t_from=0.8, t_to=0.0, steps=5, seed=3).x)
+    assert torch.allclose(x.var(dim=0), torch.full((2,), 0.25, dtype=torch.float64), rtol=0.2)  # six standard errors
+    with pytest.raises(ValueError, match="leave t_from out"):
+        sample(model, (2, 2), t_from=0.8, return_log_prob=True)
