@@ -56,8 +56,8 @@ def sample(
             forward a step integrates with it. The solve then ends at ``t_min`` (for a chain at its first instant)
             rather than at 0, the density is that of the data with that much noise, and ``steps`` are 40 by default.
         **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``seed``, ``first``, ``batch_size``, ``prior``, ``t_from``,
-            ``dtype``, ``device``, ``progress``, ``condition``, ``differentiable``, ``keep_mode``, and of the density ``trace`` and
-            ``probes``, see :class:`~sdediff.options.SampleOptions`.
+            ``dtype``, ``device``, ``progress``, ``condition``, ``differentiable``, ``keep_mode``, and of the density
+            ``trace`` and ``probes``, see :class:`~sdediff.options.SampleOptions`.
 
     Returns:
         Tensor ``(n, *shape)``, in the units of the data; with ``return_log_prob`` that and the log-densities in nats,

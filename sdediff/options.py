@@ -114,8 +114,8 @@ class SampleOptions(SolveOptions, BatchOptions, TraceOptions, PriorOptions, tota
     """The options of :func:`~sdediff.generation.sample`: those of a solve, items, trace and prior, and three more.
 
     Attributes:
-        t_from: time of the start, ``t_max`` by default; a lower one draws from the Gaussian with the data's moments there
-            (or plain noise), where nothing more noisy is to be crossed.
+        t_from: time of the start, ``t_max`` by default; at a lower one the start is drawn from the Gaussian with the
+            data's moments (or plain noise), and nothing noisier is crossed.
         dtype: dtype of the states; the network's, single precision at least, or torch's default where it has none.
         device: device of the states; the network's by default.
     """
