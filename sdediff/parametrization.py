@@ -124,10 +124,28 @@ class Flow(Linear):
         return clean.mix(-1.0, 1.0)
 
 
+class ReversedFlow(Linear):
+    """``x0 - eps``, the velocity of flow matching from noise to data (Lipman et al. 2023), where time runs backwards.
+
+    For networks trained on ``t data + (1 - t) noise``; their time is that of the conditioning ``"reversed_time"``.
+    """
+
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        share = 1.0 / (level.cos + level.sin)
+        return (share, level.sin * share), (share, -level.cos * share)
+
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / (np.cos(angle) + np.sin(angle))
+
+    def target(self, clean: Split, level: Level) -> Tensor:
+        return clean.mix(1.0, -1.0)
+
+
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": Epsilon(),
     "sample": Sample(),
     "v_prediction": Velocity(),
     "score": Score(),
     "flow": Flow(),
+    "reversed_flow": ReversedFlow(),
 }

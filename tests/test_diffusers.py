@@ -21,6 +21,7 @@ from torch import Tensor
 import sdediff
 from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel, interop
 from sdediff.cli import main
+from sdediff.conditioning import ByLabel
 from sdediff.interop import DiffusersNetwork, export, scheduled
 from test_layers import imports, parsed
 
@@ -485,6 +486,7 @@ def test_what_diffusers_cannot_say(tmp_path: Path) -> None:
     for model, words in (
         (ScoreModel(lambda x, t: x, VPSDE()), "only models whose network is a class of diffusers"),
         (ScoreModel(network, VPSDE()), "only a DDPM asked by label can be exported, not VPSDE asked by time"),
+        (ScoreModel(network, DDPM.linear(9), conditioning=ByLabel(offset=1.0)), "from 0: only .* offset=1"),
         (ScoreModel(network, DDPM.linear(9), "flow", conditioning="label"), "knows the predictions epsilon, sample"),
     ):
         with pytest.raises(ValueError, match=words):
