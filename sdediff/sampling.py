@@ -17,6 +17,7 @@ from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
 from sdediff.options import GridLike, SolveOptions, StepOptions, check_options, subset
+from sdediff.parametrization import check_signal
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
 from sdediff.types import Solution
 
@@ -156,6 +157,7 @@ def solve(
         _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
+    check_signal(model.prediction, sde.levels([float(times.max())])[0])
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):

@@ -383,6 +383,25 @@ def test_zero_terminal_snr_by_hand(prediction: str, tmp_path: Path) -> None:
     assert float(2.0 * dark.log_alpha(1.0)) == pytest.approx(math.log(1e-15), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["DDIM", "EulerDiscrete", "UniPCMultistep", "PNDM", "DEISMultistep"])
+def test_zero_terminal_snr_of_other_schedulers(kind: str, tmp_path: Path) -> None:
+    """Whether they write 0 or 2^-24 at the end, or know nothing of it but carry the setting on: the trained chain."""
+    trained = diffusers.DDPMScheduler(1000, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    folder = saved(tmp_path, unet(), getattr(diffusers, f"{kind}Scheduler").from_config(trained.config))
+    config = folder / "scheduler" / "scheduler_config.json"
+    assert json.loads(config.read_text())["rescale_betas_zero_snr"] is True
+    found, wanted = sdediff.load(folder).sde, DDPM(trained.betas)
+    instants = wanted.instants[1:-1]
+    torch.testing.assert_close(found.log_alpha(instants), wanted.log_alpha(instants), rtol=1e-5, atol=1e-5)
+    assert float(2.0 * found.log_alpha(1.0)) == pytest.approx(math.log(1e-14), abs=1e-6)
+    text = config.read_text().replace('"v_prediction"', '"epsilon"')
+    config.write_text(text)
+    with pytest.raises(ValueError, match="no signal at the last timestep"):
+        sdediff.load(folder)
+    config.write_text(text.replace('"rescale_betas_zero_snr": true', '"rescale_betas_zero_snr": false'))
+    assert float(sdediff.load(folder).sde.alpha(1.0)) > 1e-3  # the control
+
+
 def test_attention_by_its_old_names(tmp_path: Path) -> None:
     """Weights of before diffusers 0.17, as those of the first public models are."""
     network = unet(down_block_types=("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",), add_attention=True)

@@ -37,6 +37,7 @@ VARIANCE_TYPES = {
 itself, without bounds, and is not used."""
 
 _LONGEST_CHAIN = 100_000  # steps
+_STAND_IN = 2.0**-24  # alpha-bar that some schedulers write in place of 0
 
 
 def _as_list(value: Any) -> Any:
@@ -99,18 +100,26 @@ def prediction_of(config: Mapping[str, Any]) -> str:
 def chain_of(config: Mapping[str, Any]) -> DDPM:
     """Return the chain on which the network was trained.
 
+    The chain is that of ``rescale_betas_zero_snr`` too where the scheduler is of a class that does not know it, but
+    keeps the setting of the one that the network was trained with.
+
     Raises:
         ValueError: if alpha-bar is zero at its end and the network predicts the noise, which does not determine the
             data there; or if alpha-bar does not fall throughout.
     """
     bar = build_scheduler(config).alphas_cumprod.double()
-    if float(bar[-1]) == 0.0 and prediction_of(config) == "epsilon":
+    rescaled = bool(config.get("rescale_betas_zero_snr"))
+    if (float(bar[-1]) == 0.0 or rescaled) and prediction_of(config) == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
             "says nothing about the data; it needs v_prediction or sample"
         )
+    unaware = rescaled and float(bar[-1]) > _STAND_IN
+    if rescaled and not unaware:
+        bar[-1] = 0.0
     log_bar = bar.log()
-    return DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
+    chain = DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
+    return chain.zero_terminal_snr() if unaware else chain
 
 
 class Scheduled(NamedTuple):

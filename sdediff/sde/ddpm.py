@@ -99,6 +99,25 @@ class DDPM(VariancePreserving):
         betas = process._transition_variance(times[:-1], times[1:])
         return cls(betas.clamp(max=_MAX_BETA))
 
+    def zero_terminal_snr(self) -> DDPM:
+        """Return the chain with its alphas shifted to end at 0 and scaled to keep the first (Lin et al. 2024, alg. 1).
+
+        Networks that predict v or the sample are trained and sampled on all of it, those that predict epsilon up to the
+        instant before the last.
+
+        Raises:
+            ValueError: for a chain of one step, which has no end besides its start.
+
+        >>> float(sdediff.DDPM.linear(1000).zero_terminal_snr().alpha(1.0))  # 0 but for a share below float32's
+        1e-07
+        """
+        if self.steps < 2:
+            raise ValueError("a chain of 1 step cannot keep its first alpha and end at 0: it needs at least 2")
+        drops = -self._table[0][:-1].exp() * torch.expm1(self._slope)
+        left = drops.flip(0).cumsum(0).flip(0)  # alpha - alpha_N, as a sum of positive terms
+        share = (drops / left)[1:]
+        return DDPM((self.betas[0], *(share * (2.0 - share)).tolist()))
+
     @property
     def steps(self) -> int:
         """N, the length of the chain."""

@@ -26,6 +26,7 @@ from sdediff.likelihood.flow.trace import ExactTrace, Trace
 from sdediff.likelihood.nodes import path_steps
 from sdediff.noise import NoiseSource
 from sdediff.options import GridLike
+from sdediff.parametrization import check_signal
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import node_times
@@ -76,7 +77,9 @@ def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: Gr
             f"samples with their density start at t = {sde.t_max:g} and end at {sde.t_min:g} or above, "
             f"not at {first:g} and {last:g}"
         )
-    return SamplingPath(sampler, sde.levels(times))
+    levels = sde.levels(times)
+    check_signal(model.prediction, levels[0])
+    return SamplingPath(sampler, levels)
 
 
 @torch.no_grad()
