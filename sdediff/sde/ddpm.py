@@ -57,7 +57,10 @@ class DDPM(VariancePreserving):
     betas: tuple[float, ...]
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
-        values = torch.as_tensor(betas, dtype=torch.float64)
+        try:
+            values = torch.as_tensor(betas, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"betas must be a list of numbers, not {betas!r:.80}") from None
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f"betas must be a non-empty list of numbers, not shape {tuple(values.shape)}")
         _check_steps(len(values))

@@ -110,8 +110,6 @@ def sample_with_density(
         ValueError: for an unknown trace, or a sampler that evaluates elsewhere than at the nodes.
         FloatingPointError: if a result is not finite.
     """
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, not {probes}")
     dim, (start, end) = x[0].numel(), (sampling.levels[0], sampling.levels[-1])
     count = probes_for(trace, probes, dim)
     estimator: Trace = ExactTrace(dim=dim)
