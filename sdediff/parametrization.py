@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.numerics import expand
+from sdediff.sde import SDE
 from sdediff.types import Level, Pair, Scalar, Split
 
 
@@ -52,6 +53,8 @@ class Linear(Prediction):
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
+_NOTHING = 1e6
+"""Gain by which single precision leaves nothing of the data but rounding."""
 _SMALLEST = 1e-7
 """Smallest sine or cosine in a gain, which is to stay finite; that of a cosine chain's noisy end is 5e-5."""
 
@@ -141,22 +144,20 @@ class ReversedFlow(Linear):
         return clean.mix(1.0, -1.0)
 
 
-_NO_SIGNAL = 2.0**-22
-"""Share of the signal that a state in single precision does not hold, two of its roundings: more than chains of zero
-terminal SNR keep, and 200 times less than cosine chains of 1000 steps."""
-
-
-def check_signal(prediction: Prediction, level: Level[float]) -> None:
-    """Refuse a level without signal where the prediction says nothing about the data.
+def check_signal(prediction: Prediction, sde: SDE, t: float) -> None:
+    """Refuse a time at which no signal is left and the prediction says nothing about the data.
 
     Raises:
         ValueError: naming the time and the cures.
     """
-    if level.cos < _NO_SIGNAL and float(prediction.gain(np.array([level.angle]))[0]) * _NO_SIGNAL > 1.0:
+    if t <= sde.t_signal:
+        return
+    level = sde.levels([t])[0]
+    if float(prediction.gain(np.array([level.angle]))[0]) > _NOTHING:
         raise ValueError(
-            f"no signal is left at t = {level.t:g} (alpha / sigma = {math.exp(level.half_log_snr):.0e}), where a "
-            f"network that predicts {type(prediction).__name__.lower()} says nothing about the data: begin or end at a "
-            "lower time (t_from, t_to), or take a network that predicts v_prediction or sample"
+            f"no signal is left at t = {t:g} (alpha / sigma = {math.exp(level.half_log_snr):.0e}), where a network of "
+            f"{type(prediction).__name__.lower()} says nothing about the data: begin or end at t = {sde.t_signal:g} or "
+            "below (t_from, t_to), or take a network that predicts v_prediction or sample"
         )
 
 

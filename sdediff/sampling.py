@@ -161,7 +161,7 @@ def solve(
         _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
-    check_signal(model.prediction, sde.levels([float(times.max())])[0])
+    check_signal(model.prediction, sde, float(times.max()))
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):

@@ -98,7 +98,7 @@ def find_levels(
     interval: tuple[float, float],
 ) -> list[Level[float]]:
     """Return the levels of the nodes, rising in noise; for an adaptive solver the two end levels."""
-    check_signal(model.prediction, model.sde.levels([interval[1]])[0])
+    check_signal(model.prediction, model.sde, interval[1])
     if isinstance(method, AugmentedODE):
         return model.sde.levels(list(interval))
     default = GRID if model.sde.instants is None else CHAIN_GRID

@@ -21,6 +21,7 @@ from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
 _MOST_SHOWN = 8
 _MAX_BETA = 0.999  # Nichol & Dhariwal 2021: a last step of beta = 1 would leave no signal at all
+_DARK_BETA = 0.9999  # above every cap, and below what a last step that leaves no signal has
 _MOST_STEPS = 1_000_000
 _DARKEST = 1e-14  # alpha-bar where a chain's is 0: the process needs a log-SNR, and 1e-7 of signal is below float32
 
@@ -130,6 +131,11 @@ class DDPM(VariancePreserving):
     def instants(self) -> Tensor:
         """The chain's instants ``i/N``, i = 0..N, float64."""
         return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+
+    @property
+    def t_signal(self) -> float:
+        """1, or the instant before the last if the last step leaves no signal, as no schedule of capped betas does."""
+        return 1.0 if self.betas[-1] <= _DARK_BETA else 1.0 - 1.0 / self.steps
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:

@@ -77,9 +77,8 @@ def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: Gr
             f"samples with their density start at t = {sde.t_max:g} and end at {sde.t_min:g} or above, "
             f"not at {first:g} and {last:g}"
         )
-    levels = sde.levels(times)
-    check_signal(model.prediction, levels[0])
-    return SamplingPath(sampler, levels)
+    check_signal(model.prediction, sde, first)
+    return SamplingPath(sampler, sde.levels(times))
 
 
 @torch.no_grad()
