@@ -588,6 +588,21 @@ def test_the_command_line_clips_as_the_scheduler_does(kind: str, tmp_path: Path)
     torch.testing.assert_close(by_default, without, rtol=1e-4, atol=1e-4 * float(free.abs().max()))
 
 
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@torch.no_grad()
+def test_the_clean_half_is_that_of_their_step(prediction: str, kind: str, tmp_path: Path) -> None:
+    """``pred_original_sample`` of ``DDIMScheduler.step`` at every timestep, to float32's rounding of its tables."""
+    scheduler = diffusers.DDIMScheduler(**BETAS, **BOUNDS[kind][0], prediction_type=prediction)
+    network = unet()
+    model = sdediff.load(saved(tmp_path, network, scheduler)).double()
+    bounded, x = interop.sample_bounds(model).of(model), states()
+    scheduler.set_timesteps(N)
+    for k in range(N):
+        theirs = scheduler.step(network.double()(x, k).sample, k, x).pred_original_sample
+        torch.testing.assert_close(bounded.denoise(x, (k + 1) / N), theirs, rtol=2e-5, atol=2e-5)
+
+
 def test_densities_are_of_the_plain_network(tmp_path: Path) -> None:
     folder = saved(tmp_path / "theirs", unet(), diffusers.DDIMScheduler(**BETAS, clip_sample_range=0.5))
     options = ("--steps", "3", "--log-prob")
