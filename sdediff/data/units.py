@@ -76,7 +76,7 @@ def standardised(train: Tensor, info: DataInfo) -> DataInfo:
     """
     if info.levels is not None or len(info.shape) != 1:
         return info
-    found = Moments.fit(train, full_up_to=0)
+    found = Moments.fit(train, covariance="diagonal", shrink=False)
     scale = torch.where((train == train[0]).all(dim=0), 1.0, found.variances.sqrt())
     return info._replace(shift=tuple(found.mean.tolist()), scale=tuple(scale.tolist()))
 
