@@ -23,7 +23,7 @@ LAYERS = {
     "options": 5, "sampling": 5,
     "tuning": 6, "tuning.store": 9,
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
-    "config": 7, "generation": 7,
+    "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
     "checkpoint": 8, "plots": 8,
     "training": 9, "evaluation": 9, "evaluation.solvers": 6, "evaluation.distances": 1,

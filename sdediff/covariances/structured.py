@@ -31,6 +31,7 @@ from sdediff.covariances.shrinkage import towards_a_sphere, towards_no_correlati
 ENTRIES = 1 << 21
 """Most entries of the matrices of a basis: 16 MiB in float64."""
 _FLOOR = 1e-6  # smallest variance for a density, in units of the mean one
+_WORTH = 1e-3  # gain, nats a dimension, from which on groups are worth their numbers
 _HALVINGS = 4  # sizes of groups that are tried, each half of the one before
 
 
@@ -47,12 +48,12 @@ class Groups(NamedTuple):
     Attributes:
         gain: gain in the log-likelihood of the held-out items, nats an item.
         coordinates: coordinates ``(G, k)``, those of each group in falling order of variance.
-        covariance: their covariances over all items, ``(G, k, k)``.
+        correlations: their correlations over all items, ``(G, k, k)``.
     """
 
     gain: float
     coordinates: Tensor
-    covariance: Tensor
+    correlations: Tensor
 
 
 def structured(items: Items, shrink: bool) -> Covariance:
@@ -65,9 +66,10 @@ def structured(items: Items, shrink: bool) -> Covariance:
     variances = turned.moments.whole
     variances = towards_their_mean(variances, items.count) if shrink else variances
     best = max(_groups(items, turned, least, shrink), key=lambda each: each.gain, default=None)
-    if best is None or best.gain <= 0.0:
+    if best is None or best.gain < _WORTH * items.dim:
         return Covariance(variances, turned.basis if turned.basis.parts else None)
-    found, matrices = torch.linalg.eigh(best.covariance)
+    deviations = variances[best.coordinates].clamp(min=least).sqrt()
+    found, matrices = torch.linalg.eigh(best.correlations * _outer(deviations))
     variances = variances.index_copy(0, best.coordinates.reshape(-1), found.clamp(min=0.0).reshape(-1))
     return Covariance(variances, Chain((*turned.basis.parts, Blocks(best.coordinates, matrices))))
 
@@ -114,23 +116,27 @@ def _groups(items: Items, turned: Turned, least: float, shrink: bool) -> Iterato
             if size < 2:
                 break
             fit, held, whole = (each[:, :size, :size] for each in moments)
-            covariance = _floored(fit, items.fitted, least, shrink)
-            root, failed = torch.linalg.cholesky_ex(covariance)
+            deviations = fit.diagonal(dim1=1, dim2=2).clamp(min=least).sqrt()
+            root, failed = torch.linalg.cholesky_ex(
+                _correlations(fit, items.fitted, least, shrink) * _outer(deviations)
+            )
             if not bool(failed.any()):
-                alone = fit.diagonal(dim1=1, dim2=2).clamp(min=least)
-                before = (held.diagonal(dim1=1, dim2=2) / alone + alone.log()).sum()
-                mahalanobis = torch.cholesky_solve(held, root).diagonal(dim1=1, dim2=2).sum()
-                after = mahalanobis + 2.0 * root.diagonal(dim1=1, dim2=2).log().sum()
-                yield Groups(0.5 * float(before - after), index[:, :size], _floored(whole, items.count, least, shrink))
+                before = (held.diagonal(dim1=1, dim2=2) / deviations.square()).sum() + 2.0 * deviations.log().sum()
+                after = torch.cholesky_solve(held, root).diagonal(dim1=1, dim2=2).sum()
+                after = after + 2.0 * root.diagonal(dim1=1, dim2=2).log().sum()
+                correlations = _correlations(whole, items.count, least, shrink)
+                yield Groups(0.5 * float(before - after), index[:, :size], correlations)
 
 
-def _floored(covariance: Tensor, count: int, least: float, shrink: bool) -> Tensor:
-    """Return covariances ``(G, k, k)`` of no smaller variances, their correlations shrunk by as much as is chance."""
-    deviations = covariance.diagonal(dim1=1, dim2=2).clamp(min=least).sqrt()
-    scale = deviations[:, :, None] * deviations[:, None, :]
-    correlations = covariance / scale
+def _correlations(covariance: Tensor, count: int, least: float, shrink: bool) -> Tensor:
+    """Return the correlations ``(G, k, k)`` of covariances, shrunk by as much of them as is chance."""
+    correlations = covariance / _outer(covariance.diagonal(dim1=1, dim2=2).clamp(min=least).sqrt())
     correlations.diagonal(dim1=1, dim2=2).fill_(1.0)
-    return (towards_no_correlation(correlations, count) if shrink else correlations) * scale
+    return towards_no_correlation(correlations, count) if shrink else correlations
+
+
+def _outer(deviations: Tensor) -> Tensor:
+    return deviations[:, :, None] * deviations[:, None, :]
 
 
 def _indices(items: Items, turned: Turned) -> Iterator[Tensor]:
