@@ -23,7 +23,7 @@ def towards_a_sphere(covariance: Tensor, count: int) -> Tensor:
     spread = (count + 1.0 - 2.0 / size) * (square - trace.square() / size)
     share = _few(count, size) * _ratio((1.0 - 2.0 / size) * square + trace.square(), spread)
     sphere = torch.eye(size, dtype=covariance.dtype, device=covariance.device) * (trace / size)[..., None, None]
-    return torch.lerp(covariance, sphere, share[..., None, None])
+    return torch.lerp(covariance, sphere, share[..., None, None]) * _predictive(count)
 
 
 def towards_their_mean(variances: Tensor, count: int) -> Tensor:
@@ -34,7 +34,7 @@ def towards_their_mean(variances: Tensor, count: int) -> Tensor:
     """
     mean = variances.mean()
     share = _few(count, 1) * _ratio(2.0 / count * variances.square().sum(), (variances - mean).square().sum())
-    return torch.lerp(variances, mean, share)
+    return torch.lerp(variances, mean, share) * _predictive(count)
 
 
 def towards_no_correlation(correlations: Tensor, count: int) -> Tensor:
@@ -48,6 +48,15 @@ def towards_no_correlation(correlations: Tensor, count: int) -> Tensor:
     square = (correlations.square() * off).sum(dim=(-2, -1))
     share = _ratio(torch.full_like(square, size * (size - 1) / max(count - 1, 1)), square)
     return torch.where(off, correlations * (1.0 - share[..., None, None]), correlations)
+
+
+def _predictive(count: int) -> float:
+    """Return the factor from the mean square about the items' own mean to the variance of another item about it.
+
+    Which is ``(n + 1) / (n - 1)``, as far as there are few items. A Gaussian that is too narrow does more harm than one
+    that is as much too wide.
+    """
+    return 1.0 + _few(count, 1) * 2.0 / (count - 1.0)
 
 
 def _few(count: int, size: int) -> float:

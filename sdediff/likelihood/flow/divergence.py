@@ -136,15 +136,13 @@ _PRODUCTS = _Directional(value_and_products, lambda probes, of: (probes, of))
 
 
 def diagonal_through(
-    parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, axes: Axes
+    parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, axes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`value_and_diagonal` with gradients to ``y`` and to ``parameters``.
 
-    Where ``parameters`` is ``None`` (not an empty list) no graph is left, and no matrix of all axes is made.
+    Where ``parameters`` is ``None`` (not an empty list) no graph is left.
     """
-    if parameters is None:
-        return value_and_diagonal(field, y, axes)
-    return _evaluate(_DIAGONAL, parameters, field, y, axes.matrix)
+    return _evaluate(_DIAGONAL, parameters, field, y, axes)
 
 
 def products_through(
