@@ -92,7 +92,9 @@ def _by_frequency(items: Items, shrink: bool) -> Iterator[Turned]:
         return
 
     def products(rows: Tensor) -> Tensor:
-        by_frequency = cosine.rotate(rows).reshape(len(rows), channels, -1).permute(2, 0, 1)  # (F, k, C)
+        by_frequency = (
+            cosine.rotate(rows).reshape(len(rows), channels, items.dim // channels).permute(2, 0, 1)
+        )  # (F, k, C)
         return by_frequency.mT @ by_frequency
 
     moments = items.second_moments(products)
@@ -117,15 +119,16 @@ def _groups(items: Items, turned: Turned, least: float, shrink: bool) -> Iterato
                 break
             fit, held, whole = (each[:, :size, :size] for each in moments)
             deviations = fit.diagonal(dim1=1, dim2=2).clamp(min=least).sqrt()
-            root, failed = torch.linalg.cholesky_ex(
-                _correlations(fit, items.fitted, least, shrink) * _outer(deviations)
-            )
-            if not bool(failed.any()):
-                before = (held.diagonal(dim1=1, dim2=2) / deviations.square()).sum() + 2.0 * deviations.log().sum()
+            before = (held.diagonal(dim1=1, dim2=2) / deviations.square()).sum() + 2.0 * deviations.log().sum()
+            for shrunk in (True, False) if shrink else (False,):  # shrinkage blurs what is nearly singular
+                alone = _correlations(fit, items.fitted, least, shrunk)
+                root, failed = torch.linalg.cholesky_ex(alone * _outer(deviations))
+                if bool(failed.any()):
+                    continue
                 after = torch.cholesky_solve(held, root).diagonal(dim1=1, dim2=2).sum()
                 after = after + 2.0 * root.diagonal(dim1=1, dim2=2).log().sum()
-                correlations = _correlations(whole, items.count, least, shrink)
-                yield Groups(0.5 * float(before - after), index[:, :size], correlations)
+                gain, chosen = 0.5 * float(before - after), index[:, :size]
+                yield Groups(gain, chosen, _correlations(whole, items.count, least, shrunk))
 
 
 def _correlations(covariance: Tensor, count: int, least: float, shrink: bool) -> Tensor:
