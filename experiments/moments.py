@@ -107,7 +107,10 @@ def report(name: str, train: Tensor, test: Tensor, whole: bool) -> None:
     if whole:
         best = min(nats["whole"], nats["whole, shrunk"])
         print(f"  gap {(nats['structured'] - best) / (nats['diagonal'] - best):.1%}")
-    parts = [type(part).__name__ + str(tuple(part.tensors().values())[-1].shape[:2]) for part in moments.basis.parts]
+    parts = [
+        f"{type(part).__name__} {[tuple(each.shape) for each in part.tensors().values()]}"
+        for part in moments.basis.parts
+    ]
     print("  basis:", ", ".join(parts))
     turn, share = turn_over_forward(moments, shape)
     print(f"  a turn and back {turn:.2f} ms, {share:.2%} of a forward", flush=True)

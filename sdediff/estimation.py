@@ -87,6 +87,7 @@ def moments(model: Denoiser, data: Tensor | None = None, **options: Unpack[Pilot
 
 def _of_data(model: Denoiser, data: Tensor) -> Moments:
     check_item(model, list(data.shape[1:]))
+    data = data.cpu()
     if model.data is not None:
         return fit_moments(data, model.data)
     if not data.is_floating_point():

@@ -71,7 +71,7 @@ def structured(items: Items, shrink: bool) -> Covariance:
     deviations = variances[best.coordinates].clamp(min=least).sqrt()
     found, matrices = torch.linalg.eigh(best.correlations * _outer(deviations))
     variances = variances.index_copy(0, best.coordinates.reshape(-1), found.clamp(min=0.0).reshape(-1))
-    return Covariance(variances, Chain((*turned.basis.parts, Blocks(best.coordinates, matrices))))
+    return Covariance(variances, Chain((*turned.basis.parts, Blocks(best.coordinates, matrices.contiguous()))))
 
 
 def _log_likelihood(moments: SecondMoments, least: float) -> float:
@@ -102,7 +102,7 @@ def _by_frequency(items: Items, shrink: bool) -> Iterator[Turned]:
     matrices = torch.linalg.eigh(covariances).eigenvectors
     along = SecondMoments(*((matrices * (each @ matrices)).sum(dim=1).T.reshape(-1) for each in moments))
     index = torch.arange(items.dim, device=items.mean.device).reshape(channels, -1).T
-    yield Turned(Chain((cosine, Blocks(index.contiguous(), matrices))), along)
+    yield Turned(Chain((cosine, Blocks(index.contiguous(), matrices.contiguous()))), along)
 
 
 def _groups(items: Items, turned: Turned, least: float, shrink: bool) -> Iterator[Groups]:
