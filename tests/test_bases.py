@@ -52,6 +52,7 @@ def test_a_basis_is_its_matrix(name: str) -> None:
         torch.testing.assert_close(basis.rotate_back(y), y @ rows, rtol=0.0, atol=1e-13)
     assert basis.to(x.float()).rotate(x.float()).dtype == torch.float32
     basis.check(SHAPE)
+    assert len(repr(Moments(torch.zeros(SHAPE), torch.ones(DIM), basis)).splitlines()) < 10
 
 
 def test_axes_come_in_parts_where_there_are_many() -> None:

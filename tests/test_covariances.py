@@ -140,6 +140,16 @@ def test_rows_of_many_columns_get_groups_of_the_widest() -> None:
     assert divergence(Moments.fit(data, covariance="diagonal"), true) > 0.5
 
 
+def test_grey_images_of_three_channels_have_no_negative_variances() -> None:
+    """Two of three coordinates at every frequency have none but for rounding, and constant borders none."""
+    grey = torch.nn.functional.pad(normals(40, 1, 4, 4).cumsum(dim=2), (2, 2, 2, 2)).repeat(1, 3, 1, 1)
+    found = Moments.fit(grey, covariance="structured")
+    assert float(found.variances.min()) >= 0.0
+    assert float(found.variances.sum()) == pytest.approx(
+        float(Moments.fit(grey, covariance="diagonal").variances.sum())
+    )
+
+
 def test_only_many_dimensions_are_structured() -> None:
     assert isinstance(Moments.fit(normals(12, FULL_UP_TO)).basis, Tensor)
     assert not isinstance(Moments.fit(normals(12, 1, 25, 41)).basis, Tensor)

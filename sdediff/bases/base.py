@@ -10,10 +10,14 @@ from typing import Self
 
 from torch import Tensor
 
+from sdediff.types import brief
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Basis(ABC):
     """An orthonormal basis of ``R^D``, a dataclass of tensors unless it says otherwise."""
+
+    __repr__ = brief
 
     @abstractmethod
     def rotate(self, x: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class Identity(Basis):
         """Accept any shape."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix(Basis):
     """The columns of an orthogonal matrix ``(D, D)``."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdediff.bases.base import Basis
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blocks(Basis):
     """Orthogonal matrices on groups of coordinates; the other coordinates stay.
 

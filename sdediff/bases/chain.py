@@ -16,7 +16,7 @@ from sdediff.tables import subtable
 _TURNS: dict[str, type[Basis]] = {"matrix": Matrix, "cosine": Cosine, "blocks": Blocks}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Chain(Basis):
     """Turns one after another: each is of the coordinates that those before it give.
 

@@ -16,7 +16,7 @@ LARGEST_TRANSFORM = 4096
 """Largest number of points of an axis that is transformed: its matrix is held in memory."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cosine(Basis):
     """The orthonormal DCT-II along all but the first axis of items; frequencies take the places of the entries.
 
@@ -36,6 +36,9 @@ class Cosine(Basis):
     def of(cls, shape: Sequence[int]) -> Self:
         """Return the transform of items of a shape, in float64."""
         return cls(tuple(shape), tuple(map(cosines, shape[1:])))
+
+    def __repr__(self) -> str:
+        return f"Cosine(shape={self.shape})"
 
     def rotate(self, x: Tensor) -> Tensor:
         return self._transform(x, [matrix.T for matrix in self.matrices])

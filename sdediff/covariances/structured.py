@@ -100,7 +100,7 @@ def _by_frequency(items: Items, shrink: bool) -> Iterator[Turned]:
     moments = items.second_moments(products)
     covariances = towards_a_sphere(moments.whole, items.count) if shrink else moments.whole
     matrices = torch.linalg.eigh(covariances).eigenvectors
-    along = SecondMoments(*((matrices * (each @ matrices)).sum(dim=1).T.reshape(-1) for each in moments))
+    along = SecondMoments(*((matrices * (each @ matrices)).sum(dim=1).clamp(min=0.0).T.reshape(-1) for each in moments))
     index = torch.arange(items.dim, device=items.mean.device).reshape(channels, -1).T
     yield Turned(Chain((cosine, Blocks(index.contiguous(), matrices.contiguous()))), along)
 
