@@ -51,7 +51,8 @@ def moments(model: Denoiser, data: Tensor | None = None, **options: Unpack[Pilot
     Args:
         model: the denoiser.
         data: items ``(n, *shape)`` of the data: integers where the model's data have levels, else floats in the data's
-            units. By default samples of the model itself take their place, ``n * steps`` forwards of an item.
+            units. By default samples of the model itself take their place, ``n * steps`` forwards of an item; those of
+            data with levels are clipped to their range.
         **options: ``shape``, ``n``, ``steps``, ``seed``, ``batch_size``, ``condition`` and ``progress`` of the
             samples, see :class:`PilotOptions`.
 
@@ -82,7 +83,10 @@ def moments(model: Denoiser, data: Tensor | None = None, **options: Unpack[Pilot
         condition=options.get("condition"),
         progress=options.get("progress"),
     )
-    return Moments.fit(to_model(samples, model.data).cpu())
+    samples = to_model(samples, model.data).cpu()
+    if model.data is not None and model.data.levels is not None:
+        samples = samples.clamp(model.data.low, model.data.high)
+    return Moments.fit(samples)
 
 
 def _of_data(model: Denoiser, data: Tensor) -> Moments:

@@ -43,6 +43,15 @@ def test_samples_of_the_model_have_its_moments() -> None:
     torch.testing.assert_close(again.mean, found.mean)
 
 
+def test_samples_are_taken_within_the_range_of_the_data() -> None:
+    """A network that sends everything to 50 has the moments of the highest level."""
+    info = DataInfo((2,), 256)
+    far = ScoreModel(lambda x, t: torch.full_like(x, 50.0), VPSDE(), "sample", data=info)
+    found = sdediff.moments(far, n=5, steps=2)
+    torch.testing.assert_close(found.mean, torch.ones(2, dtype=torch.float64))
+    assert float(found.variances.max()) < 1e-12
+
+
 def test_data_are_taken_in_their_own_form() -> None:
     """Levels with the noise of dequantisation, rows in their units, floats as they are."""
     levels = (normals(400, 2) * 20.0 + 100.0).round().to(torch.uint8)
