@@ -92,9 +92,8 @@ def _by_frequency(items: Items, shrink: bool) -> Iterator[Turned]:
         return
 
     def products(rows: Tensor) -> Tensor:
-        by_frequency = (
-            cosine.rotate(rows).reshape(len(rows), channels, items.dim // channels).permute(2, 0, 1)
-        )  # (F, k, C)
+        places = cosine.rotate(rows).reshape(len(rows), channels, items.dim // channels)
+        by_frequency = places.permute(2, 0, 1)  # (F, k, C)
         return by_frequency.mT @ by_frequency
 
     moments = items.second_moments(products)
