@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.checkpoint import save as save
     from sdediff.denoiser import Denoiser as Denoiser
     from sdediff.denoiser import ScoreModel as ScoreModel
+    from sdediff.estimation import moments as moments
     from sdediff.evaluation.solvers import Comparison as Comparison
     from sdediff.evaluation.solvers import compare as compare
     from sdediff.gaussian import Moments as Moments
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.sde import VESDE as VESDE
     from sdediff.sde import VPSDE as VPSDE
     from sdediff.sde import CosineVPSDE as CosineVPSDE
+    from sdediff.sde import ExponentialVESDE as ExponentialVESDE
     from sdediff.sde import RectifiedFlow as RectifiedFlow
     from sdediff.sde import SubVPSDE as SubVPSDE
     from sdediff.transport import decode as decode
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
+    "estimation": ("moments",),
     "evaluation.solvers": ("Comparison", "compare"),
     "denoiser": ("Denoiser", "ScoreModel"),
     "gaussian": ("Moments",),
@@ -63,7 +66,7 @@ _HOMES = {
     "parametrization": ("PREDICTIONS",),
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
-    "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),
+    "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"),
     "transport": ("decode", "encode", "interpolate"),
     "types": ("DataInfo", "Level", "Solution", "Split"),
     "wrappers": ("Clip", "Given", "Threshold", "Wrapper"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ class Denoiser(nn.Module, ABC):
         if Condition.of(condition):
             raise ValueError(f"{type(self).__name__} takes no condition")
         return self
+
+    def with_moments(self, moments: Moments | None) -> Self:
+        """Return the denoiser with other moments of its data, as :func:`sdediff.moments` finds them, or none."""
+        twin = twin_of(self)
+        twin.moments = moments
+        return twin
 
     def rows(self, index: Rows) -> Denoiser:
         """Return the denoiser of some items of its batch, with their conditions.
@@ -151,14 +157,14 @@ class ScoreModel(Denoiser):
             in [0, 1]. The modules that a function, partial or bound method runs are found and belong to the model:
             their parameters, dtype, device and mode are the model's.
         sde: the forward process.
-        prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
-            :class:`~sdediff.parametrization.Prediction`.
-        conditioning: inputs of the network: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
-            ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
-            the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number
-            ``t N - 1``, or, if they take integers alone, ``"interpolated"`` (two forwards between instants, see
-            :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
-            :class:`~sdediff.conditioning.Conditioning`.
+        prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"``, ``"flow"`` (noise - data) or
+            ``"reversed_flow"`` (data - noise), or a :class:`~sdediff.parametrization.Prediction`.
+        conditioning: inputs of the network: ``"time"`` for ``(x, t)``, ``"reversed_time"`` for ``(x, 1 - t)``;
+            ``"logsnr"`` for ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule.
+            Networks that count the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for
+            the real number ``t N - 1``, or, if they take integers alone, ``"interpolated"`` (two forwards between
+            instants, see :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
+            :class:`~sdediff.conditioning.Conditioning`: ``ByLabel(offset=1)`` counts from 1.
         moments: mean and covariance of the data, for the moment-matched prior.
         data: shape, levels, range and units of the data, for sampling without a shape and for bits/dim.
         learned_variance: whether the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1]

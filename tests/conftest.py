@@ -14,9 +14,13 @@ import torch
 
 from catalogue import PROCESSES
 from sdediff import SDE
+from sdediff.interrupt import ENDING
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background job inherits it, and hands it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in ENDING:  # as nohup leaves them
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 

@@ -49,6 +49,7 @@ class Processes:
             self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the group of processes, at the end."""
+        """Leave the group of processes together, at the end."""
         if self._accelerator is not None:
+            self.wait()  # one that leaves while another still reads from it is aborted
             self._accelerator.end_training()
