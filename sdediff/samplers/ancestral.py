@@ -32,6 +32,7 @@ class Ancestral(StepSampler):
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
+    needs_short_steps: ClassVar[bool] = True
     grid: ClassVar[str] = "chain"
     steps: ClassVar[int] = 1000
 

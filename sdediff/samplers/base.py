@@ -56,7 +56,11 @@ class Sampler(ABC):
 
     @property
     def needs_short_steps(self) -> bool:
-        """Tell whether long steps may take states to any size, so that such solves are refused."""
+        """Tell whether the method was made for steps over which the noise falls by a small factor.
+
+        On longer ones clean halves are held against the data (:mod:`sdediff.samplers.plausible`), and grids on which
+        it diverges are refused (:mod:`sdediff.samplers.stability`).
+        """
         return False
 
     @property
@@ -134,15 +138,10 @@ class StepSampler(Sampler):
         """
         return True
 
-    @property
-    def weighs_errors(self) -> bool:
-        """Tell whether the method's weights keep a network's errors small, however long its steps."""
-        return False
-
     @final
     def frame(self, denoise: Denoiser, sde: SDE, levels: list[Level[float]]) -> Frame:
         """Return the denoiser of a solve in the frame, with clean halves held against the data on long steps."""
-        return (PlausibleFrame if has_long_steps(levels) and not self.weighs_errors else Frame)(denoise, sde)
+        return (PlausibleFrame if self.needs_short_steps and has_long_steps(levels) else Frame)(denoise, sde)
 
     @final
     def nfe(self, steps: int, *, clean: bool = True) -> int:

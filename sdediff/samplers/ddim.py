@@ -32,6 +32,7 @@ class DDIM(StepSampler):
     """
 
     order: ClassVar[int] = 1
+    needs_short_steps: ClassVar[bool] = True
     steps: ClassVar[int] = 50
 
     eta: float = 0.0

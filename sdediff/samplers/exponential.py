@@ -44,12 +44,6 @@ class Integrand(ABC):
         """Evaluate the integrand, shape of the state."""
         return split.mix(*self.factors(here))
 
-    @final
-    def magnification(self, here: Level[float]) -> float:
-        """Return the error of the integrand per error in epsilon, whose clean half has ``tan`` times that error."""
-        clean, noise = self.factors(here)
-        return abs(noise - clean * here.sin / here.cos) if here.cos > 0.0 else math.inf
-
     @abstractmethod
     def keep(self, here: Level[float], there: Level[float]) -> float:
         """Return the factor of the old state."""

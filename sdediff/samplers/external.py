@@ -88,6 +88,7 @@ class FixedODE(StepSampler):
 
     stochastic: ClassVar[bool] = False
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
 
     method: str = "rk4"
 

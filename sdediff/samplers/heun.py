@@ -20,6 +20,7 @@ class Heun(StepSampler):
     stochastic: ClassVar[bool] = False
     evaluations: ClassVar[int] = 2
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: Any

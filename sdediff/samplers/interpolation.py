@@ -45,7 +45,6 @@ from sdediff.samplers.clocks import (
     tan_of,
 )
 from sdediff.samplers.exponential import Integrand
-from sdediff.samplers.plausible import magnification
 from sdediff.types import Level
 
 # ---- the polynomial of an exponential integrator ---------------------------------------------------------------
@@ -80,15 +79,6 @@ RULES: dict[str, Callable[[FloatArray], FloatArray]] = {
 """Rules by name: each maps the averages ``<s^k>`` of a step to those of a published formula."""
 
 
-MOST_MAGNIFIED = (26.0, 34.0)
-"""Largest magnifications of errors in epsilon by the weights of a step, from where there is more noise than data and
-from where there is less. Published grids stay below them: over a linear chain third-order DPM-Solver++ reaches 15 on 10
-steps of the grid of Karras et al., and UniPC 32 in the last of 12 uniform steps."""
-_LONGEST_STEP = 12.0
-"""Magnification by a step of order 1 above which no step has a higher order: ``sigma / alpha`` falls by more than a
-factor of 12 in the noise, over which nothing is a polynomial."""
-
-
 def weights(
     integrand: Integrand,
     clock: str,
@@ -96,15 +86,12 @@ def weights(
     nodes: Sequence[Level[float]],
     here: Level[float],
     there: Level[float],
-    most_magnified: float | None = None,
 ) -> list[float]:
     """Return the weights of the values at ``nodes`` in the step from ``here`` to ``there``.
 
     Where the clock is infinite at an end of the step, or only the value at the end counts (the clean sample on the
     clean level; any integrand, where noise is added before), all weight is on the first of ``nodes``: a step of order
-    1, as the last one usually is. So it is where a step crosses most of the noise at once, and the order is lowered
-    where the weights would magnify an error in epsilon more than ``most_magnified`` times: the oldest of ``nodes`` have
-    no weight then.
+    1, as the last one usually is.
 
     Args:
         integrand: integrand that is interpolated.
@@ -113,10 +100,7 @@ def weights(
         nodes: levels of the values.
         here: start of the step.
         there: end of the step.
-        most_magnified: largest error of the step, in the state of the frame, per error in epsilon at each node;
-            ``MOST_MAGNIFIED`` by default.
     """
-    most = MOST_MAGNIFIED[here.half_log_snr > 0.0] if most_magnified is None else most_magnified
     mass, clock_at = integrand.mass(here, there), CLOCKS[clock]
     with np.errstate(divide="ignore"):
         start, end, *at = clock_at(np.array([here.angle, there.angle, *(level.angle for level in nodes)]))
@@ -128,15 +112,7 @@ def weights(
     powers = np.arange(len(nodes))[:, None]
     averages = (((clock_at(angle) - start) / (end - start)) ** powers) @ share / share.sum()
     positions = (np.array(at) - start) / (end - start)
-    errors = abs(mass) / (1.0 + integrand.eta**2) * np.array([integrand.magnification(level) for level in nodes])
-    longest = magnification(here, there) > _LONGEST_STEP
-    for count in range(1 if longest else len(nodes), 0, -1):
-        shares = np.linalg.solve(positions[:count] ** powers[:count], RULES[rule](averages[:count]))
-        if np.abs(shares) @ errors[:count] <= most:
-            break
-    else:  # too much for one value, too: that at the start, as an implicit step is of no use
-        shares = np.eye(len(nodes))[nodes.index(here) if here in nodes else 0]
-    return [float(mass * share) for share in shares] + [0.0] * (len(nodes) - len(shares))
+    return [float(mass * weight) for weight in np.linalg.solve(positions**powers, RULES[rule](averages))]
 
 
 def _quadrature(here: Level[float], there: Level[float]) -> tuple[FloatArray, FloatArray]:

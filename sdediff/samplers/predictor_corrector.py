@@ -33,6 +33,7 @@ class PredictorCorrector(StepSampler):
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     ends_clean: ClassVar[bool] = False
+    needs_short_steps: ClassVar[bool] = True
     grid: ClassVar[str] = "reference"
     steps: ClassVar[int] = 100
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.gaussian import Moments, Whitened
+from sdediff.grids import Grid
 from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Noise, StepSampler
@@ -153,8 +154,6 @@ class Relative(StepSampler):
         ValueError: for another memory, or for noise and a corrector, which would undo it.
     """
 
-    weighs_errors: ClassVar[bool] = True
-
     memory: int = 5
     correct_from: int | None = 15
     eta: float = 0.0
@@ -173,6 +172,10 @@ class Relative(StepSampler):
     @property
     def stochastic(self) -> bool:
         return self.eta > 0.0
+
+    def grid_for(self, prediction: Prediction) -> str | Grid:
+        """Return ``"mixed"`` for the ODE of networks whose errors are magnified in the velocity, else the usual one."""
+        return self.grid if prediction.steady or self.stochastic else "mixed"
 
     def startup_order(self, steps: int) -> int:
         """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""

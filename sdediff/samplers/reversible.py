@@ -19,7 +19,6 @@ contract. The angles phi trade the growth of those motions against the error con
 from __future__ import annotations
 
 import cmath
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -145,9 +144,7 @@ class Reversible(StepSampler):
 
     def _relation(self, factors: list[float], back: Sequence[Level[float]], there: Level[float]) -> Relation:
         integrand, nodes = VelocityIntegrand(), back[: self.states - 1]
-        integrals = [
-            weights(integrand, self.clock, "exact", nodes, here, there, math.inf) for here in back[: len(factors)]
-        ]
+        integrals = [weights(integrand, self.clock, "exact", nodes, here, there) for here in back[: len(factors)]]
         return Relation(factors, [float(w) for w in np.array(factors) @ np.array(integrals)])
 
 
