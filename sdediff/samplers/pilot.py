@@ -1,0 +1,190 @@
+r"""A recorded solve of a few trajectories, from which the error of any solver can be told without the network.
+
+The path is solved on many nodes; its velocity ``v = d y / d theta`` is then a spline in the log of the noise level, and
+the state at any angle is the integral of that spline. Near the path the network answers as on the path, plus the answer
+of the data's own Gaussian to the distance: with variances l in the basis of the data's covariance and
+``rho^2 = l cos^2 + sin^2``,
+
+    v(y + d) = v(y) + (1 - l) sin cos / rho^2 d.
+
+A solver that asks this stand-in instead of the network makes the errors of its nodes and of its weights, and those by
+which they change the states that follow. This is the teacher forcing of learned solvers, but closed: errors feed back.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from sdediff.denoiser import Denoiser
+from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.gaussian import Moments, Whitened
+from sdediff.grids import GRIDS
+from sdediff.noise import NoiseSource
+from sdediff.numerics import flatten
+from sdediff.samplers.base import StepSampler, take_steps
+from sdediff.samplers.clocks import FloatArray
+from sdediff.samplers.relative import Relative
+from sdediff.types import Level, Split
+
+_NEAR, _FAR = 1e-4, 1e-6
+"""sigma / alpha, and its inverse, at which the clock of the spline flattens."""
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(4)
+_COORDINATES = 256
+"""Largest number of coordinates that are kept: half of the largest variances, half of the others, drawn."""
+_LEAST_VARIANCE = 1e-4
+
+
+def clock(angle: FloatArray) -> FloatArray:
+    """Return the clock of the spline: the log of ``sigma / alpha``, with finite ends."""
+    sin, cos = np.sin(angle), np.cos(angle)
+    value: FloatArray = np.log((sin + _NEAR * cos) / (cos + _FAR * sin))
+    return value
+
+
+def angle_at(value: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the angle at a value of :func:`clock`, and its derivative."""
+    tan = np.exp(value)
+    over, under = tan - _NEAR, 1.0 - _FAR * tan
+    return np.arctan2(over, under), tan * (1.0 - _NEAR * _FAR) / (over**2 + under**2)
+
+
+class _Recorder(Frame):
+    """Frame that keeps every state it splits and its velocity, in the coordinates of ``rotate``."""
+
+    def __init__(self, denoise: Denoiser, white: Whitened) -> None:
+        super().__init__(denoise, denoise.sde)
+        self.white, self.states, self.slopes, self.angles = white, list[Tensor](), list[Tensor](), list[float]()
+
+    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+        split = super().__call__(y, level, rows)
+        self.angles.append(level.angle)
+        for kept, value in ((self.states, y), (self.slopes, split.mix(-level.sin, level.cos))):
+            kept.append(self.white.rotate(flatten(value)).double().cpu())
+        return split
+
+
+class Pilot:
+    """Recorded trajectories of a model, from starts as in sampling to the data.
+
+    Args:
+        model: denoiser that says what its data are.
+        trajectories: number of trajectories.
+        steps: number of forwards of each.
+        seed: seed of the starts.
+
+    Attributes:
+        start: states at ``t_max``, ``(n, *shape)``.
+        end: the data at which the recorded solve arrived, ``(n, *shape)``.
+        weights: weights of the kept coordinates in the mean square over all, ``(d,)``.
+        resolution: squared distance, for each trajectory, at which the path itself is known, ``(n,)``.
+    """
+
+    def __init__(self, model: Denoiser, shape: tuple[int, ...], trajectories: int, steps: int, seed: int = 0) -> None:
+        self.model, sde = model, model.sde
+        size = (trajectories, *shape)
+        noise = NoiseSource(seed, size, dtype=model.state_dtype, device=model.device)
+        self.start = sde.prior_sample(size, moments=model.moments, noise=noise)
+        recorder = _Recorder(model, Whitened(model.moments))
+        levels = sde.levels(_pilot_times(model, steps))
+        with torch.no_grad():
+            y, _, _ = take_steps(Relative(), recorder, self.start, levels, noise, False, None)
+        self.end = to_x(y, levels[-1])
+        self._angles = np.array(recorder.angles)
+        states, slopes = (torch.stack(kept).numpy() for kept in (recorder.states, recorder.slopes))
+        kept, self.weights = _kept_coordinates(recorder.white, flatten(self.end), states.shape[-1])
+        self.moments = _moments(model, recorder.white, flatten(self.end).double().cpu(), kept)
+        self._shape = (trajectories, len(kept))
+        slopes = slopes[..., kept].reshape(len(slopes), -1)
+        self._spline = CubicSpline(clock(self._angles)[::-1], slopes[::-1])
+        self._states = [states[0][:, kept].reshape(-1)]
+        for here, there in pairwise(self._angles):
+            self._states.append(self._states[-1] + self._integral(here, there))
+        self._found: dict[float, tuple[Tensor, Tensor]] = {}
+        coarse = CubicSpline(clock(self._angles[::2])[::-1], slopes[::2][::-1])
+        difference = sum(self._integral(a, b) - self._integral(a, b, coarse) for a, b in pairwise([*self._angles, 0.0]))
+        self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self.weights
+
+    def _integral(self, here: float, there: float, spline: CubicSpline | None = None) -> FloatArray:
+        first, last = clock(np.array([here, there]))
+        angle, derivative = angle_at(0.5 * (first + last) + 0.5 * (last - first) * _POINTS)
+        values = (spline or self._spline)(clock(np.maximum(angle, self._angles[-1])))
+        found: FloatArray = (0.5 * (last - first) * _WEIGHTS * derivative) @ values
+        return found
+
+    def at(self, angle: float) -> tuple[Tensor, Tensor]:
+        """Return state and velocity of the paths at an angle, each float64 ``(n, d)``."""
+        if angle not in self._found:
+            index = max(int(np.searchsorted(-self._angles, -angle, side="right")) - 1, 0)
+            state, known = self._states[index], float(self._angles[index])
+            if angle < known:
+                state = state + self._integral(known, angle)
+            slope = self._spline(clock(np.maximum(angle, self._angles[-1:])))[0]
+            self._found[angle] = (torch.from_numpy(state.reshape(self._shape)), torch.from_numpy(slope.reshape(self._shape)))
+        return self._found[angle]
+
+    def errors(self, method: StepSampler, levels: list[Level[float]]) -> FloatArray:
+        """Predict the mean squared error of a solve at its end, for each trajectory: ``(n,)``."""
+        frame, start, noise = PilotFrame(self), self.at(levels[0].angle)[0], NoiseSource(0, self._shape)
+        with torch.no_grad(), np.errstate(all="ignore"):
+            y, _, _ = take_steps(method, frame, to_x(start, levels[0]), levels, noise, False, None)
+        found: FloatArray = (y - self.at(levels[-1].angle)[0]).square().numpy() @ self.weights
+        return found
+
+
+class PilotFrame(Frame):
+    """Stand-in for a network near the recorded paths; it costs no forward."""
+
+    def __init__(self, pilot: Pilot) -> None:
+        super().__init__(pilot.model, pilot.model.sde)
+        self._pilot, self._variances = pilot, pilot.moments.variances
+
+    @property
+    def moments(self) -> Moments | None:
+        """Moments of the coordinates that are kept, where the model knows any."""
+        return None if self._pilot.model.moments is None else self._pilot.moments
+
+    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+        """Split the state ``y`` ``(n, d)``."""
+        state, slope = self._pilot.at(level.angle)
+        cos, sin, variances = level.cos, level.sin, self._variances
+        slope = slope + (y - state) * ((1.0 - variances) * (sin * cos) / (variances * cos**2 + sin**2))
+        return Split(cos * y - sin * slope, sin * y + cos * slope)
+
+
+def _pilot_times(model: Denoiser, steps: int) -> Tensor:
+    """Return nodes that serve any network: half of them those of the default grid, half finer towards the noise."""
+    sde, parts = model.sde, []
+    for name in ("reference", "asinh"):
+        times = GRIDS[name](sde, 4000, sde.t_max, max(sde.t_min, 1e-9))
+        parts.append(sde.half_log_snr(times))
+    both = torch.cat(parts).sort().values
+    both = both[torch.isfinite(both)]
+    inner = sde.time(torch.quantile(both, torch.linspace(0.0, 1.0, steps, dtype=torch.float64)))
+    times = torch.cat([inner.new_tensor([sde.t_max]), inner[1:].clamp(sde.t_min, sde.t_max), inner.new_zeros(1)])
+    return model.snap(times.unique().flip(0)).unique().flip(0)
+
+
+def _kept_coordinates(white: Whitened, end: Tensor, dim: int) -> tuple[Any, FloatArray]:
+    """Return indices of coordinates, and their weights in the mean square over all of them."""
+    if dim <= _COORDINATES:
+        return np.arange(dim), np.full(dim, 1.0 / dim)
+    half, rng = _COORDINATES // 2, np.random.default_rng(0)
+    order = np.argsort(-np.broadcast_to(white.std.numpy(), dim), kind="stable")
+    drawn = rng.choice(order[half:], half, replace=False)
+    weights = np.concatenate([np.full(half, 1.0), np.full(half, (dim - half) / half)]) / dim
+    return np.concatenate([order[:half], drawn]), weights
+
+
+def _moments(model: Denoiser, white: Whitened, end: Tensor, kept: Any) -> Moments:
+    """Return mean and variances of the kept coordinates; the same for all where the model knows none."""
+    if model.moments is None:
+        variance = max(float(end.var(dim=0).mean()) if len(end) > 1 else 1.0, _LEAST_VARIANCE)
+        return Moments(torch.zeros(len(kept), dtype=torch.float64), torch.full((len(kept),), variance, dtype=torch.float64))
+    mean = white.rotate(flatten(model.moments.mean.double()[None]))[0]
+    return Moments(mean[kept], white.std.square()[kept])
