@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.sde import VESDE as VESDE
     from sdediff.sde import VPSDE as VPSDE
     from sdediff.sde import CosineVPSDE as CosineVPSDE
+    from sdediff.sde import ExponentialVESDE as ExponentialVESDE
     from sdediff.sde import RectifiedFlow as RectifiedFlow
     from sdediff.sde import SubVPSDE as SubVPSDE
     from sdediff.transport import decode as decode
@@ -63,7 +64,7 @@ _HOMES = {
     "parametrization": ("PREDICTIONS",),
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
-    "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"),
+    "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"),
     "transport": ("decode", "encode", "interpolate"),
     "types": ("DataInfo", "Level", "Solution", "Split"),
     "wrappers": ("Clip", "Given", "Threshold", "Wrapper"),

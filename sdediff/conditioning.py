@@ -1,7 +1,8 @@
 r"""Conditioning of a network on the noise level: by time, log-SNR or the timesteps of a chain.
 
-Timestep k = 0 .. N-1 of a chain of N steps is its instant ``t = (k + 1) / N``: the label ``t N - 1``. A network whose
-embedding is a function (sinusoidal) takes real labels. One with a table of embeddings takes the instants alone.
+Timestep k = 0 .. N-1 of a chain of N steps is its instant ``t = (k + 1) / N``: the label ``t N - 1``, plus an offset
+where labels start elsewhere. A network whose embedding is a function (sinusoidal) takes real labels. One with a table
+of embeddings takes the instants alone.
 Between them it is evaluated at both neighbours and the same state, and the velocity ``v = cos eps - sin x0`` is linear
 in the half log-SNR:
 
@@ -20,6 +21,7 @@ not.)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,11 +186,33 @@ class Conditioning(ABC):
 
 
 @dataclass(frozen=True)
-class ByTime(Conditioning):
-    """Inputs ``(x, t)`` with t in [0, 1], the process's own time."""
+class Affine(Conditioning):
+    """Inputs ``(x, offset + scale a)`` with a number ``a`` of the level.
+
+    Args:
+        scale: factor of the number, not 0.
+        offset: input where the number is 0.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale * self.offset) or self.scale == 0.0:
+            raise ValueError(f"labels need a finite scale, not 0, and offset; came {self.scale} and {self.offset}")
+
+
+@dataclass(frozen=True)
+class ByTime(Affine):
+    """Inputs ``(x, offset + scale t)`` with t in [0, 1], the process's own time: reversed with the scale -1.
+
+    >>> flow = sdediff.RectifiedFlow()
+    >>> sdediff.conditioning.ByTime(-1.0, 1.0).inputs(torch.zeros(1, 2), flow.level(0.25), torch.float, flow)[1]
+    tensor([0.7500])
+    """
 
     def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-        return x.to(dtype), _per_sample(level.t, x, dtype)
+        return x.to(dtype), _per_sample(self.offset + self.scale * level.t, x, dtype)
 
 
 @dataclass(frozen=True)
@@ -208,26 +232,34 @@ class ByLevel(Conditioning):
 
 
 @dataclass(frozen=True)
-class ByLabel(Conditioning):
-    """Inputs ``(x, t N - 1)``, a real number: the timesteps of a chain from 0 up."""
+class ByLabel(Affine):
+    """Inputs ``(x, offset + scale (t N - 1))``, real numbers: the timesteps of a chain from 0 up, or from the offset.
+
+    >>> chain = sdediff.DDPM.linear(1000)
+    >>> sdediff.conditioning.ByLabel(offset=1).inputs(torch.zeros(1, 2), chain.level(0.5), torch.float, chain)[1]
+    tensor([500.])
+    """
 
     labels: ClassVar[bool] = True
 
     def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-        label = _position(sde, level) - 1.0
+        label = self.offset + self.scale * (_position(sde, level) - 1.0)
         return x.to(dtype), _per_sample(float(label) if isinstance(level.t, float) else label, x, dtype)
 
     def split(self, evaluate: Evaluate, sde: SDE, x: Tensor, level: Level) -> Split:
         return _from_first(evaluate, sde, x, level)
 
 
+@dataclass(frozen=True)
 class ByInteger(Conditioning):
-    """Inputs ``(x, integer)``: the timesteps of a chain, for networks of integers alone."""
+    """Inputs ``(x, integer)``: the timesteps of a chain, plus the offset, for networks of integers alone."""
 
     labels: ClassVar[bool] = True
 
+    offset: int = 0
+
     def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
-        label = to_nearest(_position(sde, level)).long() - 1
+        label = to_nearest(_position(sde, level)).long() - 1 + self.offset
         return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
     def snap(self, sde: SDE, times: Tensor) -> Tensor:
@@ -256,6 +288,7 @@ class Interpolated(ByInteger):
 
 CONDITIONINGS: dict[str, Conditioning] = {
     "time": ByTime(),
+    "reversed_time": ByTime(scale=-1.0, offset=1.0),
     "logsnr": ByLogSNR(),
     "level": ByLevel(),
     "label": ByLabel(),

@@ -151,14 +151,14 @@ class ScoreModel(Denoiser):
             in [0, 1]. The modules that a function, partial or bound method runs are found and belong to the model:
             their parameters, dtype, device and mode are the model's.
         sde: the forward process.
-        prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"`` or ``"flow"``, or a
-            :class:`~sdediff.parametrization.Prediction`.
-        conditioning: inputs of the network: ``"time"`` for ``(x, t)``; ``"logsnr"`` for
-            ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule. Networks that count
-            the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for the real number
-            ``t N - 1``, or, if they take integers alone, ``"interpolated"`` (two forwards between instants, see
-            :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
-            :class:`~sdediff.conditioning.Conditioning`.
+        prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"``, ``"flow"`` (noise - data) or
+            ``"reversed_flow"`` (data - noise), or a :class:`~sdediff.parametrization.Prediction`.
+        conditioning: inputs of the network: ``"time"`` for ``(x, t)``, ``"reversed_time"`` for ``(x, 1 - t)``;
+            ``"logsnr"`` for ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule.
+            Networks that count the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for
+            the real number ``t N - 1``, or, if they take integers alone, ``"interpolated"`` (two forwards between
+            instants, see :mod:`sdediff.conditioning`) or ``"instants"`` (an error between them). Or a
+            :class:`~sdediff.conditioning.Conditioning`: ``ByLabel(offset=1)`` counts from 1.
         moments: mean and covariance of the data, for the moment-matched prior.
         data: shape, levels, range and units of the data, for sampling without a shape and for bits/dim.
         learned_variance: whether the network returns twice the channels (dimension 1): the prediction, and v in [-1, 1]

@@ -215,7 +215,7 @@ def function(table: Mapping[str, AnyEntry], chosen: str | Named, what: str, *, g
 
 
 def description_of(table: Mapping[str, AnyEntry], entry: AnyEntry, what: str) -> str | dict[str, Any]:
-    """Return the description from which :func:`instance` makes an equal object: a name, with parameters if any.
+    """Return the description from which :func:`instance` makes an equal object: a name, with parameters if they differ.
 
     Raises:
         ValueError: if no entry of the table has its type, or it holds more than numbers, text and lists of them.
@@ -228,7 +228,7 @@ def description_of(table: Mapping[str, AnyEntry], entry: AnyEntry, what: str) ->
         parameters = {field.name: getattr(entry, field.name) for field in fields(entry) if field.init}
         if parameters and not all(map(_is_json, parameters.values())):
             raise ValueError(f"{what} {entry!r} cannot be saved: its parameters are more than numbers and text")
-        return {"name": names[0], **parameters} if parameters else names[0]
+        return names[0] if table[names[0]] == entry else {"name": names[0], **parameters}
     if vars(entry) and table[names[0]] is not entry:
         raise ValueError(f"{what} {entry!r} cannot be saved: make it a dataclass, whose fields are its parameters")
     return names[0]

@@ -15,9 +15,17 @@ from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
 from sdediff.noise import NoiseSource
-from sdediff.options import GradientOptions, SampleOptions, StepOptions, TraceOptions, check_options, subset
+from sdediff.options import (
+    GradientOptions,
+    SampleOptions,
+    StepOptions,
+    TraceOptions,
+    check_count,
+    check_options,
+    subset,
+)
 from sdediff.samplers import Sampler
-from sdediff.sampling import check_item, resolve, solve
+from sdediff.sampling import check_item, check_shape, resolve, solve
 
 
 @overload
@@ -78,13 +86,14 @@ def sample(
     if not dtype.is_floating_point:
         raise ValueError(f"samples are floats; dtype must be a floating-point type, not {dtype}")
     device, size = options.get("device"), options.get("batch_size")
-    n, *item = shape
+    n, *item = check_shape(shape)
     check_item(model, item)
     model = model.given(options.get("condition"))
     model.check_batch(n)
     size = n if size is None else size
-    if n < 1 or size < 1:
-        raise ValueError(f"the number of samples and the batch size must be at least 1, not {n} and {size}")
+    check_count("batch_size", size)
+    if return_log_prob:
+        check_count("probes", options.get("probes", 2))
     steps = subset(options, StepOptions)
     sampler = resolve(solver, **steps)
     gradients, keep_mode = subset(options, GradientOptions), options.get("keep_mode", False)

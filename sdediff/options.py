@@ -6,6 +6,7 @@ A function takes them as ``**options: Unpack[...]``, so that a new option is dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TypedDict, TypeVar, cast
 
 import torch
@@ -151,6 +152,16 @@ class ElboOptions(BatchOptions, CallOptions, PriorOptions, total=False):
 def subset(options: Mapping[str, object], kind: type[OptionsT]) -> OptionsT:
     """Return the options that a ``TypedDict`` names."""
     return cast("OptionsT", {name: value for name, value in options.items() if name in kind.__annotations__})
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1 up.
+
+    Raises:
+        ValueError: naming the option and what came.
+    """
+    if not isinstance(value, Integral) or int(value) < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
 
 
 def check_options(options: Mapping[str, object], allowed: type) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.numerics import expand
+from sdediff.sde import SDE
 from sdediff.types import Level, Pair, Scalar, Split
 
 
@@ -52,6 +53,8 @@ class Linear(Prediction):
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
+_NOTHING = 1e6
+"""Gain by which single precision leaves nothing of the data but rounding."""
 _SMALLEST = 1e-7
 """Smallest sine or cosine in a gain, which is to stay finite; that of a cosine chain's noisy end is 5e-5."""
 
@@ -124,10 +127,45 @@ class Flow(Linear):
         return clean.mix(-1.0, 1.0)
 
 
+class ReversedFlow(Linear):
+    """``x0 - eps``, the velocity of flow matching from noise to data (Lipman et al. 2023), where time runs backwards.
+
+    For networks trained on ``t data + (1 - t) noise``; their time is that of the conditioning ``"reversed_time"``.
+    """
+
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        share = 1.0 / (level.cos + level.sin)
+        return (share, level.sin * share), (share, -level.cos * share)
+
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1.0 / (np.cos(angle) + np.sin(angle))
+
+    def target(self, clean: Split, level: Level) -> Tensor:
+        return clean.mix(1.0, -1.0)
+
+
+def check_signal(prediction: Prediction, sde: SDE, t: float) -> None:
+    """Refuse a time at which no signal is left and the prediction says nothing about the data.
+
+    Raises:
+        ValueError: naming the time and the cures.
+    """
+    if t <= sde.t_signal:
+        return
+    level = sde.levels([t])[0]
+    if float(prediction.gain(np.array([level.angle]))[0]) > _NOTHING:
+        raise ValueError(
+            f"no signal is left at t = {t:g} (alpha / sigma = {math.exp(level.half_log_snr):.0e}), where a network of "
+            f"{type(prediction).__name__.lower()} says nothing about the data: begin or end at t = {sde.t_signal:g} or "
+            "below (t_from, t_to), or take a network that predicts v_prediction or sample"
+        )
+
+
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": Epsilon(),
     "sample": Sample(),
     "v_prediction": Velocity(),
     "score": Score(),
     "flow": Flow(),
+    "reversed_flow": ReversedFlow(),
 }

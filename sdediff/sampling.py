@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypeIs, Unpack
 
+from sdediff.data.entries import kind_of
 from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid, graded
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
-from sdediff.options import GridLike, SolveOptions, StepOptions, check_options, subset
+from sdediff.options import GridLike, SolveOptions, StepOptions, check_count, check_options, subset
+from sdediff.parametrization import check_signal
 from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
 from sdediff.types import Solution
 
@@ -95,8 +98,10 @@ def _check_ends(times: Tensor, t_from: float | None, t_to: float | None) -> None
     """Refuse times that contradict ``t_from`` or ``t_to``: the state would be taken for one of another level."""
     for name, wanted, found in (("t_from", t_from, float(times[0])), ("t_to", t_to, float(times[-1]))):
         if wanted is not None and not math.isclose(wanted, found, rel_tol=0.0, abs_tol=1e-9):
+            verb, data = ("begin" if name == "t_from" else "end"), (" (the data)" if wanted == 0.0 else "")
             raise ValueError(
-                f"the grid's times run from {float(times[0]):g} to {float(times[-1]):g}: {name} is {wanted:g}"
+                f"the grid's times run from {float(times[0]):g} to {float(times[-1]):g}, but must {verb} at "
+                f"{name} = {wanted:g}{data}"
             )
 
 
@@ -156,6 +161,7 @@ def solve(
         _check_ends(times, t_from, t_to)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")
+    check_signal(model.prediction, sde, float(times.max()))
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):
@@ -188,6 +194,19 @@ def tracks_gradients(model: Denoiser, x: Tensor | None, differentiable: bool) ->
     return torch.is_grad_enabled() and (to_state or differentiable)
 
 
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a batch, ``(n, *shape)``.
+
+    Raises:
+        ValueError: for anything but whole numbers, or no items.
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) else ()
+    if not sizes or not all(isinstance(size, Integral) for size in sizes):
+        raise ValueError(f"the shape must be (n, *item) in whole numbers, as (64, 2) for 64 points, not {shape!r}")
+    check_count(f"the number of items, the first in {sizes},", sizes[0])
+    return tuple(int(size) for size in sizes)
+
+
 def check_item(model: Denoiser, item: Sequence[int]) -> None:
     """Refuse the shape of an item that is not the model's.
 
@@ -207,6 +226,9 @@ def check_state(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         hint = ""
+        if isinstance(x, np.ndarray):
+            came = f"a NumPy array of {kind_of(x.dtype)}"
+            hint = "; torch.from_numpy makes a tensor of it" if x.dtype.kind in "biuf" else ""
         if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
             hint = "; levels become the model's values by sdediff.data.to_values(x, model.data)"
         raise ValueError(f"a state must be a float tensor (B, *shape), not {came}{hint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdediff import DDPM, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sdediff import DDPM, SDE, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.analytic import Gaussian, GaussianMixture
 
 
@@ -20,6 +20,7 @@ PROCESSES: dict[str, SDE] = {
     "cosine": CosineVPSDE(),
     "subvp": SubVPSDE(),
     "ve": VESDE(),
+    "ve-exponential": ExponentialVESDE(),
     "flow": RectifiedFlow(),
     "ddpm": DDPM.linear(1000),
     "ddpm-cosine": DDPM.cosine(1000),

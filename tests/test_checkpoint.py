@@ -12,7 +12,7 @@ from sdediff.denoiser import ScoreModel
 from sdediff.gaussian import Moments
 from sdediff.networks import MLP, NETWORKS
 from sdediff.parametrization import PREDICTIONS
-from sdediff.sde import DDPM, SDES, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sdediff.sde import DDPM, SDES, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.types import DataInfo
 
 PROCESSES = [
@@ -20,6 +20,7 @@ PROCESSES = [
     CosineVPSDE(0.1 / 3.0),
     SubVPSDE(0.1, 19.0 / 7.0),
     VESDE(0.01 / 3.0, 50.0 / 7.0),
+    ExponentialVESDE(25.0 / 7.0),
     RectifiedFlow(),
     DDPM.linear(7),
     DDPM.cosine(50),

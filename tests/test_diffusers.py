@@ -21,6 +21,7 @@ from torch import Tensor
 import sdediff
 from sdediff import DDPM, VPSDE, DataInfo, NoiseSource, ScoreModel, interop
 from sdediff.cli import main
+from sdediff.conditioning import ByLabel
 from sdediff.interop import DiffusersNetwork, export, scheduled
 from test_layers import imports, parsed
 
@@ -382,6 +383,25 @@ def test_zero_terminal_snr_by_hand(prediction: str, tmp_path: Path) -> None:
     assert float(2.0 * dark.log_alpha(1.0)) == pytest.approx(math.log(1e-15), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["DDIM", "EulerDiscrete", "UniPCMultistep", "PNDM", "DEISMultistep"])
+def test_zero_terminal_snr_of_other_schedulers(kind: str, tmp_path: Path) -> None:
+    """Whether they write 0 or 2^-24 at the end, or know nothing of it but carry the setting on: the trained chain."""
+    trained = diffusers.DDPMScheduler(1000, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    folder = saved(tmp_path, unet(), getattr(diffusers, f"{kind}Scheduler").from_config(trained.config))
+    config = folder / "scheduler" / "scheduler_config.json"
+    assert json.loads(config.read_text())["rescale_betas_zero_snr"] is True
+    found, wanted = sdediff.load(folder).sde, DDPM(trained.betas)
+    instants = wanted.instants[1:-1]
+    torch.testing.assert_close(found.log_alpha(instants), wanted.log_alpha(instants), rtol=1e-5, atol=1e-5)
+    assert float(2.0 * found.log_alpha(1.0)) == pytest.approx(math.log(1e-14), abs=1e-6)
+    text = config.read_text().replace('"v_prediction"', '"epsilon"')
+    config.write_text(text)
+    with pytest.raises(ValueError, match="no signal at the last timestep"):
+        sdediff.load(folder)
+    config.write_text(text.replace('"rescale_betas_zero_snr": true', '"rescale_betas_zero_snr": false'))
+    assert float(sdediff.load(folder).sde.alpha(1.0)) > 1e-3  # the control
+
+
 def test_attention_by_its_old_names(tmp_path: Path) -> None:
     """Weights of before diffusers 0.17, as those of the first public models are."""
     network = unet(down_block_types=("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",), add_attention=True)
@@ -485,6 +505,7 @@ def test_what_diffusers_cannot_say(tmp_path: Path) -> None:
     for model, words in (
         (ScoreModel(lambda x, t: x, VPSDE()), "only models whose network is a class of diffusers"),
         (ScoreModel(network, VPSDE()), "only a DDPM asked by label can be exported, not VPSDE asked by time"),
+        (ScoreModel(network, DDPM.linear(9), conditioning=ByLabel(offset=1.0)), "from 0: only .* offset=1"),
         (ScoreModel(network, DDPM.linear(9), "flow", conditioning="label"), "knows the predictions epsilon, sample"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -518,3 +539,83 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert result.exit_code == 0, (arguments, result.output)
     assert sdediff.load(tmp_path / "ours").sde == sdediff.load(folder).sde
     assert CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "ours")]).exit_code == 2
+
+
+BOUNDS: dict[str, tuple[dict[str, Any], str]] = {
+    "clip": ({"clip_sample": True, "clip_sample_range": 0.5}, "x0 is clipped to [-0.5, 0.5]"),
+    "threshold": (
+        {"clip_sample": False, "thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5},
+        "x0 is thresholded at its 0.9 quantile, up to 1.5",
+    ),
+    "neither": ({"clip_sample": False}, ""),
+}
+
+
+def sampled(folder: Path, out: Path, *arguments: str) -> tuple[Tensor, str]:
+    """Samples of the command line, three by DDIM in eight steps, and its remarks."""
+    common = ["sample", "--run", str(folder), "-n", "3", "--seed", "3", "--device", "cpu", "--out", str(out), "--force"]
+    result = CliRunner().invoke(main, [*common, *arguments])
+    assert result.exit_code == 0, result.output
+    with np.load(out.with_suffix(".npz")) as arrays:
+        return torch.from_numpy(arrays["samples"]), result.stderr
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_the_command_line_clips_as_the_scheduler_does(kind: str, tmp_path: Path) -> None:
+    """Against their DDIM step by step; without it by a flag, and never in densities, nor in the loaded model."""
+    settings, words = BOUNDS[kind]
+    scheduler = diffusers.DDIMScheduler(**BETAS, **settings, timestep_spacing="trailing")
+    plain = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing")
+    network = unet()
+    folder = saved(tmp_path / "theirs", network, scheduler)
+    model = sdediff.load(folder)
+    x = model.sde.prior_sample((3, *SHAPE), seed=3)
+    truth, free = (their_samples(network, each, x, 8, use_clipped_model_output=True) for each in (scheduler, plain))
+    ddim = ("--solver", "ddim", "--steps", "8", "--grid", "chain")
+    ours, remarks = sampled(folder, tmp_path / "a", *ddim)
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4)
+    assert remarks.count(f"scheduler: {words} at every step; --no-clip leaves it out\n") == bool(words)
+    without, remarks = sampled(folder, tmp_path / "b", *ddim, "--no-clip")
+    torch.testing.assert_close(without, free, rtol=1e-3, atol=1e-3 * float(free.abs().max()))
+    assert "scheduler:" not in remarks
+    if words:
+        assert float((truth - free).abs().max()) > 0.1  # the control: the bounds are met
+        assert float(ours.abs().max()) <= 1.0
+    bounds = interop.sample_bounds(model)
+    by_hand = sdediff.sample(bounds.of(model), (3, *SHAPE), "ddim", steps=8, grid="chain", seed=3)
+    torch.testing.assert_close(by_hand, ours, rtol=1e-5, atol=1e-5)
+    by_default = sdediff.sample(model, (3, *SHAPE), "ddim", steps=8, grid="chain", seed=3)
+    torch.testing.assert_close(by_default, without, rtol=1e-4, atol=1e-4 * float(free.abs().max()))
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@torch.no_grad()
+def test_the_clean_half_is_that_of_their_step(prediction: str, kind: str, tmp_path: Path) -> None:
+    """``pred_original_sample`` of ``DDIMScheduler.step`` at every timestep, to float32's rounding of its tables."""
+    scheduler = diffusers.DDIMScheduler(**BETAS, **BOUNDS[kind][0], prediction_type=prediction)
+    network = unet()
+    model = sdediff.load(saved(tmp_path, network, scheduler)).double()
+    bounded, x = interop.sample_bounds(model).of(model), states()
+    scheduler.set_timesteps(N)
+    for k in range(N):
+        theirs = scheduler.step(network.double()(x, k).sample, k, x).pred_original_sample
+        torch.testing.assert_close(bounded.denoise(x, (k + 1) / N), theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_densities_are_of_the_plain_network(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs", unet(), diffusers.DDIMScheduler(**BETAS, clip_sample_range=0.5))
+    options = ("--steps", "3", "--log-prob")
+    ours, remarks = sampled(folder, tmp_path / "a", *options)
+    again, silent = sampled(folder, tmp_path / "b", *options, "--no-clip")
+    assert torch.equal(ours, again)
+    assert "x0 is clipped to [-0.5, 0.5], but not here: densities are those of the network's own flow" in remarks
+    assert "scheduler:" not in silent
+
+
+def test_models_saved_here_keep_their_scheduler(tmp_path: Path) -> None:
+    model = sdediff.load(saved(tmp_path / "theirs", unet(), diffusers.DDIMScheduler(**BETAS, clip_sample_range=0.5)))
+    sdediff.save(model, tmp_path / "run")
+    ours, remarks = sampled(tmp_path / "run", tmp_path / "a", "--solver", "ddim", "--steps", "4")
+    assert float(ours.abs().max()) <= 0.5
+    assert "x0 is clipped to [-0.5, 0.5] at every step" in remarks

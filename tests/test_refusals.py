@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,89 @@ def test_columns_that_single_precision_does_not_hold(
 @pytest.mark.parametrize(("offset", "deviation"), [(5e3, 1e3), (0.0, 1e-30), (0.0, 1e30)])
 def test_columns_that_it_holds(tmp_path: Path, offset: float, deviation: float) -> None:
     assert load_dataset(table(tmp_path, offset, deviation)).train.shape == (160, 2)
+
+
+@pytest.mark.parametrize("shape", [4, 4.0, (), "ab", (4.0, 2), None])
+@pytest.mark.parametrize("verb", [sdediff.sample, sdediff.compare])
+def test_what_is_no_shape(verb: Callable[..., object], shape: Any) -> None:
+    words = r"the shape must be \(n, \*item\) in whole numbers, as \(64, 2\) for 64 points, not " + re.escape(
+        repr(shape)
+    )
+    with pytest.raises(ValueError, match=words):
+        verb(MODEL, shape)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), [-1, 2]])
+def test_no_items(shape: Any) -> None:
+    with pytest.raises(ValueError, match=rf"the first in .*, must be a whole number, at least 1, not {shape[0]}"):
+        sdediff.sample(MODEL, shape)
+
+
+def test_shapes_of_any_kind_are_taken() -> None:
+    for shape in ([2, 2], torch.Size((2, 2)), np.array([2, 2]), (np.int64(2), 2)):
+        assert sdediff.sample(MODEL, shape, steps=2).shape == (2, 2)  # type: ignore[arg-type]
+
+
+COUNTED: dict[str, Callable[[Any], object]] = {
+    "log_likelihood": lambda given: sdediff.log_likelihood(MODEL, X, trace="hutchinson", **given),
+    "bits_per_dim": lambda given: sdediff.bits_per_dim(MODEL, X.long().abs(), levels=4, **given),
+    "sample": lambda given: sdediff.sample(MODEL, (3, 2), return_log_prob=True, **given),
+}
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("option", ["probes", "batch_size"])
+@pytest.mark.parametrize("verb", COUNTED)
+def test_counts_are_whole_and_positive(verb: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{option} must be a whole number, at least 1, not {value!r}$"):
+        COUNTED[verb]({option: value})
+
+
+GRIDS: dict[str, tuple[Callable[[], object], str]] = {
+    "no data": (
+        lambda: sdediff.sample(MODEL, (3, 2), grid=[1.0, 0.5, 0.1]),
+        r"1 to 0.1, but must end at t_to = 0 \(the",
+    ),
+    "no noise": (
+        lambda: sdediff.sample(MODEL, (3, 2), grid=[0.9, 0.5, 0.0]),
+        "0.9 to 0, but must begin at t_from = 1$",
+    ),
+    "encode": (lambda: sdediff.encode(MODEL, X, grid=[1e-5, 0.5]), "1e-05 to 0.5, but must end at t_to = 1$"),
+    "decode": (lambda: sdediff.decode(MODEL, X, grid=[1.0, 0.1]), "1 to 0.1, but must end at t_to = 1e-05$"),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_of_times_begin_and_end_where_the_solve_does(name: str) -> None:
+    verb, words = GRIDS[name]
+    with pytest.raises(ValueError, match=f"the grid's times run from {words}"):
+        verb()
+
+
+TEXTS = {
+    "a list": np.array(["a", "b", "c"]),
+    "numbers as text": np.array([["1.0", "2.0"]] * 5),
+    "bytes": np.array([[b"1", b"2"]] * 5),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_no_data(name: str, tmp_path: Path) -> None:
+    """In a file, in one line by the name of the file, and as an argument of every verb."""
+    text = TEXTS[name]
+    np.savez(tmp_path / "x.npz", data=text)
+    with pytest.raises(ValueError, match=r"x\.npz: data must be integers or floats, not text$"):
+        load_dataset(tmp_path / "x.npz")
+    for verb in (sdediff.solve, sdediff.encode, sdediff.log_likelihood, sdediff.elbo, sdediff.bits_per_dim):
+        with pytest.raises(ValueError, match=r"must be a float tensor \(B, \*shape\), not a NumPy array of text$"):
+            verb(MODEL, text)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="betas must be a list of numbers, not "):
+        sdediff.DDPM(text)
+
+
+def test_arrays_of_numbers_are_told_how() -> None:
+    with pytest.raises(ValueError, match=r"not a NumPy array of float64; torch\.from_numpy makes a tensor of it$"):
+        sdediff.encode(MODEL, X.numpy())  # type: ignore[arg-type]
 
 
 # ---- what the rest stands on ---------------------------------------------------------------------------------------

@@ -12,7 +12,19 @@ import pytest
 import torch
 
 from catalogue import PROCESSES, SKEW
-from sdediff import DDPM, SDE, SDES, VESDE, VPSDE, CosineVPSDE, Moments, NoiseSource, RectifiedFlow, SubVPSDE
+from sdediff import (
+    DDPM,
+    SDE,
+    SDES,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    ExponentialVESDE,
+    Moments,
+    NoiseSource,
+    RectifiedFlow,
+    SubVPSDE,
+)
 
 DIGITS = 50
 BOUND = 1e-10
@@ -50,6 +62,7 @@ TRUTH: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "cosine": _preserving(_cosine),
     "subvp": (_linear, lambda t: mp.log(1 - mp.exp(2 * _linear(t)))),
     "ve": (lambda t: mp.mpf(0), lambda t: mp.log(mp.mpf(0.01) * (mp.mpf(50.0) / mp.mpf(0.01)) ** t)),
+    "ve-exponential": (lambda t: mp.mpf(0), lambda t: mp.log((mp.mpf(25) ** (2 * t) - 1) / (2 * mp.log(25))) / 2),
     "flow": (lambda t: mp.log(1 - t), mp.log),
     **{name: _preserving(_chain(chain)) for name, chain in PROCESSES.items() if isinstance(chain, DDPM)},
 }
@@ -225,6 +238,8 @@ def test_order_of_times_is_checked(sde: SDE) -> None:
         lambda: CosineVPSDE(s=0.0),
         lambda: VESDE(sigma_min=0.0),
         lambda: VESDE(sigma_min=2.0, sigma_max=1.0),
+        lambda: ExponentialVESDE(1.0),
+        lambda: ExponentialVESDE(math.inf),
         lambda: DDPM([]),
         lambda: DDPM([1.0, 0.1]),
         lambda: DDPM([0.1, 1.1]),

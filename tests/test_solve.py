@@ -39,8 +39,8 @@ def start(n=8, **options):
         ({"grid": [1.0, 0.5, 1e-3], "steps": 7}, "the grid has 2 steps, but steps = 7"),
         ({"grid": [1.0, 0.5, 0.7, 1e-3]}, "must rise or fall throughout"),
         ({"grid": [1.0, 0.5, 0.5, 1e-3]}, "must rise or fall throughout"),
-        ({"grid": [0.5, 1e-3], "t_from": 1.0}, "run from 0.5 to 0.001: t_from is 1"),
-        ({"grid": [1.0, 0.5], "t_to": 1e-3}, "run from 1 to 0.5: t_to is 0.001"),
+        ({"grid": [0.5, 1e-3], "t_from": 1.0}, "run from 0.5 to 0.001, but must begin at t_from = 1"),
+        ({"grid": [1.0, 0.5], "t_to": 1e-3}, "run from 1 to 0.5, but must end at t_to = 0.001"),
         ({"grid": "logsnr", "solver": "dopri5"}, "chooses its own steps: give it no grid"),
         ({"steps": 2.5}, "steps must be a whole number, at least 1, not 2.5"),
         ({"t_from": 1.5}, "time 1.5 is outside"),
@@ -174,7 +174,7 @@ def test_items_of_another_shape_are_refused_and_so_are_samples_that_do_not_start
             sdediff.sample(MODEL, shape)
     with pytest.raises(ValueError, match=r"the model's items have shape \(2,\), not \(1, 2\)"):
         sdediff.solve(MODEL, torch.zeros(4, 1, 2))
-    with pytest.raises(ValueError, match="t_from is 1"):
+    with pytest.raises(ValueError, match="must begin at t_from = 1"):
         sdediff.sample(MODEL, (4, 2), grid=[0.5, 0.25, 0.0])
 
 

@@ -21,14 +21,14 @@ from sdediff.data import load_dataset, to_model
 from sdediff.denoiser import ScoreModel
 from sdediff.interrupt import Interrupt
 from sdediff.parametrization import PREDICTIONS
-from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, train
 from sdediff.training.batches import Batches, held_out_batch
 from sdediff.training.objective import stratified
 from sdediff.training.record import Record
 from sdediff.types import DataInfo
 
-PROCESSES = [VPSDE(), CosineVPSDE(), SubVPSDE(), VESDE(), RectifiedFlow(), DDPM.linear(100)]
+PROCESSES = [VPSDE(), CosineVPSDE(), SubVPSDE(), VESDE(), ExponentialVESDE(), RectifiedFlow(), DDPM.linear(100)]
 SMOOTH = [sde for sde in PROCESSES if not isinstance(sde, DDPM)]
 
 

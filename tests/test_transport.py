@@ -13,6 +13,7 @@ PROCESSES = [
     sdediff.CosineVPSDE(),
     sdediff.SubVPSDE(),
     sdediff.VESDE(),
+    sdediff.ExponentialVESDE(),
     sdediff.RectifiedFlow(),
     sdediff.DDPM.linear(1000),
 ]

@@ -15,7 +15,9 @@ from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
 from sdediff.cli.runs import Run
+from sdediff.denoiser import Denoiser
 from sdediff.generation import sample
+from sdediff.interop import sample_bounds
 from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.numerics import error_of_mean
 from sdediff.samplers import SAMPLERS, Sampler
@@ -43,9 +45,17 @@ SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None}, SAMPLERS)
 @click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="Number of samples.")
 @seed_option
 @click.option("--log-prob", is_flag=True, help="Also the log-density of every sample, from the same solve.")
+@click.option(
+    "--clip/--no-clip",
+    default=True,
+    show_default=True,
+    help="Clip or threshold where the scheduler of a diffusers folder does; --log-prob never does.",
+)
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: samples/ in the run]")
-def command(frame: CommandFrame, solver: SolverChoice, number: int, seed: int, log_prob: bool, batch_size: int) -> None:
+def command(
+    frame: CommandFrame, solver: SolverChoice, number: int, seed: int, log_prob: bool, clip: bool, batch_size: int
+) -> None:
     """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
 
     Sample k is a function of the seed and k alone, whatever the number of samples and the batch size. The .npz holds
@@ -62,9 +72,12 @@ def command(frame: CommandFrame, solver: SolverChoice, number: int, seed: int, l
         sampler = _load_tuned(run, solver.steps)
     steps = _count_steps(sampler, run, solver, log_prob)
     files = frame.plan(run.folder / "samples", f"{name}-seed{seed}", ".png", ".npz")
-    with frame.measure(run.model, "sampling") as measured:
+    model, clipping = _clipped_model(run, frame, clip, log_prob)
+    with frame.measure(model, "sampling") as measured:
         options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
-        x, densities = _draw_samples(run, number, sampler, log_prob, progress=measured.report, **options)
+        x, densities = _draw_samples(
+            model, (number, *run.info.shape), sampler, log_prob, progress=measured.report, **options
+        )
     nfe = measured.items / number
     others = {} if densities is None else {"log_prob": densities.numpy()}
     arrays = write_samples(x, run, files, seed=seed, solver=name, nfe=nfe, **others)
@@ -85,18 +98,30 @@ def command(frame: CommandFrame, solver: SolverChoice, number: int, seed: int, l
         seconds=measured.seconds,
         seed=seed,
         number=number,
+        clipping=clipping,
         log_prob=None if densities is None else float(densities.mean()),
     )
 
 
+def _clipped_model(run: Run, frame: CommandFrame, clip: bool, log_prob: bool) -> tuple[Denoiser, str | None]:
+    """Return the model as its scheduler of diffusers samples, and what that does, in a remark too."""
+    bounds = sample_bounds(run.model)
+    if not (clip and bounds.words):
+        return run.model, None
+    if log_prob:
+        frame.console.note(f"scheduler: {bounds.words}, but not here: densities are those of the network's own flow")
+        return run.model, None
+    frame.console.note(f"scheduler: {bounds.words} at every step; --no-clip leaves it out")
+    return bounds.of(run.model), bounds.words
+
+
 def _draw_samples(
-    run: Run, number: int, sampler: Sampler, log_prob: bool, **options: Any
+    model: Denoiser, shape: tuple[int, ...], sampler: Sampler, log_prob: bool, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Return samples and, optionally, their log-densities, on the CPU."""
-    shape = (number, *run.info.shape)
     if not log_prob:
-        return sample(run.model, shape, sampler, **options).cpu(), None
-    x, densities = sample(run.model, shape, sampler, return_log_prob=True, **options)
+        return sample(model, shape, sampler, **options).cpu(), None
+    x, densities = sample(model, shape, sampler, return_log_prob=True, **options)
     return x.cpu(), densities.cpu()
 
 

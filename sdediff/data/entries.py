@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,10 +23,10 @@ def as_items(array: Array, where: str) -> Tensor:
     Raises:
         ValueError: for another number type, no items, values that are not finite or are no levels.
     """
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: data must be integers or floats, not {kind_of(array.dtype)}")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{where}: data must be integers or floats, not {array.dtype}")
     if array.dtype.kind == "f":
         _check_resolution(array, where)
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
@@ -39,6 +41,13 @@ def as_items(array: Array, where: str) -> Tensor:
         raise ValueError(f"{where}: integer data are levels 0 .. {LEVEL_LIMIT - 1}; came {low} to {high}")
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(data.dtype)
     return data if signed is None or high > torch.iinfo(signed).max else data.view(signed)
+
+
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """Return a word for a type of numbers, and for one that holds none."""
+    return {"U": "text", "S": "text", "T": "text", "M": "dates", "m": "times", "O": "objects"}.get(
+        dtype.kind, str(dtype)
+    )
 
 
 def _check_resolution(array: Array, where: str) -> None:

@@ -23,7 +23,7 @@ from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
-from sdediff.sampling import resolve, solve
+from sdediff.sampling import check_shape, resolve, solve
 from sdediff.types import Solution, brief
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
@@ -166,6 +166,7 @@ def compare(
     >>> [row.nfe for row in sdediff.compare(model, (8, 2), ["ddim"], forwards=[5, 10]).rows]
     [5.0, 10.0]
     """
+    shape = check_shape(shape)
     if shape[0] < 3:
         raise ValueError(f"a comparison needs at least 3 starts, not {shape[0]}")
     if any(budget < 1 for budget in forwards):

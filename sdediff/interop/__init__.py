@@ -2,7 +2,16 @@
 
 from sdediff.interop.folder import find_model, load_folder
 from sdediff.interop.network import DiffusersNetwork
-from sdediff.interop.schedulers import Scheduled, scheduled
+from sdediff.interop.schedulers import SampleBounds, Scheduled, sample_bounds, scheduled
 from sdediff.interop.writing import export
 
-__all__ = ["DiffusersNetwork", "Scheduled", "export", "find_model", "load_folder", "scheduled"]
+__all__ = [
+    "DiffusersNetwork",
+    "SampleBounds",
+    "Scheduled",
+    "export",
+    "find_model",
+    "load_folder",
+    "sample_bounds",
+    "scheduled",
+]

@@ -65,7 +65,9 @@ def find_model(folder: Path) -> Path | None:
 def load_folder(
     folder: Path, *, data: DataInfo | None = None, conditioning: str | Conditioning | None = None
 ) -> ScoreModel:
-    """Read the model of a folder, without the clipping that the scheduler may apply.
+    """Read the model of a folder, without the clipping that the scheduler may apply when sampling.
+
+    :func:`~sdediff.interop.schedulers.sample_bounds` has that, as a wrapper of the model.
 
     Weights in half precision alone (``variant="fp16"``) are read into single precision, as diffusers does. A network
     that is trained with classes needs ``condition={"class_labels": ...}``.

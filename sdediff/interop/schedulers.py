@@ -8,6 +8,7 @@ the clean half.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ VARIANCE_TYPES = {
 itself, without bounds, and is not used."""
 
 _LONGEST_CHAIN = 100_000  # steps
+_STAND_IN = 2.0**-24  # alpha-bar that some schedulers write in place of 0
 
 
 def _as_list(value: Any) -> Any:
@@ -99,18 +101,26 @@ def prediction_of(config: Mapping[str, Any]) -> str:
 def chain_of(config: Mapping[str, Any]) -> DDPM:
     """Return the chain on which the network was trained.
 
+    The chain is that of ``rescale_betas_zero_snr`` too where the scheduler is of a class that does not know it, but
+    keeps the setting of the one that the network was trained with.
+
     Raises:
         ValueError: if alpha-bar is zero at its end and the network predicts the noise, which does not determine the
             data there; or if alpha-bar does not fall throughout.
     """
     bar = build_scheduler(config).alphas_cumprod.double()
-    if float(bar[-1]) == 0.0 and prediction_of(config) == "epsilon":
+    rescaled = bool(config.get("rescale_betas_zero_snr"))
+    if (float(bar[-1]) == 0.0 or rescaled) and prediction_of(config) == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr leaves no signal at the last timestep, where a network that predicts epsilon "
             "says nothing about the data; it needs v_prediction or sample"
         )
+    unaware = rescaled and float(bar[-1]) > _STAND_IN
+    if rescaled and not unaware:
+        bar[-1] = 0.0
     log_bar = bar.log()
-    return DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
+    chain = DDPM(-torch.expm1(log_bar.diff(prepend=log_bar.new_zeros(1))))
+    return chain.zero_terminal_snr() if unaware else chain
 
 
 class Scheduled(NamedTuple):
@@ -140,8 +150,7 @@ def scheduled(model: ScoreModel, steps: int, config: Mapping[str, Any] | None = 
         ValueError: if there is no scheduler; if it is neither DDPM nor DDIM; or if a step does not begin where the
             previous one ended (DDIM strides ``N // steps`` timesteps whatever the spacing of those it visits).
     """
-    own = model.network.config["scheduler"] if isinstance(model.network, DiffusersNetwork) else None
-    config = own if config is None else config  # type: ignore[assignment]
+    config = _own_config(model) if config is None else config
     if config is None:
         raise ValueError("the model has no scheduler of diffusers: give config")
     scheduler = build_scheduler(config)
@@ -159,15 +168,47 @@ def scheduled(model: ScoreModel, steps: int, config: Mapping[str, Any] | None = 
     if len(nodes) < 2:
         raise ValueError(f"{steps} steps of {config['_class_name']} go nowhere")
     times = torch.tensor(nodes, dtype=torch.float64) / scheduler.config.num_train_timesteps
-    return Scheduled(_clipped(model, scheduler.config), method.solver(scheduler.config), times)
+    return Scheduled(_bounds(scheduler.config).of(model), method.solver(scheduler.config), times)
 
 
-def _clipped(model: ScoreModel, config: Mapping[str, Any]) -> Denoiser:
+def _own_config(model: ScoreModel) -> Mapping[str, Any] | None:
+    """Return the configuration of the scheduler that was saved with the model's network, if any."""
+    return model.network.config["scheduler"] if isinstance(model.network, DiffusersNetwork) else None  # type: ignore[return-value]
+
+
+class SampleBounds(NamedTuple):
+    """What a scheduler does to the clean half when it samples.
+
+    Attributes:
+        words: description in a few words; empty for nothing.
+        of: function that wraps a denoiser, or returns it as it is.
+    """
+
+    words: str
+    of: Callable[[Denoiser], Denoiser]
+
+
+def _bounds(config: Mapping[str, Any]) -> SampleBounds:
     if config.get("thresholding"):
-        return Threshold(model, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        quantile, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        words = f"x0 is thresholded at its {quantile:g} quantile, up to {most:g}"
+        return SampleBounds(words, partial(Threshold, quantile=quantile, most=most, low=-1.0, high=1.0))
     if config.get("clip_sample"):
-        return Clip(model, -config["clip_sample_range"], config["clip_sample_range"])
-    return model
+        most = config["clip_sample_range"]
+        return SampleBounds(f"x0 is clipped to [{-most:g}, {most:g}]", partial(Clip, low=-most, high=most))
+    return SampleBounds("", lambda model: model)
+
+
+def sample_bounds(model: ScoreModel) -> SampleBounds:
+    """Return the clipping or thresholding of the scheduler that was saved with a model's network.
+
+    ``sample_bounds(model).of(model)`` samples as the scheduler does; likelihood and encoding need the model itself.
+
+    >>> sdediff.interop.sample_bounds(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE())).words
+    ''
+    """
+    own = _own_config(model)
+    return _bounds({} if own is None else build_scheduler(own).config)
 
 
 class SupportedScheduler(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sdediff.conditioning import chain_steps
+from sdediff.conditioning import CONDITIONINGS, chain_steps
 from sdediff.denoiser import ScoreModel
 from sdediff.interop.folder import INDEX_FILE
 from sdediff.interop.network import DiffusersNetwork, diffusers
@@ -43,9 +43,9 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
             "only models whose network is a class of diffusers can be exported (read by sdediff.load, or "
             f"DiffusersNetwork.of(...)), not {type(network).__name__}"
         )
-    if not model.interface.labels:
+    if not (model.interface.labels and model.interface in CONDITIONINGS.values()):
         raise ValueError(
-            "diffusers counts the timesteps of a chain: only a DDPM asked by label can be exported, not "
+            "diffusers counts the timesteps of a chain from 0: only a DDPM asked by label can be exported, not "
             f"{type(model.sde).__name__} asked by {model.conditioning}"
         )
     _check_free(folder, force)

@@ -27,7 +27,7 @@ from sdediff.likelihood.log_likelihood import log_likelihood
 from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
-from sdediff.options import LikelihoodOptions, check_options
+from sdediff.options import LikelihoodOptions, check_count, check_options
 from sdediff.types import DataInfo, Level, brief
 
 
@@ -149,8 +149,9 @@ def bits_per_dim(
         dequantisation = choose(DEQUANTISATIONS, dequantisation, "dequantisation")
     estimate = choose(BOUNDS, bound, "bound")
     size = len(x) if size is None else size
-    if samples < 1 or size < 1:
-        raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
+    check_count("samples", samples)
+    check_count("batch_size", size)
+    check_count("probes", options.get("probes", 2))
     if bound == "importance":
         given["trace"] = _exact(given.get("trace", "auto"))
     nats = math.log(2.0) * x[0].numel()  # of one bit a dimension

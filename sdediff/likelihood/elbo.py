@@ -34,7 +34,7 @@ from sdediff.likelihood.discrete.dequantization import prepare_items
 from sdediff.likelihood.result import Result, in_json, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
-from sdediff.options import ElboOptions, check_options
+from sdediff.options import ElboOptions, check_count, check_options
 from sdediff.types import DataInfo, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -180,8 +180,9 @@ def elbo(
     make_control = choose(CONTROLS, control, "control")
     size, progress = options.get("batch_size"), options.get("progress")
     size = len(x) if size is None else size
-    if size < 1 or not (samples is None or samples >= 1):
-        raise ValueError(f"samples and the batch size must be at least 1, not {samples} and {size}")
+    check_count("batch_size", size)
+    if samples is not None:
+        check_count("samples", samples)
     width = 0.0 if info is None else bin_width(info)
     selected = select_terms(model, BoundOptions(steps, times, variance, law, draws, samples, width), data_moments)
     seed, first, results = options.get("seed", 0), options.get("first", 0), []

@@ -33,7 +33,7 @@ from sdediff.likelihood.nodes import find_interval, find_levels, find_method, ta
 from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.options import LikelihoodOptions, check_options
+from sdediff.options import LikelihoodOptions, check_count, check_options
 from sdediff.samplers.base import StepSampler
 from sdediff.types import DataInfo
 
@@ -100,10 +100,10 @@ def log_likelihood(
     probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
     model, x, info = prepare_items(model, x, data, options.get("condition"))
     dim = x[0].numel()
+    _check_numbers(probes, size, target_error)
     count = probes_for(options.get("trace", "auto"), probes, dim)
     law = choose(PROBES, options.get("noise", "rademacher"), "law of the probes")
     moments = prior_moments(options.get("prior", "moments"), model.moments)
-    _check_numbers(probes, size, target_error)
     scale = 1.0 if info is None else math.log(2.0) * dim
     dtype = x.dtype if info is None else model.state_dtype
     interval = find_interval(model.sde, t_from, options.get("t_to"))
@@ -171,9 +171,10 @@ def _solve_items(
 
 
 def _check_numbers(probes: int, size: int | None, target_error: float | None) -> None:
-    """Refuse numbers that are not positive."""
-    if probes < 1 or not (size is None or size >= 1):
-        raise ValueError(f"probes and the batch size must be at least 1, not {probes} and {size}")
+    """Refuse counts below 1, and an error that is not positive."""
+    check_count("probes", probes)
+    if size is not None:
+        check_count("batch_size", size)
     if target_error is not None and not target_error > 0.0:
         raise ValueError(f"the target error must be positive, not {target_error}")
 

@@ -14,6 +14,7 @@ from sdediff.likelihood.flow.adaptive_ode import AugmentedODE, with_tolerances
 from sdediff.likelihood.flow.path import evaluates_once_per_node
 from sdediff.numerics import choose
 from sdediff.options import GridLike
+from sdediff.parametrization import check_signal
 from sdediff.samplers import SAMPLERS, Sampler
 from sdediff.samplers.base import AdaptiveSampler, StepSampler
 from sdediff.samplers.external import AdaptiveODE
@@ -97,6 +98,7 @@ def find_levels(
     interval: tuple[float, float],
 ) -> list[Level[float]]:
     """Return the levels of the nodes, rising in noise; for an adaptive solver the two end levels."""
+    check_signal(model.prediction, model.sde, interval[1])
     if isinstance(method, AugmentedODE):
         return model.sde.levels(list(interval))
     default = GRID if model.sde.instants is None else CHAIN_GRID

@@ -5,6 +5,7 @@ from sdediff.sde.ddpm import DDPM
 from sdediff.sde.flow import RectifiedFlow
 from sdediff.sde.subvp import SubVPSDE
 from sdediff.sde.ve import VESDE
+from sdediff.sde.ve_exponential import ExponentialVESDE
 from sdediff.sde.vp import VPSDE, CosineVPSDE
 
 SDES: dict[str, type[SDE]] = {
@@ -12,8 +13,9 @@ SDES: dict[str, type[SDE]] = {
     "cosine": CosineVPSDE,
     "subvp": SubVPSDE,
     "ve": VESDE,
+    "ve-exponential": ExponentialVESDE,
     "flow": RectifiedFlow,
     "ddpm": DDPM,
 }
 
-__all__ = ["DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
+__all__ = ["DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"]

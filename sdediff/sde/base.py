@@ -111,6 +111,11 @@ class SDE(ABC):
         """The time of the data's end in likelihoods: ``t_min``, or a chain's first instant, the least in training."""
         return self.t_min if self.instants is None else float(self.instants[1])
 
+    @property
+    def t_signal(self) -> float:
+        """The last time with signal: ``t_max``, or the instant before the end of a chain of zero terminal SNR."""
+        return self.t_max
+
     def alpha(self, t: Time) -> Tensor:
         """Return the signal coefficient, float64, shape of ``t``."""
         return self.log_alpha(t).exp()

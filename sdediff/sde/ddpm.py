@@ -21,6 +21,7 @@ from sdediff.sde.vp import CosineVPSDE, VariancePreserving, check_linear_beta
 
 _MOST_SHOWN = 8
 _MAX_BETA = 0.999  # Nichol & Dhariwal 2021: a last step of beta = 1 would leave no signal at all
+_DARK_BETA = 0.9999  # above every cap, and below what a last step that leaves no signal has
 _MOST_STEPS = 1_000_000
 _DARKEST = 1e-14  # alpha-bar where a chain's is 0: the process needs a log-SNR, and 1e-7 of signal is below float32
 
@@ -57,7 +58,10 @@ class DDPM(VariancePreserving):
     betas: tuple[float, ...]
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
-        values = torch.as_tensor(betas, dtype=torch.float64)
+        try:
+            values = torch.as_tensor(betas, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"betas must be a list of numbers, not {betas!r:.80}") from None
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f"betas must be a non-empty list of numbers, not shape {tuple(values.shape)}")
         _check_steps(len(values))
@@ -99,6 +103,25 @@ class DDPM(VariancePreserving):
         betas = process._transition_variance(times[:-1], times[1:])
         return cls(betas.clamp(max=_MAX_BETA))
 
+    def zero_terminal_snr(self) -> DDPM:
+        """Return the chain with its alphas shifted to end at 0 and scaled to keep the first (Lin et al. 2024, alg. 1).
+
+        Networks that predict v or the sample are trained and sampled on all of it, those that predict epsilon up to the
+        instant before the last.
+
+        Raises:
+            ValueError: for a chain of one step, which has no end besides its start.
+
+        >>> float(sdediff.DDPM.linear(1000).zero_terminal_snr().alpha(1.0))  # 0 but for a share below float32's
+        1e-07
+        """
+        if self.steps < 2:
+            raise ValueError("a chain of 1 step cannot keep its first alpha and end at 0: it needs at least 2")
+        drops = -self._table[0][:-1].exp() * torch.expm1(self._slope)
+        left = drops.flip(0).cumsum(0).flip(0)  # alpha - alpha_N, as a sum of positive terms
+        share = (drops / left)[1:]
+        return DDPM((self.betas[0], *(share * (2.0 - share)).tolist()))
+
     @property
     def steps(self) -> int:
         """N, the length of the chain."""
@@ -108,6 +131,11 @@ class DDPM(VariancePreserving):
     def instants(self) -> Tensor:
         """The chain's instants ``i/N``, i = 0..N, float64."""
         return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+
+    @property
+    def t_signal(self) -> float:
+        """1, or the instant before the last if the last step leaves no signal, as no schedule of capped betas does."""
+        return 1.0 if self.betas[-1] <= _DARK_BETA else 1.0 - 1.0 / self.steps
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:

@@ -142,7 +142,7 @@ def distribution(x: Tensor, sde: SDE, t: float) -> Tensor:
     return torch.from_numpy(ndtr(z.numpy())) @ MIXTURE_1D.weights
 
 
-@pytest.mark.parametrize("process", ["vp", "cosine", "subvp", "ve", "flow", "ddpm-random"])
+@pytest.mark.parametrize("process", ["vp", "cosine", "subvp", "ve", "ve-exponential", "flow", "ddpm-random"])
 def test_probability_flow_keeps_the_distribution_function(process: str) -> None:
     """On a line the flow keeps every quantile: P(x_t <= x) is constant along its paths; eta = 0 has the marginals."""
     sde = PROCESSES[process]

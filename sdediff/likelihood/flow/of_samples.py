@@ -26,6 +26,7 @@ from sdediff.likelihood.flow.trace import ExactTrace, Trace
 from sdediff.likelihood.nodes import path_steps
 from sdediff.noise import NoiseSource
 from sdediff.options import GridLike
+from sdediff.parametrization import check_signal
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import node_times
@@ -76,6 +77,7 @@ def sampling_path(model: Denoiser, sampler: Sampler, steps: int | None, grid: Gr
             f"samples with their density start at t = {sde.t_max:g} and end at {sde.t_min:g} or above, "
             f"not at {first:g} and {last:g}"
         )
+    check_signal(model.prediction, sde, first)
     return SamplingPath(sampler, sde.levels(times))
 
 
@@ -107,8 +109,6 @@ def sample_with_density(
         ValueError: for an unknown trace, or a sampler that evaluates elsewhere than at the nodes.
         FloatingPointError: if a result is not finite.
     """
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, not {probes}")
     dim, (start, end) = x[0].numel(), (sampling.levels[0], sampling.levels[-1])
     count = probes_for(trace, probes, dim)
     estimator: Trace = ExactTrace(dim=dim)
