@@ -10,9 +10,11 @@ trajectories, so that the default is only left for something better.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from sdediff.samplers.clocks import FloatArray
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.pilot import Pilot, angle_at, clock
 from sdediff.samplers.relative import Relative
+from sdediff.sde import SDE
 from sdediff.types import Solution
 
 DEFAULT = "ode on reference"
@@ -54,14 +57,22 @@ _FORWARDS = 1280
 _TRAJECTORIES, _PILOT_STEPS = 16, (48, 80)
 """Trajectories of the pilot; its steps up to, and beyond, ``_MANY`` steps of the solve."""
 _MANY = 20
+_PROMISING, _FEWEST = 12, 4
+"""Pairs that are tried with the first forward free; fewest trajectories of a comparison by real solves."""
 _FINALISTS, _KNOTS, _ROUNDS, _PENALTY = 2, 4, 6, 0.02
 """Pairs whose nodes are moved, knots of the move, rounds of the search, and the cost of a squared move of one unit."""
 _MARGIN = 0.02
 """Share by which another choice must be better than the default."""
 
 
-class Candidate(NamedTuple):
-    """A sampler on its nodes, and how good it is: the mean of log RMS and mean log error, smaller is better."""
+class Choice(NamedTuple):
+    """A sampler on its nodes, and how good it is.
+
+    Attributes:
+        name: method and grid from which it was made, in words.
+        sampler: the sampler, to be given as ``solver=``.
+        score: mean of the log RMS error and the mean log error on the recorded trajectories; smaller is better.
+    """
 
     name: str
     sampler: Chosen
@@ -70,9 +81,10 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Auto(Sampler):
-    """Multistep solver chosen for the model it meets: one forward a step.
+    """Multistep solver chosen for the model that it meets: one forward a step.
 
-    The choice takes at most 1,280 forwards of one trajectory (32 trajectories of 40 steps) and is kept with the model.
+    A choice takes at most 1,280 forwards of one item (32 trajectories of 40 steps) and is kept with the model, for its
+    weights, the interval and the number of steps; under a condition it is made anew in every call.
 
     Args:
         seed: seed of the recorded trajectories.
@@ -92,14 +104,16 @@ class Auto(Sampler):
         """Return ``steps``; see :meth:`~sdediff.samplers.base.Sampler.nfe`."""
         return steps
 
-    def for_model(self, model: Denoiser, shape: tuple[int, ...], steps: int | None, interval: tuple[float, float]) -> Chosen:
+    def for_model(
+        self, model: Denoiser, shape: Sequence[int], steps: int | None, interval: tuple[float, float]
+    ) -> Chosen:
         """Return the sampler chosen for a model; see :meth:`~sdediff.samplers.base.Sampler.for_model`."""
-        return choose_solver(model, shape, self.steps if steps is None else steps, interval, self.seed).sampler
+        return choice_for(model, shape, self.steps if steps is None else steps, interval, self.seed).sampler
 
     def sample(
         self,
         denoise: Denoiser,
-        sde: object,
+        sde: SDE,
         x: Tensor,
         grid: Tensor,
         noise: NoiseSource,
@@ -108,46 +122,89 @@ class Auto(Sampler):
         progress: Progress | None = None,
     ) -> Solution:
         """Choose, and take the state ``x`` at ``grid[0]`` to ``grid[-1]`` on other nodes than those given."""
-        interval = float(grid[0]), float(grid[-1])
-        chosen = self.for_model(denoise, tuple(x.shape[1:]), len(grid) - 1, interval)
-        times = torch.tensor(chosen.times, dtype=torch.float64)
-        return chosen.sample(denoise, denoise.sde, x, times, noise, path=path, progress=progress)
+        chosen = self.for_model(denoise, x.shape, len(grid) - 1, (float(grid[0]), float(grid[-1])))
+        return chosen.sample(denoise, sde, x, torch.tensor(chosen.times).double(), noise, path=path, progress=progress)
 
 
-def choose_solver(
-    model: Denoiser, shape: tuple[int, ...], steps: int, interval: tuple[float, float], seed: int = 0
-) -> Candidate:
-    """Choose method, nodes and first forward for a model.
+_KEPT: WeakKeyDictionary[Denoiser, dict[object, Choice]] = WeakKeyDictionary()
+"""Choices by model; those for other weights are dropped with the model."""
+
+
+def choice_for(
+    model: Denoiser, shape: Sequence[int], steps: int, interval: tuple[float, float], seed: int = 0
+) -> Choice:
+    """Choose method, nodes and first forward for a model, or return the choice that was made before.
 
     Args:
         model: denoiser, in evaluation mode.
-        shape: shape of an item.
-        steps: forwards of a solve.
+        shape: shape of the states, ``(B, *shape)``; its first row has the condition of the first trajectory, and so on.
+        steps: forwards of a solve, at least 1.
         interval: times at which solves start and end.
         seed: seed of the recorded trajectories.
+
+    Raises:
+        ValueError: if no method can take this number of steps.
     """
-    pilot = Pilot(model, shape, _TRAJECTORIES, _PILOT_STEPS[int(steps > _MANY)], seed)
+    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers()))
+    key = weights, tuple(shape[1:]), steps, interval, seed
+    kept = _KEPT.setdefault(model, {})
+    if key not in kept:
+        rows = torch.arange(_TRAJECTORIES, device=model.device) % shape[0]
+        pilot = Pilot(model.rows(rows), shape[1:], _TRAJECTORIES, _PILOT_STEPS[int(steps > _MANY)], seed)
+        kept[key] = _choose(pilot, steps, interval)
+    return kept[key]
+
+
+def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
     found = sorted(_usual(pilot, steps, interval), key=lambda each: each.score)
+    if not found:
+        raise ValueError(f"no solver takes {steps} steps from t = {interval[0]:g} to {interval[1]:g}")
     default = next((each for each in found if each.name == DEFAULT), found[0])
-    best = _distinct(found)[:_FINALISTS]
-    moved = min((_move_nodes(pilot, each) for each in best), key=lambda each: each.score)
-    return _judge(pilot, [default, moved, found[0]], steps)
+    if pilot.model.moments is not None and interval[0] == pilot.model.sde.t_max:
+        free = (_on_grid(pilot, each.method, each.grid, steps, interval, free=True) for each in found[:_PROMISING])
+        found = sorted([*found, *(each for each in free if each is not None)], key=lambda each: each.score)
+    moved = min((_move_nodes(pilot, each) for each in _distinct(found)[:_FINALISTS]), key=lambda each: each.score)
+    return _judge(pilot, [default.choice(), moved, found[0].choice()], steps)
 
 
-def _usual(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iterator[Candidate]:
-    """Score every method on every usual grid, and with the first forward for nothing."""
-    model, free = pilot.model, pilot.model.moments is not None and interval[0] == pilot.model.sde.t_max
+class Pair(NamedTuple):
+    """A method on a usual grid, with its score."""
+
+    method: str
+    grid: str
+    sampler: Chosen
+    score: float
+
+    @property
+    def name(self) -> str:
+        """Method and grid in words."""
+        return f"{self.method} on {self.grid}" + (", the first forward free" if self.sampler.free else "")
+
+    def choice(self) -> Choice:
+        """Return the pair as a choice."""
+        return Choice(self.name, self.sampler, self.score)
+
+
+def _usual(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
+    """Score every method on every usual grid."""
     for grid in USUAL_GRIDS:
-        for extra in (0, 1) if free else (0,):
-            try:
-                times = model.snap(GRIDS[grid](model.sde, steps + extra, *interval)).tolist()
-            except ValueError:  # two nodes coincide, or the grid has no such end
-                continue
-            for name, method in METHODS.items():
-                candidate = Chosen(method, tuple(times), bool(extra))
-                score = _score(pilot, candidate)
-                if math.isfinite(score):
-                    yield Candidate(f"{name} on {grid}" + ", first forward free" * extra, candidate, score)
+        for method in METHODS:
+            pair = _on_grid(pilot, method, grid, steps, interval)
+            if pair is not None:
+                yield pair
+
+
+def _on_grid(
+    pilot: Pilot, method: str, grid: str, steps: int, interval: tuple[float, float], *, free: bool = False
+) -> Pair | None:
+    """Return a method on a grid, with the first forward free or not; ``None`` where it cannot take these steps."""
+    try:
+        times = pilot.model.snap(GRIDS[grid](pilot.model.sde, steps + int(free), *interval))
+    except ValueError:  # two nodes coincide
+        return None
+    sampler = Chosen(METHODS[method], tuple(times.tolist()), free)
+    value = _score(pilot, sampler)
+    return Pair(method, grid, sampler, value) if math.isfinite(value) else None
 
 
 def _score(pilot: Pilot, sampler: Chosen) -> float:
@@ -165,41 +222,44 @@ def score(squared: FloatArray) -> float:
     return 0.25 * float(np.log(squared.mean()) + np.log(squared).mean())
 
 
-def _distinct(found: list[Candidate]) -> list[Candidate]:
-    """Return the best candidate of each method."""
-    best: dict[StepSampler, Candidate] = {}
+def _distinct(found: list[Pair]) -> list[Pair]:
+    """Return the best pair of each method."""
+    best: dict[str, Pair] = {}
     for each in found:
-        best.setdefault(each.sampler.method, each)
+        best.setdefault(each.method, each)
     return list(best.values())
 
 
-def _move_nodes(pilot: Pilot, candidate: Candidate) -> Candidate:
-    """Move the nodes to where the predicted error is smallest: log-widths of the steps by a line through few knots."""
-    sampler, sde = candidate.sampler, pilot.model.sde
+def _move_nodes(pilot: Pilot, pair: Pair) -> Choice:
+    """Move the nodes to where the predicted error is smallest: log-widths of the steps by a line through few knots.
+
+    The first node stays, and the last; that before the data is free, too.
+    """
+    sampler, sde = pair.sampler, pilot.model.sde
     angles = np.array([level.angle for level in sde.levels(sampler.times)])
-    inner = clock(angles[angles > 0.0])
+    to_data = bool(angles[-1] == 0.0)
+    inner = clock(angles[:-1] if to_data else angles)
     knots = min(_KNOTS, len(inner) - 1)
-    if knots < 1:
-        return candidate
-    places = np.linspace(0.0, 1.0, len(inner) - 1)
+    if knots < 1 or angles[0] == 0.0:
+        return pair.choice()
+    widths, places = np.log(np.abs(np.diff(inner))), np.linspace(0.0, 1.0, len(inner) - 1)
 
     def moved(shift: FloatArray) -> Chosen:
-        widths = np.log(np.abs(np.diff(inner))) + np.interp(places, np.linspace(0.0, 1.0, knots), shift[:knots])
-        end = inner[-1] + shift[-1] * float(angles[-1] == 0.0)
-        steps = np.exp(widths) / np.exp(widths).sum() * (end - inner[0])
-        tan = np.tan(angle_at(inner[0] + np.cumsum(steps[: len(inner) - 1 if angles[-1] == 0.0 else -1]))[0])
-        times = sde.time(-torch.from_numpy(np.log(tan))).clamp(sde.t_min, sde.t_max)
-        whole = [sampler.times[0], *times.tolist(), sampler.times[-1]]
-        return Chosen(sampler.method, tuple(pilot.model.snap(torch.tensor(whole, dtype=torch.float64)).tolist()), sampler.free)
+        scaled = np.exp(widths + np.interp(places, np.linspace(0.0, 1.0, knots), shift[:knots]))
+        length = inner[-1] + shift[-1] * float(to_data) - inner[0]
+        nodes = inner[0] + length * np.cumsum(scaled) / scaled.sum()
+        log_tan = np.log(np.tan(angle_at(nodes if to_data else nodes[:-1])[0]))
+        times = sde.time(torch.from_numpy(-log_tan)).clamp(sde.t_min, sde.t_max).tolist()
+        whole = torch.tensor([sampler.times[0], *times, sampler.times[-1]], dtype=torch.float64)
+        return Chosen(sampler.method, tuple(pilot.model.snap(whole).tolist()), sampler.free)
 
     def objective(shift: FloatArray) -> float:
-        nodes = moved(shift)
-        rising = all(a > b for a, b in zip(nodes.times, nodes.times[1:], strict=False))
-        return _score(pilot, nodes) + _PENALTY * float(shift @ shift) if rising else math.inf
+        nodes, sign = moved(shift), math.copysign(1.0, sampler.times[0] - sampler.times[-1])
+        runs = all(sign * (a - b) > 0.0 for a, b in pairwise(nodes.times))
+        return _score(pilot, nodes) + _PENALTY * float(shift @ shift) if runs else math.inf
 
-    shift = _descend(objective, knots + 1)
-    found = moved(shift)
-    return Candidate(f"{candidate.name}, nodes moved", found, _score(pilot, found))
+    found = moved(_descend(objective, knots + 1))
+    return Choice(f"{pair.name}, nodes moved", found, _score(pilot, found))
 
 
 def _descend(objective: Callable[[FloatArray], float], count: int) -> FloatArray:
@@ -221,23 +281,24 @@ def _descend(objective: Callable[[FloatArray], float], count: int) -> FloatArray
     return place
 
 
-def _judge(pilot: Pilot, candidates: list[Candidate], steps: int) -> Candidate:
-    """Compare candidates by real solves of some of the trajectories, the first of them being the default."""
+def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
+    """Compare choices by real solves of some of the trajectories; the first of them is the default."""
     left = _FORWARDS - _TRAJECTORIES * _PILOT_STEPS[int(steps > _MANY)]
-    unique = list({each.sampler: each for each in candidates}.values())
+    unique = list({each.sampler: each for each in reversed(candidates)}.values())[::-1]
     count = min(_TRAJECTORIES, left // max(1, steps * len(unique)))
-    if count < 4 or unique[0].sampler.times[-1] != 0.0:
-        judged = unique
-    else:
-        judged = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique]
-    best = min(judged, key=lambda each: each.score)
-    return best if best.score < judged[0].score + math.log1p(-_MARGIN) else judged[0]
+    if len(unique) > 1 and count >= _FEWEST and unique[0].sampler.times[-1] == 0.0:
+        unique = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique]
+    best = min(unique, key=lambda each: each.score)
+    return best if best.score < unique[0].score + math.log1p(-_MARGIN) else unique[0]
 
 
 def _real_score(pilot: Pilot, sampler: Chosen, count: int) -> float:
+    """Score a solve by the network of the first trajectories that start where it does."""
     model, x = pilot.model.rows(slice(count)), pilot.start[:count]
     levels = model.sde.levels(sampler.times)
+    if levels[0].t != model.sde.t_max:
+        return _score(pilot, sampler)
     with torch.no_grad():
         y, _, _ = take_steps(sampler, Frame(model, model.sde), x, levels, NoiseSource(0, x.shape), False, None)
-    errors = flatten(to_x(y, levels[-1]) - pilot.end[:count]).double().square().mean(dim=1).cpu().numpy()
+    errors = flatten(to_x(y, levels[-1]) - pilot.end[:count]).cpu().double().square().mean(dim=1).numpy()
     return score(errors + pilot.resolution[:count])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, final
@@ -69,6 +69,19 @@ class Sampler(ABC):
         It is 1 where every step has the method's own order.
         """
         return 1
+
+    def for_model(
+        self, model: Denoiser, shape: Sequence[int], steps: int | None, interval: tuple[float, float]
+    ) -> Sampler:
+        """Return the sampler of a solve by one model: itself, unless it is chosen for the model.
+
+        Args:
+            model: denoiser.
+            shape: shape of the states, ``(B, *shape)``.
+            steps: number of steps, where the user gives one.
+            interval: times at which the solve starts and ends.
+        """
+        return self
 
     @abstractmethod
     def nfe(self, steps: int, *, clean: bool = True) -> int | None:

@@ -65,7 +65,7 @@ class _Recorder(Frame):
         split = super().__call__(y, level, rows)
         self.angles.append(level.angle)
         for kept, value in ((self.states, y), (self.slopes, split.mix(-level.sin, level.cos))):
-            kept.append(self.white.rotate(flatten(value)).double().cpu())
+            kept.append(self.white.rotate(flatten(value)).cpu().double())
         return split
 
 
@@ -98,7 +98,7 @@ class Pilot:
         self._angles = np.array(recorder.angles)
         states, slopes = (torch.stack(kept).numpy() for kept in (recorder.states, recorder.slopes))
         kept, self.weights = _kept_coordinates(recorder.white, flatten(self.end), states.shape[-1])
-        self.moments = _moments(model, recorder.white, flatten(self.end).double().cpu(), kept)
+        self.moments = _moments(model, recorder.white, flatten(self.end).cpu().double(), kept)
         self._shape = (trajectories, len(kept))
         slopes = slopes[..., kept].reshape(len(slopes), -1)
         self._spline = CubicSpline(clock(self._angles)[::-1], slopes[::-1])
