@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -31,6 +31,12 @@ KEPT = dict(zip(BUDGETS, (200, 120, 80, 60, 40, 30, 30), strict=True))
 FINAL = 4
 NAMED = ("ab2", "ab4", "dpm2", "dpm3", "dpm++2m", "dpm++3m", "deis2", "deis3", "unipc2", "unipc3", "heun")
 GRIDS = ("time", "quadratic", "reference", "asinh", "karras", "logsnr")
+PACKAGES = {
+    "diffusers": diffusers_peers,
+    "k-diffusion": kdiffusion_peers,
+    "gits": gits_peers,
+    "azula": azula_peers,
+}
 METRICS = ("rms", "median")
 FAILED = Errors(float("inf"), float("inf"))
 
@@ -83,11 +89,11 @@ def shifted(shift: float) -> Rule:
     return rule
 
 
-def peers(problem: Problem) -> Iterator[Rival]:
+def peers(problem: Problem, packages: Iterable[str]) -> Iterator[Rival]:
     """Every peer on its package's own grids; on those of its other schedules where the network asks for levels."""
     flow = isinstance(problem.model.sde, sdediff.RectifiedFlow)
-    for package in (diffusers_peers, kdiffusion_peers, gits_peers, azula_peers):
-        for peer in package.peers():
+    for package in packages:
+        for peer in PACKAGES[package].peers():
             more = {"flow shift 3": shifted(3.0)} if flow and "time" in peer.grids else {}
             for grid, rule in (peer.grids | peer.swapped | more).items():
                 yield Rival(f"{peer.name}, {grid}", rule, partial(_steps, peer), partial(_of_peer, peer))
