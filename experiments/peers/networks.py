@@ -4,7 +4,7 @@
 
 ``DATA`` holds ``fashion_mnist.npz``, ``cifar10_16k.npz`` and ``tabular/*.npz`` (arrays ``data``); the contest also
 takes its pretrained networks from there (``checkpoints/``). What a network has learnt does not matter here: the truth
-is its own probability flow. So they are small and trained for minutes; all of them take an hour and a half of one core.
+is its own probability flow. So they are small and trained for minutes; all of them take half an hour of one core.
 
 Every network belongs to one of two halves, fixed before anything was measured: solvers are chosen on ``choose``, and
 what was chosen is reported on ``judge``. The halves share no network, no mixture and no error.
@@ -59,10 +59,10 @@ TRAINED: dict[str, Recipe] = {
     "digits-cosine-v": Recipe("choose", "digits", "cosine", "v_prediction", 500),
     "digits-flow": Recipe("judge", "digits", "flow", "flow", 500),
     "fashion-cosine-eps": Recipe("choose", "fashion", "ddpm-cosine", "epsilon", 800, SMALL),
-    "fashion-cosine-v": Recipe("judge", "fashion", "ddpm-cosine", "v_prediction", 800, SMALL),
-    "cifar-linear-eps": Recipe("choose", "cifar", "ddpm", "epsilon", 800, SMALL),
-    "cifar-cosine-eps": Recipe("judge", "cifar", "ddpm-cosine", "epsilon", 800, SMALL),
-    "cifar-ve": Recipe("judge", "cifar", "ve", "score", 800, SMALL),
+    "fashion-cosine-v": Recipe("judge", "fashion", "ddpm-cosine", "v_prediction", 400, SMALL),
+    "cifar-linear-eps": Recipe("choose", "cifar", "ddpm", "epsilon", 400, SMALL),
+    "cifar-cosine-eps": Recipe("judge", "cifar", "ddpm-cosine", "epsilon", 400, SMALL),
+    "cifar-ve": Recipe("judge", "cifar", "ve", "score", 400, SMALL),
 }
 
 

@@ -43,7 +43,7 @@ from .rivals import METRICS, PACKAGES, Log
 from .subjects import SUBJECTS
 
 WORST = 1e3
-VECTORS, SMALL, IMAGES = (128, 32, 800), (48, 12, 400), (16, 4, 400)
+VECTORS, SMALL, IMAGES = (128, 32, 800), (48, 12, 400), (12, 3, 300)
 """Starts, those of the screening, and steps of the truth: of points, of images up to 12x12, of larger ones."""
 
 FAR = 5.0

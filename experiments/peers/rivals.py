@@ -27,7 +27,7 @@ from .adapter import Peer, Rule
 from .contest import BUDGETS
 from .measure import Errors, Problem, of_peer
 
-KEPT = dict(zip(BUDGETS, (200, 120, 80, 60, 40, 30, 30), strict=True))
+KEPT = dict(zip(BUDGETS, (120, 80, 50, 40, 30, 24, 24), strict=True))
 FINAL = 4
 NAMED = ("ab2", "ab4", "dpm2", "dpm3", "dpm++2m", "dpm++3m", "deis2", "deis3", "unipc2", "unipc3", "heun")
 GRIDS = ("time", "quadratic", "reference", "asinh", "karras", "logsnr")
