@@ -9,7 +9,7 @@
 Same starts at ``t_max`` (a chain's last instant), same last level, equal numbers of forwards; the error is the distance
 to the end of the network's own flow, by UniPC on a fine grid, checked against a fine Runge-Kutta solve: figures less
 than three times the difference of the two are left out, and so are starts that the network itself takes off the data
-(far outside what it was trained on, the end of its flow may be anywhere). The best peer is the best of all schedulers
+(far outside what it was trained on, the end of its flow may be anywhere; ``--every-start`` keeps them). The best peer is the best of all schedulers
 of diffusers, samplers of k-diffusion and azula and of GITS's iPNDM (``--package`` takes some), with all their options,
 on their packages' own grids, with and without an analytic first step; the best named solver is one of ours on one of
 the usual grids. Both are chosen for each network, number of forwards and metric separately, knowing the answer.
@@ -59,8 +59,13 @@ class Cell:
     named: dict[str, Errors]
 
 
-def prepare(name: str, runs: Path, shared: Path, cache: Path) -> tuple[Problem, int, float, float]:
-    """A network as a problem, the starts of its screening, and by how much its two truths differ, RMS and median."""
+def prepare(
+    name: str, runs: Path, shared: Path, cache: Path, *, every: bool = False
+) -> tuple[Problem, int, float, float]:
+    """A network as a problem, the starts of its screening, and by how much its two truths differ, RMS and median.
+
+    Starts that the network takes off the data are left out unless ``every`` start is wanted.
+    """
     model = SUBJECTS[name].make(runs, shared)
     weights = hashlib.sha256()
     for value in model.state_dict().values():
@@ -78,7 +83,10 @@ def prepare(name: str, runs: Path, shared: Path, cache: Path) -> tuple[Problem, 
     sizes = truth.flatten(1).norm(dim=1)
     stays = sizes < FAR * sizes.median()
     if not bool(stays.all()):
-        print(f"{name}: {int((~stays).sum())} of {starts} starts are left out: the network takes them off the data")
+        fate = "kept" if every else "left out"
+        print(f"{name}: {int((~stays).sum())} of {starts} starts are {fate}: the network takes them off the data")
+        stays |= every
+        label += "-every" if every else ""
     apart = Errors.of(other[stays], truth[stays])
     return Problem(label, model, t_to, x[stays], truth[stays]), few, apart.rms, apart.median
 
@@ -167,6 +175,7 @@ def summary(made: list[dict[str, Any]]) -> None:
 @click.option("--half", "halves", multiple=True, type=click.Choice(HALVES), default=HALVES)
 @click.option("--solver", "solvers", multiple=True, default=["ode"], show_default=True, help="NAME or NAME@GRID.")
 @click.option("--package", "packages", multiple=True, type=click.Choice(list(PACKAGES)), default=list(PACKAGES))
+@click.option("--every-start", "every", is_flag=True, help="Also those that the network takes off the data.")
 @click.option("--cache", type=click.Path(path_type=Path), help="cache/ in the runs' folder by default.")
 @click.option("--out", type=click.Path(path_type=Path), help="The figures as JSON lines.")
 def main(
@@ -176,6 +185,7 @@ def main(
     halves: tuple[str, ...],
     solvers: tuple[str, ...],
     packages: tuple[str, ...],
+    every: bool,
     cache: Path | None,
     out: Path | None,
 ) -> None:
@@ -186,7 +196,7 @@ def main(
     for name in names:
         if SUBJECTS[name].half not in halves:
             continue
-        problem, few, *apart = prepare(name, runs, shared, cache)
+        problem, few, *apart = prepare(name, runs, shared, cache, every=every)
         cells = measured(problem, few, solvers, packages, Log(cache / f"{problem.name}.jsonl"))
         own = rows(name, cells, dict(zip(METRICS, apart, strict=True)))
         show(own)
