@@ -8,12 +8,14 @@
 
 Same starts at ``t_max`` (a chain's last instant), same last level, equal numbers of forwards; the error is the distance
 to the end of the network's own flow, by UniPC on a fine grid, checked against a fine Runge-Kutta solve: figures less
-than three times the difference of the two are left out, and so are starts that the network itself takes off the data
-(far outside what it was trained on, the end of its flow may be anywhere; ``--every-start`` keeps them). The best peer is the best of all schedulers
-of diffusers, samplers of k-diffusion and azula and of GITS's iPNDM (``--package`` takes some), with all their options,
-on their packages' own grids, with and without an analytic first step; the best named solver is one of ours on one of
-the usual grids. Both are chosen for each network, number of forwards and metric separately, knowing the answer.
-``--solver NAME@GRID`` puts a solver of ours on another grid. A solve that fails counts as a ratio of 1,000.
+than three times the difference of the two are left out. So are starts that the network itself takes off the data: far
+outside what it was trained on, the end of its flow may be anywhere (``--every-start`` keeps them).
+
+The best peer is the best of all schedulers of diffusers, samplers of k-diffusion and azula and of GITS's iPNDM
+(``--package`` takes some), with all their options, on their packages' own grids, with and without an analytic first
+step; the best named solver is one of ours on one of the usual grids. Both are chosen for each network, number of
+forwards and metric separately, knowing the answer. ``--solver NAME@GRID`` puts a solver of ours on another grid. A
+solve that fails counts as a ratio of 1,000.
 
 Truth and rivals are kept in ``--cache``, so that another solver of ours costs its own forwards alone: a few minutes for
 all networks. Networks of the half ``choose`` are for choosing, of ``judge`` for reporting what was chosen.
