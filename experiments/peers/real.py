@@ -41,13 +41,24 @@ from . import rivals
 from .contest import BUDGETS
 from .measure import Errors, Problem, of_ours
 from .networks import HALVES
-from .rivals import METRICS, PACKAGES, Log
+from .rivals import METRICS, PACKAGES, Log, Screening
 from .subjects import SUBJECTS
 
 WORST = 1e3
-VECTORS, SMALL, IMAGES = (128, 32, 800), (48, 12, 400), (12, 3, 300)
-"""Starts, those of the screening, and steps of the truth: of points, of images up to 12x12, of larger ones."""
 
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured on networks of one size: starts, steps of the truth, and the screening of the rivals."""
+
+    starts: int
+    steps: int
+    screening: Screening
+
+
+POINTS = Scale(128, 800, Screening(32, (240, 200, 150, 120, 100, 80), 6))
+SMALL = Scale(48, 400, Screening(12, (160, 120, 80, 60, 50, 40), 4))
+IMAGES = Scale(12, 300, Screening(3, (160, 100, 70, 50, 40, 30), 4))
 FAR = 5.0
 """Length of an end, in units of the median, beyond which the network has lost the data: no figure should hang on it."""
 
@@ -63,8 +74,8 @@ class Cell:
 
 def prepare(
     name: str, runs: Path, shared: Path, cache: Path, *, every: bool = False
-) -> tuple[Problem, int, float, float]:
-    """A network as a problem, the starts of its screening, and by how much its two truths differ, RMS and median.
+) -> tuple[Problem, Screening, Errors]:
+    """A network as a problem, the screening of its rivals, and by how much its two truths differ.
 
     Starts that the network takes off the data are left out unless ``every`` start is wanted.
     """
@@ -72,25 +83,25 @@ def prepare(
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
-    starts, few, steps = VECTORS if len(model.data.shape) == 1 else SMALL if model.data.shape[-1] <= 12 else IMAGES
+    scale = POINTS if len(model.data.shape) == 1 else SMALL if model.data.shape[-1] <= 12 else IMAGES
     rng = torch.Generator().manual_seed(1)
-    x = torch.randn(starts, *model.data.shape, generator=rng, dtype=torch.float64)
+    x = torch.randn(scale.starts, *model.data.shape, generator=rng, dtype=torch.float64)
     x = x * float(model.sde.level(model.sde.t_max).scale)
     t_to, label = max(1e-3, model.sde.t_data), f"{name}-{weights.hexdigest()[:8]}"
     path = cache / f"{label}.pt"
     if not path.exists():
         print(f"{name}: the end of its flow ...", flush=True)
-        torch.save([_fine(model, x, t_to, "unipc3", steps), _fine(model, x, t_to, "rk4", steps // 4)], path)
+        torch.save([_fine(model, x, t_to, *how) for how in (("unipc3", scale.steps), ("rk4", scale.steps // 4))], path)
     truth, other = torch.load(path)
     sizes = truth.flatten(1).norm(dim=1)
     stays = sizes < FAR * sizes.median()
     if not bool(stays.all()):
         fate = "kept" if every else "left out"
-        print(f"{name}: {int((~stays).sum())} of {starts} starts are {fate}: the network takes them off the data")
+        print(f"{name}: {int((~stays).sum())} of {len(x)} starts are {fate}: the network takes them off the data")
         stays |= every
         label += "-every" if every else ""
-    apart = Errors.of(other[stays], truth[stays])
-    return Problem(label, model, t_to, x[stays], truth[stays]), few, apart.rms, apart.median
+    problem = Problem(label, model, t_to, x[stays], truth[stays])
+    return problem, scale.screening, Errors.of(other[stays], truth[stays])
 
 
 def _fine(model: sdediff.ScoreModel, x: Tensor, t_to: float, solver: str, steps: int) -> Tensor:
@@ -98,11 +109,11 @@ def _fine(model: sdediff.ScoreModel, x: Tensor, t_to: float, solver: str, steps:
 
 
 def measured(
-    problem: Problem, few: int, solvers: tuple[str, ...], packages: tuple[str, ...], log: Log
+    problem: Problem, plan: Screening, solvers: tuple[str, ...], packages: tuple[str, ...], log: Log
 ) -> dict[int, Cell]:
     """The errors of our solvers, and of their rivals, by number of forwards."""
-    peers = rivals.contest(problem, list(rivals.peers(problem, packages)), few, log)
-    named = rivals.contest(problem, list(rivals.named()), few, log)
+    peers = rivals.contest(problem, list(rivals.peers(problem, packages)), plan, log)
+    named = rivals.contest(problem, list(rivals.named()), plan, log)
     ours = {solver: {n: _of_solver(problem, solver, n) for n in BUDGETS} for solver in solvers}
     return {n: Cell({solver: ours[solver][n] for solver in solvers}, peers[n], named[n]) for n in BUDGETS}
 
@@ -120,17 +131,18 @@ def ratio(error: float, reference: float) -> float:
     return min(error / reference, WORST) if math.isfinite(error) else WORST
 
 
-def rows(name: str, cells: dict[int, Cell], apart: dict[str, float]) -> list[dict[str, Any]]:
+def rows(name: str, cells: dict[int, Cell], apart: Errors) -> list[dict[str, Any]]:
     """One record a number of forwards and metric that the truth is good enough for."""
     made = []
     for n, cell in cells.items():
         for metric in METRICS:
             (peer, who), (named, which) = best(cell.peers, metric), best(cell.named, metric)
+            unsure = getattr(apart, metric)
             ours = {solver: getattr(errors, metric) for solver, errors in cell.ours.items()}
             made.append(
-                {"network": name, "half": SUBJECTS[name].half, "forwards": n, "metric": metric, "truth": apart[metric]}
+                {"network": name, "half": SUBJECTS[name].half, "forwards": n, "metric": metric, "truth": unsure}
                 | {"peer": peer, "peer_label": who, "named": named, "named_label": which, "ours": ours}
-                | {"counts": 3.0 * apart[metric] < min(peer, named, *ours.values())}
+                | {"counts": 3.0 * unsure < min(peer, named, *ours.values())}
             )
     return made
 
@@ -198,9 +210,9 @@ def main(
     for name in names:
         if SUBJECTS[name].half not in halves:
             continue
-        problem, few, *apart = prepare(name, runs, shared, cache, every=every)
-        cells = measured(problem, few, solvers, packages, Log(cache / f"{problem.name}.jsonl"))
-        own = rows(name, cells, dict(zip(METRICS, apart, strict=True)))
+        problem, plan, apart = prepare(name, runs, shared, cache, every=every)
+        cells = measured(problem, plan, solvers, packages, Log(cache / f"{problem.name}.jsonl"))
+        own = rows(name, cells, apart)
         show(own)
         made += own
         if out is not None:

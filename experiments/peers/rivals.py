@@ -1,7 +1,7 @@
 """The best of the peers, and of our named solvers, on one network: screened on few starts, the leaders on all.
 
 At 5 forwards every configuration runs on few starts; at each further number of forwards those that led at the one
-before, fewer and fewer (``KEPT``, half by RMS and half by median). The ``FINAL`` best by either metric run on all.
+before, fewer and fewer, half of them by RMS and half by median. The best of each number run on all starts.
 Everything is kept in a file of JSON lines, one a figure, by the nodes themselves: a run that was stopped goes on, and
 a grid that has changed is measured again.
 """
@@ -27,8 +27,6 @@ from .adapter import Peer, Rule
 from .contest import BUDGETS
 from .measure import Errors, Problem, of_peer
 
-KEPT = dict(zip(BUDGETS, (120, 80, 50, 40, 30, 24, 24), strict=True))
-FINAL = 4
 NAMED = ("ab2", "ab4", "dpm2", "dpm3", "dpm++2m", "dpm++3m", "deis2", "deis3", "unipc2", "unipc3", "heun")
 GRIDS = ("time", "quadratic", "reference", "asinh", "karras", "logsnr")
 PACKAGES = {
@@ -56,6 +54,21 @@ class Rival:
     rule: Rule
     steps: Callable[[int], int]
     errors: Callable[[Problem, Tensor, int], Errors]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """How much is measured.
+
+    Args:
+        few: starts of the screening.
+        kept: configurations that go on from each number of forwards to the next.
+        final: how many, by either metric, run on all starts.
+    """
+
+    few: int
+    kept: tuple[int, ...]
+    final: int
 
 
 class Log:
@@ -130,13 +143,13 @@ def _of_named(name: str, problem: Problem, times: Tensor, budget: int) -> Errors
     return Errors.of(s.x, problem.reference) if s.nfe <= budget else FAILED
 
 
-def contest(problem: Problem, listed: list[Rival], few: int, log: Log) -> dict[int, dict[str, Errors]]:
+def contest(problem: Problem, listed: list[Rival], plan: Screening, log: Log) -> dict[int, dict[str, Errors]]:
     """The errors of the leaders on all starts, by number of forwards and label."""
     nodes, kept, found = dict[tuple[Rule, int], Tensor | None](), listed, dict[int, dict[str, Errors]]()
-    for budget in BUDGETS:
-        ranked = _ranked(problem.first(few), kept, budget, log, nodes)
-        found[budget] = {r.label: e for r, e in _ranked(problem, _leading(ranked, FINAL), budget, log, nodes)}
-        kept = _leading(ranked, KEPT[budget] // 2)
+    for budget, following in zip(BUDGETS, (*plan.kept, 0), strict=True):
+        ranked = _ranked(problem.first(plan.few), kept, budget, log, nodes)
+        found[budget] = {r.label: e for r, e in _ranked(problem, _leading(ranked, plan.final), budget, log, nodes)}
+        kept = _leading(ranked, following // 2)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Fit
 from torch import Tensor, nn
 
@@ -68,7 +70,8 @@ def photographs(runs: Path, shared: Path, components: int, seed: int) -> Gaussia
         corners = rng.integers(0, 25, size=(len(images), 2))
         patches = np.stack([i[r : r + 8, c : c + 8] for i, (r, c) in zip(images, corners, strict=True)])
         values = patches.reshape(len(images), -1) / 127.5 - 1.0
-        fitted = Fit(components, max_iter=25, reg_covar=1e-4, random_state=seed).fit(values)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # any mixture will do
+            fitted = Fit(components, max_iter=25, reg_covar=1e-4, random_state=seed).fit(values)
         np.savez(path, means=fitted.means_, covariances=fitted.covariances_, weights=fitted.weights_)
     with np.load(path) as arrays:
         return GaussianMixture(*(torch.from_numpy(arrays[key]) for key in ("means", "covariances", "weights")))
