@@ -40,7 +40,7 @@ import sdediff
 from . import rivals
 from .contest import BUDGETS
 from .measure import Errors, Problem, of_ours
-from .networks import HALVES
+from .networks import HALVES, TRAINED
 from .rivals import METRICS, PACKAGES, Log, Screening
 from .subjects import SUBJECTS
 
@@ -210,6 +210,9 @@ def main(
     for name in names:
         if SUBJECTS[name].half not in halves:
             continue
+        if name in TRAINED and not (runs / name / "model.json").exists():
+            print(f"{name} is left out: {runs} has no such run")
+            continue
         problem, plan, apart = prepare(name, runs, shared, cache, every=every)
         cells = measured(problem, plan, solvers, packages, Log(cache / f"{problem.name}.jsonl"))
         own = rows(name, cells, apart)
@@ -217,7 +220,8 @@ def main(
         made += own
         if out is not None:
             out.write_text("".join(json.dumps(row) + "\n" for row in made))
-    summary(made)
+    if made:
+        summary(made)
 
 
 if __name__ == "__main__":
