@@ -7,8 +7,8 @@
     python -m experiments.peers.real --runs runs/nets --shared DATA --name moons-ve --name cifar-ve
 
 Same starts at ``t_max`` (a chain's last instant), same last level, equal numbers of forwards; the error is the distance
-to the end of the network's own flow, by UniPC on a fine grid, checked against a fine Runge-Kutta solve: figures less
-than three times the difference of the two are left out. So are starts that the network itself takes off the data: far
+to the end of the network's own flow, by UniPC on a fine grid, checked against another fine solve: figures less than
+three times the difference of the two are left out. So are starts that the network itself takes off the data: far
 outside what it was trained on, the end of its flow may be anywhere (``--every-start`` keeps them).
 
 The best peer is the best of all schedulers of diffusers, samplers of k-diffusion and azula and of GITS's iPNDM
@@ -27,6 +27,7 @@ import hashlib
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def prepare(
     path = cache / f"{label}.pt"
     if not path.exists():
         print(f"{name}: the end of its flow ...", flush=True)
-        torch.save([_fine(model, x, t_to, *how) for how in (("unipc3", scale.steps), ("rk4", scale.steps // 4))], path)
+        torch.save(list(_ends(model, x, t_to, scale.steps)), path)
     truth, other = torch.load(path)
     sizes = truth.flatten(1).norm(dim=1)
     stays = sizes < FAR * sizes.median()
@@ -104,8 +105,27 @@ def prepare(
     return problem, scale.screening, Errors.of(other[stays], truth[stays])
 
 
-def _fine(model: sdediff.ScoreModel, x: Tensor, t_to: float, solver: str, steps: int) -> Tensor:
-    return sdediff.solve(model, x, solver, steps=steps, grid="logsnr", t_to=t_to).x
+def _ends(model: sdediff.ScoreModel, x: Tensor, t_to: float, steps: int) -> Iterator[Tensor]:
+    """The end of the flow by two solves; through all instants for a network of integers, whose flow bends at each."""
+    times = sdediff.GRIDS["logsnr"](model.sde, steps, model.sde.t_max, t_to)
+    if torch.equal(model.snap(times), times):
+        yield sdediff.solve(model, x, "unipc3", grid=times).x
+        yield sdediff.solve(model, x, "rk4", steps=steps // 4, grid="logsnr", t_to=t_to).x
+        return
+    times = _between(model.sde.instants.flip(0), model.sde, t_to, 10.0 / steps)
+    for solver in ("unipc3", "ab4"):
+        yield sdediff.solve(model, x, solver, grid=times).x
+
+
+def _between(instants: Tensor, sde: sdediff.SDE, t_to: float, width: float) -> Tensor:
+    """All instants down to ``t_to``, and nodes between them where these are further apart in log-SNR than ``width``."""
+    kept = instants[instants >= t_to]
+    widths = sde.half_log_snr(kept).diff()
+    parts = [
+        torch.linspace(float(high), float(low), math.ceil(float(apart) / width) + 1, dtype=torch.float64)[:-1]
+        for high, low, apart in zip(kept[:-1], kept[1:], widths, strict=True)
+    ]
+    return torch.cat([*parts, kept[-1:]])
 
 
 def measured(
