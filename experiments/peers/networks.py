@@ -47,7 +47,7 @@ class Recipe:
 
 
 SMALL = ("network.name=unet", "network.width=16", "network.multipliers=[1,2,4]", "training.batch_size=32")
-OFTEN = (*SMALL, "training.weighting=simple")
+SIMPLE = "training.weighting=simple"
 """As networks that predict epsilon are trained everywhere; the product's default weighs the noisy end far more."""
 TRAINED: dict[str, Recipe] = {
     "moons-linear-eps": Recipe("choose", "moons", "ddpm", "epsilon", 3000),
@@ -57,14 +57,14 @@ TRAINED: dict[str, Recipe] = {
     "protein-flow": Recipe("choose", "protein", "flow", "flow", 3000),
     "protein-cosine-eps": Recipe("judge", "protein", "ddpm-cosine", "epsilon", 3000),
     "parkinsons-ve": Recipe("judge", "parkinsons", "ve", "score", 3000),
-    "digits-cosine-eps": Recipe("choose", "digits", "ddpm-cosine", "epsilon", 500),
+    "digits-cosine-eps": Recipe("choose", "digits", "ddpm-cosine", "epsilon", 800, (SIMPLE,)),
     "digits-cosine-v": Recipe("choose", "digits", "cosine", "v_prediction", 500),
     "digits-flow": Recipe("judge", "digits", "flow", "flow", 500),
-    "fashion-cosine-eps": Recipe("choose", "fashion", "ddpm-cosine", "epsilon", 600, OFTEN),
+    "fashion-cosine-eps": Recipe("choose", "fashion", "ddpm-cosine", "epsilon", 600, (*SMALL, SIMPLE)),
     "fashion-cosine-v": Recipe("judge", "fashion", "ddpm-cosine", "v_prediction", 400, SMALL),
-    "cifar-linear-eps": Recipe("choose", "cifar", "ddpm", "epsilon", 500, OFTEN),
-    "cifar-cosine-eps": Recipe("judge", "cifar", "ddpm-cosine", "epsilon", 500, OFTEN),
-    "cifar-ve": Recipe("judge", "cifar", "ve", "score", 400, OFTEN),
+    "cifar-linear-eps": Recipe("choose", "cifar", "ddpm", "epsilon", 500, (*SMALL, SIMPLE)),
+    "cifar-cosine-eps": Recipe("judge", "cifar", "ddpm-cosine", "epsilon", 500, (*SMALL, SIMPLE)),
+    "cifar-ve": Recipe("judge", "cifar", "ve", "score", 400, (*SMALL, SIMPLE)),
 }
 
 
