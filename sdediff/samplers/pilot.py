@@ -13,6 +13,7 @@ which they change the states that follow. This is the teacher forcing of learned
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +22,9 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
-from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.dynamics import Frame, to_x
 from sdediff.gaussian import Moments, Whitened
 from sdediff.grids import GRIDS
 from sdediff.noise import NoiseSource
@@ -61,9 +63,9 @@ class _Recorder(Frame):
         super().__init__(denoise, denoise.sde)
         self.white, self.states, self.slopes, self.angles = white, list[Tensor](), list[Tensor](), list[float]()
 
-    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         split = super().__call__(y, level, rows)
-        self.angles.append(level.angle)
+        self.angles.append(float(level.angle))
         for kept, value in ((self.states, y), (self.slopes, split.mix(-level.sin, level.cos))):
             kept.append(self.white.rotate(flatten(value)).cpu().double())
         return split
@@ -73,7 +75,8 @@ class Pilot:
     """Recorded trajectories of a model, from starts as in sampling to the data.
 
     Args:
-        model: denoiser that says what its data are.
+        model: denoiser.
+        shape: shape of an item.
         trajectories: number of trajectories.
         steps: number of forwards of each.
         seed: seed of the starts.
@@ -85,7 +88,7 @@ class Pilot:
         resolution: squared distance, for each trajectory, at which the path itself is known, ``(n,)``.
     """
 
-    def __init__(self, model: Denoiser, shape: tuple[int, ...], trajectories: int, steps: int, seed: int = 0) -> None:
+    def __init__(self, model: Denoiser, shape: Sequence[int], trajectories: int, steps: int, seed: int = 0) -> None:
         self.model, sde = model, model.sde
         size = (trajectories, *shape)
         noise = NoiseSource(seed, size, dtype=model.state_dtype, device=model.device)
@@ -97,7 +100,7 @@ class Pilot:
         self.end = to_x(y, levels[-1])
         self._angles = np.array(recorder.angles)
         states, slopes = (torch.stack(kept).numpy() for kept in (recorder.states, recorder.slopes))
-        kept, self.weights = _kept_coordinates(recorder.white, flatten(self.end), states.shape[-1])
+        kept, self.weights = _kept_coordinates(recorder.white, states.shape[-1])
         self.moments = _moments(model, recorder.white, flatten(self.end).cpu().double(), kept)
         self._shape = (trajectories, len(kept))
         slopes = slopes[..., kept].reshape(len(slopes), -1)
@@ -107,7 +110,8 @@ class Pilot:
             self._states.append(self._states[-1] + self._integral(here, there))
         self._found: dict[float, tuple[Tensor, Tensor]] = {}
         coarse = CubicSpline(clock(self._angles[::2])[::-1], slopes[::2][::-1])
-        difference = sum(self._integral(a, b) - self._integral(a, b, coarse) for a, b in pairwise([*self._angles, 0.0]))
+        ends = list(pairwise([*self._angles, 0.0]))
+        difference = np.sum([self._integral(*pair) - self._integral(*pair, coarse) for pair in ends], axis=0)
         self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self.weights
 
     def _integral(self, here: float, there: float, spline: CubicSpline | None = None) -> FloatArray:
@@ -125,7 +129,10 @@ class Pilot:
             if angle < known:
                 state = state + self._integral(known, angle)
             slope = self._spline(clock(np.maximum(angle, self._angles[-1:])))[0]
-            self._found[angle] = (torch.from_numpy(state.reshape(self._shape)), torch.from_numpy(slope.reshape(self._shape)))
+            self._found[angle] = (
+                torch.from_numpy(state.reshape(self._shape)),
+                torch.from_numpy(slope.reshape(self._shape)),
+            )
         return self._found[angle]
 
     def errors(self, method: StepSampler, levels: list[Level[float]]) -> FloatArray:
@@ -149,9 +156,9 @@ class PilotFrame(Frame):
         """Moments of the coordinates that are kept, where the model knows any."""
         return None if self._pilot.model.moments is None else self._pilot.moments
 
-    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         """Split the state ``y`` ``(n, d)``."""
-        state, slope = self._pilot.at(level.angle)
+        state, slope = self._pilot.at(float(level.angle))
         cos, sin, variances = level.cos, level.sin, self._variances
         slope = slope + (y - state) * ((1.0 - variances) * (sin * cos) / (variances * cos**2 + sin**2))
         return Split(cos * y - sin * slope, sin * y + cos * slope)
@@ -167,10 +174,11 @@ def _pilot_times(model: Denoiser, steps: int) -> Tensor:
     both = both[torch.isfinite(both)]
     inner = sde.time(torch.quantile(both, torch.linspace(0.0, 1.0, steps, dtype=torch.float64)))
     times = torch.cat([inner.new_tensor([sde.t_max]), inner[1:].clamp(sde.t_min, sde.t_max), inner.new_zeros(1)])
-    return model.snap(times.unique().flip(0)).unique().flip(0)
+    times = model.snap(times.sort().values.flip(0))
+    return times[torch.cat([times[:1] >= 0.0, times.diff() < 0.0])]
 
 
-def _kept_coordinates(white: Whitened, end: Tensor, dim: int) -> tuple[Any, FloatArray]:
+def _kept_coordinates(white: Whitened, dim: int) -> tuple[Any, FloatArray]:
     """Return indices of coordinates, and their weights in the mean square over all of them."""
     if dim <= _COORDINATES:
         return np.arange(dim), np.full(dim, 1.0 / dim)
@@ -185,6 +193,8 @@ def _moments(model: Denoiser, white: Whitened, end: Tensor, kept: Any) -> Moment
     """Return mean and variances of the kept coordinates; the same for all where the model knows none."""
     if model.moments is None:
         variance = max(float(end.var(dim=0).mean()) if len(end) > 1 else 1.0, _LEAST_VARIANCE)
-        return Moments(torch.zeros(len(kept), dtype=torch.float64), torch.full((len(kept),), variance, dtype=torch.float64))
+        return Moments(
+            torch.zeros(len(kept), dtype=torch.float64), torch.full((len(kept),), variance, dtype=torch.float64)
+        )
     mean = white.rotate(flatten(model.moments.mean.double()[None]))[0]
     return Moments(mean[kept], white.std.square()[kept])
