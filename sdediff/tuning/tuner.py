@@ -22,7 +22,6 @@ from sdediff.tuning.optimize import best_initialisation, learn
 from sdediff.tuning.trajectories import BATCH, Pilot, solve_pilot, starts
 from sdediff.types import brief
 
-
 _GUARD = 512
 """Training trajectories on which a tuned solver must be better than untuned ones."""
 
