@@ -34,7 +34,7 @@ from sdediff.samplers.relative import Relative
 from sdediff.sde import SDE
 from sdediff.types import Solution
 
-DEFAULT = "ode on reference"
+DEFAULT = ("ode", "reference")
 METHODS: dict[str, StepSampler] = {
     "ode": Relative(),
     **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4, 5)},
@@ -54,15 +54,15 @@ USUAL_GRIDS = ("reference", "quadratic", "angle", "asinh", "karras", "logsnr")
 
 _FORWARDS = 1280
 """Forwards of one trajectory that a choice may take in all: those of 32 trajectories and 40 steps."""
-_TRAJECTORIES, _PILOT_STEPS = 16, (48, 80)
-"""Trajectories of the pilot; its steps up to, and beyond, ``_MANY`` steps of the solve."""
-_MANY = 20
-_PROMISING, _FEWEST = 12, 4
-"""Pairs that are tried with the first forward free; fewest trajectories of a comparison by real solves."""
+_TRAJECTORIES, _PILOT_STEPS, _MANY = 16, (40, 80), 20
+"""Trajectories of the pilot; its steps up to, and beyond, this many steps of the solve."""
+_PROMISING, _FEWEST, _JUDGED = 12, 4, (3, 6)
+"""Pairs that are tried with the first forward free; fewest trajectories of a comparison by real solves; and the fewest
+and most choices that are so compared."""
 _FINALISTS, _KNOTS, _ROUNDS, _PENALTY = 2, 4, 6, 0.02
 """Pairs whose nodes are moved, knots of the move, rounds of the search, and the cost of a squared move of one unit."""
-_MARGIN = 0.02
-"""Share by which another choice must be better than the default."""
+_HANDICAP, _MARGIN = math.log(1.3), 0.05
+"""Handicap of all but the default in predictions, and share by which another must be better in real solves."""
 
 
 class Choice(NamedTuple):
@@ -150,21 +150,27 @@ def choice_for(
     kept = _KEPT.setdefault(model, {})
     if key not in kept:
         rows = torch.arange(_TRAJECTORIES, device=model.device) % shape[0]
-        pilot = Pilot(model.rows(rows), shape[1:], _TRAJECTORIES, _PILOT_STEPS[int(steps > _MANY)], seed)
+        pilot = Pilot(model.rows(rows), shape[1:], _TRAJECTORIES, _pilot_steps(steps), seed)
         kept[key] = _choose(pilot, steps, interval)
     return kept[key]
 
 
+def _pilot_steps(steps: int) -> int:
+    return _PILOT_STEPS[int(steps > _MANY)]
+
+
 def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
-    found = sorted(_usual(pilot, steps, interval), key=lambda each: each.score)
+    found = sorted(_usual(pilot, steps, interval), key=Pair.handicapped)
     if not found:
         raise ValueError(f"no solver takes {steps} steps from t = {interval[0]:g} to {interval[1]:g}")
-    default = next((each for each in found if each.name == DEFAULT), found[0])
+    default = next((each for each in found if each.is_default), found[0])
     if pilot.model.moments is not None and interval[0] == pilot.model.sde.t_max:
-        free = (_on_grid(pilot, each.method, each.grid, steps, interval, free=True) for each in found[:_PROMISING])
-        found = sorted([*found, *(each for each in free if each is not None)], key=lambda each: each.score)
-    moved = min((_move_nodes(pilot, each) for each in _distinct(found)[:_FINALISTS]), key=lambda each: each.score)
-    return _judge(pilot, [default.choice(), moved, found[0].choice()], steps)
+        free = [_on_grid(pilot, each.method, each.grid, steps, interval, free=True) for each in found[:_PROMISING]]
+        found = sorted([*found, *(each for each in free if each is not None)], key=Pair.handicapped)
+    finalists = [next(each for each in found if each.is_default or each == default), *_distinct(found)[:_FINALISTS]]
+    moved = min((_move_nodes(pilot, each) for each in dict.fromkeys(finalists)), key=lambda pair: pair[1])[0]
+    others = {each.grid: each.choice() for each in reversed(found)}.values()  # the best of each grid, last the best
+    return _judge(pilot, [default.choice(), moved, *sorted(others, key=lambda each: each.score)], steps)
 
 
 class Pair(NamedTuple):
@@ -179,6 +185,15 @@ class Pair(NamedTuple):
     def name(self) -> str:
         """Method and grid in words."""
         return f"{self.method} on {self.grid}" + (", the first forward free" if self.sampler.free else "")
+
+    @property
+    def is_default(self) -> bool:
+        """Tell whether this is the default solver, with its first forward free or not."""
+        return (self.method, self.grid) == DEFAULT
+
+    def handicapped(self) -> float:
+        """Return the score by which pairs are compared: a few trajectories do not show the rare bad ones."""
+        return self.score + _HANDICAP * float(not self.is_default)
 
     def choice(self) -> Choice:
         """Return the pair as a choice."""
@@ -230,10 +245,13 @@ def _distinct(found: list[Pair]) -> list[Pair]:
     return list(best.values())
 
 
-def _move_nodes(pilot: Pilot, pair: Pair) -> Choice:
+def _move_nodes(pilot: Pilot, pair: Pair) -> tuple[Choice, float]:
     """Move the nodes to where the predicted error is smallest: log-widths of the steps by a line through few knots.
 
     The first node stays, and the last; that before the data is free, too.
+
+    Returns:
+        The choice, and the score by which it is compared.
     """
     sampler, sde = pair.sampler, pilot.model.sde
     angles = np.array([level.angle for level in sde.levels(sampler.times)])
@@ -241,7 +259,7 @@ def _move_nodes(pilot: Pilot, pair: Pair) -> Choice:
     inner = clock(angles[:-1] if to_data else angles)
     knots = min(_KNOTS, len(inner) - 1)
     if knots < 1 or angles[0] == 0.0:
-        return pair.choice()
+        return pair.choice(), pair.handicapped()
     widths, places = np.log(np.abs(np.diff(inner))), np.linspace(0.0, 1.0, len(inner) - 1)
 
     def moved(shift: FloatArray) -> Chosen:
@@ -259,7 +277,8 @@ def _move_nodes(pilot: Pilot, pair: Pair) -> Choice:
         return _score(pilot, nodes) + _PENALTY * float(shift @ shift) if runs else math.inf
 
     found = moved(_descend(objective, knots + 1))
-    return Choice(f"{pair.name}, nodes moved", found, _score(pilot, found))
+    value = _score(pilot, found)
+    return Choice(f"{pair.name}, nodes moved", found, value), pair._replace(score=value).handicapped()
 
 
 def _descend(objective: Callable[[FloatArray], float], count: int) -> FloatArray:
@@ -282,22 +301,27 @@ def _descend(objective: Callable[[FloatArray], float], count: int) -> FloatArray
 
 
 def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
-    """Compare choices by real solves of some of the trajectories; the first of them is the default."""
-    left = _FORWARDS - _TRAJECTORIES * _PILOT_STEPS[int(steps > _MANY)]
+    """Compare choices by real solves of the trajectories, as many as the budget allows; the first is the default.
+
+    Where it allows none the default is left for what is predicted to be better.
+    """
+    left = (_FORWARDS - _TRAJECTORIES * _pilot_steps(steps)) // steps  # solves of one trajectory
     unique = list({each.sampler: each for each in reversed(candidates)}.values())[::-1]
-    count = min(_TRAJECTORIES, left // max(1, steps * len(unique)))
-    if len(unique) > 1 and count >= _FEWEST and unique[0].sampler.times[-1] == 0.0:
-        unique = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique]
+    unique = unique[: min(max(left // _TRAJECTORIES, _JUDGED[0]), _JUDGED[1])]
+    count = min(_TRAJECTORIES, left // len(unique))
+    default, margin = unique[0], _HANDICAP
+    if len(unique) > 1 and count >= _FEWEST and default.sampler.times[0] == pilot.model.sde.t_max:
+        if default.sampler.times[-1] == 0.0:
+            unique = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique]
+            margin = _MARGIN
     best = min(unique, key=lambda each: each.score)
-    return best if best.score < unique[0].score + math.log1p(-_MARGIN) else unique[0]
+    return best if best.score < unique[0].score - margin else unique[0]
 
 
 def _real_score(pilot: Pilot, sampler: Chosen, count: int) -> float:
     """Score a solve by the network of the first trajectories that start where it does."""
     model, x = pilot.model.rows(slice(count)), pilot.start[:count]
     levels = model.sde.levels(sampler.times)
-    if levels[0].t != model.sde.t_max:
-        return _score(pilot, sampler)
     with torch.no_grad():
         y, _, _ = take_steps(sampler, Frame(model, model.sde), x, levels, NoiseSource(0, x.shape), False, None)
     errors = flatten(to_x(y, levels[-1]) - pilot.end[:count]).cpu().double().square().mean(dim=1).numpy()

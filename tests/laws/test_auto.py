@@ -109,7 +109,7 @@ def test_moved_nodes_are_better_than_the_grid() -> None:
     model = erring("vp")
     pilot = Pilot(model, (DIM,), 16, 48)
     pair = min(auto._usual(pilot, 8, (model.sde.t_max, 0.0)), key=lambda each: each.score)
-    moved = auto._move_nodes(pilot, pair)
+    moved, _ = auto._move_nodes(pilot, pair)
     assert moved.score < pair.score - 0.1
     assert moved.sampler.times[0] == model.sde.t_max
     assert moved.sampler.times[-1] == 0.0
@@ -214,5 +214,5 @@ def test_nodes_of_another_interval_are_refused() -> None:
     model = erring("vp")
     chosen = choice_for(model, SHAPE, 5, (model.sde.t_max, 0.0)).sampler
     x = model.sde.prior_sample(SHAPE, dtype=torch.float64)
-    with pytest.raises(ValueError, match="chosen for 5 steps from t = 1 to 0, not 5 from 0.5 to 0: choose anew"):
+    with pytest.raises(ValueError, match=r"chosen for 5 steps from t = 1 to 0, not 5 from 0.5 to 0: choose anew"):
         solve(model, x, chosen, t_from=0.5, t_to=0.0)
