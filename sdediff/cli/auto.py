@@ -56,7 +56,7 @@ def choose_solvers(
 def choose_solver(console: Console, task: Task, steps: int, interval: Interval) -> tuple[tuning.Chosen, dict[str, Any]]:
     """Return the solver for a number of steps and an interval, from the run's folder where it is, and its figures."""
     run, file = task.run, task.run.folder / tuning.CHOICES_FILE
-    choice, figures = None, {"steps": steps, "t_from": interval[0], "t_to": interval[1]}
+    choice: tuning.Choice | None = None
     if task.setting is not None:
         try:
             choice = tuning.load_choice(run.folder, run.model, steps, *interval, task.setting)
@@ -73,11 +73,11 @@ def choose_solver(console: Console, task: Task, steps: int, interval: Interval) 
             choice = tuning.choose(task.model, steps, shape=shape, t_from=interval[0], t_to=interval[1])
         how, kept = _keep(task, choice)
         source, seconds = f"chosen in {work.seconds:.1f} s, {how}", work.seconds
-    usual = interval == (run.model.sde.t_max, 0.0)
+    sampler, usual = choice.sampler, interval == (run.model.sde.t_max, 0.0)
     span = "" if usual else f" from t = {interval[0]:.3g} to {interval[1]:.3g}"
     console.note(f"solver auto: {choice.name}, {steps} steps{span} ({source})")
-    figures |= {"name": choice.name, "times": list(choice.sampler.times), "free": choice.sampler.free}
-    return choice.sampler, figures | {"seconds": seconds, "kept": file if kept else None}
+    figures = {"name": choice.name, "steps": steps, "times": list(sampler.times), "free": sampler.free}
+    return sampler, {**figures, "seconds": seconds, "kept": file if kept else None}
 
 
 def _keep(task: Task, choice: tuning.Choice) -> tuple[str, bool]:
