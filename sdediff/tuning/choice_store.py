@@ -101,6 +101,11 @@ def save_choice(run: str | Path, model: ScoreModel, choice: Choice, setting: str
     Raises:
         OSError: if the file cannot be written.
         ValueError: if the method is none of those that are chosen from.
+
+    >>> model = sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE(), data=sdediff.DataInfo((2,)))
+    >>> sdediff.save(model, "run")
+    >>> sdediff.tuning.save_choice("run", model, sdediff.tuning.choose(model, 3)).name
+    'auto.json'
     """
     path, digest = Path(run) / CHOICES_FILE, fingerprint(model)
     try:
@@ -125,6 +130,11 @@ def load_choice(
 
     Raises:
         ValueError: if the file is damaged, or is another model's.
+
+    >>> model = sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE(), data=sdediff.DataInfo((2,)))
+    >>> sdediff.save(model, "run")
+    >>> sdediff.tuning.load_choice("run", model, 3, t_from=1.0, t_to=0.0) is None  # before save_choice
+    True
     """
     path = Path(run) / CHOICES_FILE
     if not path.is_file():
