@@ -74,6 +74,7 @@ def test_a_choice_is_made_once_and_is_the_library_s(run: Path, tmp_path: Path, m
     file = run / tuning.CHOICES_FILE
     made = first["chosen"][0]
     assert (first["solver"], first["steps"], first["nfe"], made["kept"]) == ("auto", 4, 4, str(file))
+    assert 0 < made["forwards"] <= 1280
     assert len(remarks) == 1
     assert remarks[0].startswith(f"solver auto: {made['name']}, 4 steps (chosen in ")
     assert remarks[0].endswith(f" s, kept in {file})")
@@ -83,7 +84,7 @@ def test_a_choice_is_made_once_and_is_the_library_s(run: Path, tmp_path: Path, m
     monkeypatch.setattr(tuning, "choose", None)  # nothing is chosen any more
     second, remarks = done(*sample, tmp_path / "b")
     assert remarks == [f"solver auto: {made['name']}, 4 steps (from {file})"]
-    assert second["chosen"] == [{**made, "seconds": 0.0}]
+    assert second["chosen"] == [{**made, "forwards": 0, "seconds": 0.0}]
     assert file.read_bytes() == content
     np.testing.assert_array_equal(samples(tmp_path / "a"), samples(tmp_path / "b"))
 

@@ -63,7 +63,7 @@ def choose_solver(console: Console, task: Task, steps: int, interval: Interval) 
         except ValueError as error:
             console.note(f"{error}: choosing anew")
     if choice is not None:
-        source, kept, seconds = f"from {file}", True, 0.0
+        source, kept, seconds, forwards = f"from {file}", True, 0.0, 0
     else:
         with (
             console.bar("choosing a solver", "forward") as report,
@@ -72,12 +72,12 @@ def choose_solver(console: Console, task: Task, steps: int, interval: Interval) 
             shape = (task.items, *run.info.shape)
             choice = tuning.choose(task.model, steps, shape=shape, t_from=interval[0], t_to=interval[1])
         how, kept = _keep(task, choice)
-        source, seconds = f"chosen in {work.seconds:.1f} s, {how}", work.seconds
+        source, seconds, forwards = f"chosen in {work.seconds:.1f} s, {how}", work.seconds, work.items
     sampler, usual = choice.sampler, interval == (run.model.sde.t_max, 0.0)
     span = "" if usual else f" from t = {interval[0]:.3g} to {interval[1]:.3g}"
     console.note(f"solver auto: {choice.name}, {steps} steps{span} ({source})")
     figures = {"name": choice.name, "steps": steps, "times": list(sampler.times), "free": sampler.free}
-    return sampler, {**figures, "seconds": seconds, "kept": file if kept else None}
+    return sampler, {**figures, "forwards": forwards, "seconds": seconds, "kept": file if kept else None}
 
 
 def _keep(task: Task, choice: tuning.Choice) -> tuple[str, bool]:
@@ -86,5 +86,5 @@ def _keep(task: Task, choice: tuning.Choice) -> tuple[str, bool]:
         return "for these conditions alone", False
     try:
         return f"kept in {tuning.save_choice(task.run.folder, task.run.model, choice, task.setting)}", True
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a cache: whatever is the matter, the choice is used
         return f"not kept: {message_of(error)}", False

@@ -30,6 +30,7 @@ EXAMPLES = """\
   sdediff encode                             # the run's held-out data
   sdediff encode photos.npz --out z.npz
   sdediff encode -n 100 --solver heun --steps 50
+  sdediff encode --solver auto --steps 20        # chosen for the run's model; decode chooses for its direction
   sdediff encode --solver reversible --steps 10   # decode inverts it exactly"""
 
 

@@ -22,7 +22,7 @@ from sdediff.tuning.store import fingerprint
 
 CHOICES_FORMAT = 1
 CHOICES_FILE = "auto.json"
-_MAX_NODES = 4098
+_MAX_NODES = 4097
 
 
 class ChoiceKey(NamedTuple):
@@ -100,7 +100,7 @@ def save_choice(run: str | Path, model: ScoreModel, choice: Choice, setting: str
 
     Raises:
         OSError: if the file cannot be written.
-        ValueError: if the method is none of those that are chosen from.
+        ValueError: if the method is none of those that are chosen from, or there are more than 4,097 nodes.
 
     >>> model = sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE(), data=sdediff.DataInfo((2,)))
     >>> sdediff.save(model, "run")
@@ -115,8 +115,9 @@ def save_choice(run: str | Path, model: ScoreModel, choice: Choice, setting: str
     method = next((name for name, method in METHODS.items() if method == choice.sampler.method), None)
     if method is None:
         raise ValueError(f"only choices among {', '.join(METHODS)} are kept, not {choice.sampler.method}")
-    times, free = choice.sampler.times, choice.sampler.free
-    made = ChoiceSection(name=choice.name, method=method, times=times, free=free, score=choice.score, setting=setting)
+    sampler = choice.sampler
+    found = {"name": choice.name, "method": method, "times": sampler.times, "free": sampler.free, "score": choice.score}
+    made = validated(ChoiceSection, {**found, "setting": setting})
     kept[made.key] = made
     choices = [kept[key].model_dump() for key in sorted(kept)]
     write(path, (json.dumps({"format": CHOICES_FORMAT, "model": digest, "choices": choices}) + "\n").encode())
