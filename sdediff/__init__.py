@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.checkpoint import save as save
     from sdediff.denoiser import Denoiser as Denoiser
     from sdediff.denoiser import ScoreModel as ScoreModel
+    from sdediff.estimation import moments as moments
     from sdediff.evaluation.solvers import Comparison as Comparison
     from sdediff.evaluation.solvers import compare as compare
     from sdediff.gaussian import Moments as Moments
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
+    "estimation": ("moments",),
     "evaluation.solvers": ("Comparison", "compare"),
     "denoiser": ("Denoiser", "ScoreModel"),
     "gaussian": ("Moments",),

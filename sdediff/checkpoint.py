@@ -37,13 +37,13 @@ from sdediff.documents import (
     validated,
 )
 from sdediff.files import write
-from sdediff.gaussian import Moments
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
+from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import NETWORKS, Levelled, described
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import SDES
 from sdediff.tables import subtable
-from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors, write_tensors
+from sdediff.tensors import build_for, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
 
 MODEL_FORMAT = 1
@@ -101,8 +101,7 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     network, _ = _own_network(model.network)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if model.moments is not None:
-        present = {field.name: getattr(model.moments, field.name) for field in fields(Moments)}
-        tensors |= {f"moments.{name}": value for name, value in present.items() if value is not None}
+        tensors |= {f"moments.{name}": value for name, value in moments_tensors(model.moments).items()}
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / TENSORS, tensors)
     write(path / DESCRIPTION, text.encode())
@@ -246,14 +245,12 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
         raise ValueError(f"the network is for items {tuple(named.parameters['shape'])}, the data are {data.shape}")
     shapes = read_shapes(weights)
     of_network, of_moments = (subtable(shapes, prefix) for prefix in ("network.", "moments."))
-    if len(of_network) + len(of_moments) != len(shapes) or not of_moments.keys() <= {f.name for f in fields(Moments)}:
+    if len(of_network) + len(of_moments) != len(shapes):
         raise ValueError(f"{weights.name} holds tensors that are neither weights nor moments")
     network = described(build_for(lambda: SAVED_NETWORKS[named.name](**named.parameters), of_network), named.parameters)
     tensors, _ = read_tensors(weights)
     fill(network, subtable(tensors, "network."))
-    moments = Moments(**subtable(tensors, "moments.")) if of_moments else None
-    if moments is not None:
-        _check_moments(moments, None if data is None else data.shape)
+    moments = read_moments(subtable(tensors, "moments."), None if data is None else data.shape) if of_moments else None
     if isinstance(network, DiffusersNetwork) and data is not None:
         network.check(data.shape)
     return ScoreModel(
@@ -289,12 +286,3 @@ def _exact_levels(description: Description) -> tuple[Named, ExactLevels | None]:
         return Named(name=description.network.name, **old), None
     levels = validated(ExactLevels, head, "network")
     return Named(name=description.network.name, **{**old, "outputs": levels.levels}), levels
-
-
-def _check_moments(moments: Moments, shape: tuple[int, ...] | None) -> None:
-    """Refuse moments whose shapes or values are not those of a mean and covariance of the items."""
-    check_finite({name: value for name, value in vars(moments).items() if value is not None})
-    size = moments.mean.numel()
-    fits = moments.variances.shape == (size,) and (moments.basis is None or moments.basis.shape == (size, size))
-    if not fits or (shape is not None and moments.mean.shape != shape) or bool((moments.variances < 0.0).any()):
-        raise ValueError("the moments are no mean and covariance of the data")

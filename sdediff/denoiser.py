@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ class Denoiser(nn.Module, ABC):
         if Condition.of(condition):
             raise ValueError(f"{type(self).__name__} takes no condition")
         return self
+
+    def with_moments(self, moments: Moments | None) -> Self:
+        """Return the denoiser with other moments of its data, as :func:`sdediff.moments` finds them, or none."""
+        twin = twin_of(self)
+        twin.moments = moments
+        return twin
 
     def rows(self, index: Rows) -> Denoiser:
         """Return the denoiser of some items of its batch, with their conditions.

@@ -15,11 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.numerics import LOG_2PI, as_float64, choose, flatten, in_parts
+from sdediff.bases import Axes, Basis, as_basis
+from sdediff.covariances import COVARIANCES
+from sdediff.covariances.items import Items
+from sdediff.numerics import LOG_2PI, as_float64, choose, flatten
 from sdediff.types import Level, Scalar, Split, brief
 
-_FLOOR = 1e-4
-"""Smallest variance of a coordinate, in units of the largest: constant pixels have none."""
+_FLOOR = 1e-5
+"""Smallest variance of a coordinate, in units of the mean one: constant pixels have none. The largest grows with the
+number of dimensions, that of 3x32x32 photographs is 800 times the mean, and their smallest 3e-5 of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class Moments:
     Attributes:
         mean: the mean, of shape ``shape``.
         variances: variances along the basis, ``(D,)``.
-        basis: orthogonal matrix ``(D, D)`` whose columns are directions; ``None`` for the coordinate axes.
+        basis: orthogonal matrix ``(D, D)`` whose columns are directions, a :class:`~sdediff.bases.Basis`, or ``None``
+            for the coordinate axes.
 
     >>> sdediff.Moments.fit(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).mean
     tensor([2., 0.], dtype=torch.float64)
@@ -37,7 +42,7 @@ class Moments:
 
     mean: Tensor
     variances: Tensor
-    basis: Tensor | None = None
+    basis: Tensor | Basis | None = None
 
     __repr__ = brief
 
@@ -60,24 +65,32 @@ class Moments:
 
     @classmethod
     def fit(
-        cls, data: Tensor, *, full_up_to: int = 1024, transform: Callable[[Tensor], Tensor] = Tensor.double
+        cls,
+        data: Tensor,
+        *,
+        covariance: str = "auto",
+        shrink: bool = True,
+        transform: Callable[[Tensor], Tensor] = Tensor.double,
     ) -> Moments:
         """Fit ``data`` ``(n, *shape)`` of any number type, a part at a time.
 
         Args:
             data: items of data.
-            full_up_to: largest number of dimensions with a full covariance; beyond, its diagonal.
+            covariance: estimator, of :data:`~sdediff.covariances.COVARIANCES`: ``"full"`` for the whole covariance,
+                ``"structured"`` for one of many dimensions (:mod:`sdediff.covariances.structured`), ``"diagonal"``, or
+                ``"auto"``: full up to 1,024 dimensions, structured beyond.
+            shrink: whether to shrink what few items cannot tell (:mod:`sdediff.covariances.shrinkage`); a whole
+                covariance of 8 items a dimension or more is that of the items in any case.
             transform: function from rows ``(k, D)`` to the rows, as many, that are fitted.
+
+        Raises:
+            ValueError: for an unknown estimator, or no items.
         """
-        flat = flatten(data)
-        count, dim = flat.shape
-        mean = torch.stack([transform(part).double().sum(dim=0) for part in in_parts(flat)]).sum(dim=0) / count
-        centred = (transform(part).double() - mean for part in in_parts(flat))
-        if dim > full_up_to or count < 2:
-            variances = sum((part.square().sum(dim=0) for part in centred), start=torch.zeros_like(mean)) / count
-            return cls(mean.reshape(data.shape[1:]), variances)
-        products = sum((part.T @ part for part in centred), start=mean.new_zeros(dim, dim))
-        return cls.of(mean.reshape(data.shape[1:]), products / count)
+        if not len(data):
+            raise ValueError("moments need at least one item of data")
+        items = Items.of(data, transform)
+        found = choose(COVARIANCES, covariance, "covariance")(items, shrink)
+        return cls(items.mean.reshape(items.shape), found.variances, found.basis)
 
     def to(self, x: Tensor) -> Moments:
         """Return the moments in the dtype and on the device of ``x``."""
@@ -86,8 +99,7 @@ class Moments:
 
     def coordinates(self, x: Tensor, alpha: Scalar = 1.0) -> Tensor:
         """Return ``x - alpha m`` in the basis of the covariance, ``(B, D)``."""
-        flat = flatten(x - alpha * self.mean)
-        return flat if self.basis is None else flat @ self.basis
+        return as_basis(self.basis).rotate(flatten(x - alpha * self.mean))
 
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != self.mean.shape:
@@ -101,8 +113,7 @@ class Moments:
         """Transform standard normals ``(B, *shape)`` into draws of ``N(alpha m, alpha^2 C + sigma^2)``."""
         self._check(z)
         own = self.to(z)
-        flat = flatten(z) * own._std(level)
-        flat = flat if own.basis is None else flat @ own.basis.T
+        flat = as_basis(own.basis).rotate_back(flatten(z) * own._std(level))
         return flat.reshape(z.shape) + level.alpha * own.mean
 
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
@@ -149,47 +160,42 @@ class Whitened:
     """
 
     def __init__(self, moments: Moments | None) -> None:
-        self.basis = None if moments is None else moments.basis
+        self.basis = as_basis(None if moments is None else moments.basis)
         self.mean = torch.zeros((), dtype=torch.float64) if moments is None else flatten(moments.mean.double()[None])[0]
         variances = torch.ones(1, dtype=torch.float64) if moments is None else moments.variances.double()
         if moments is not None and not float(variances.max()) > 0.0:
             variances = torch.ones_like(variances)  # a point mass
-        self.std = variances.clamp(min=_FLOOR * float(variances.max())).sqrt().cpu()  # with the other coefficients
+        self.std = variances.clamp(min=_FLOOR * float(variances.mean())).sqrt().cpu()  # with the other coefficients
 
-        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = {}
-        self._eyes: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Basis]] = {}
+        self._axes: dict[tuple[int, torch.dtype, torch.device], Axes] = {}
 
     def at(self, level: Level) -> GaussianLevel:
         """Return the level of floats, or of float64 tensors through which gradients flow, in these coordinates."""
         cos, sin = as_float64(level.cos).cpu(), as_float64(level.sin).cpu()
         return GaussianLevel(level.cos, level.sin, torch.hypot(sin, self.std * cos), torch.atan2(sin, self.std * cos))
 
-    def _like(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _like(self, x: Tensor) -> tuple[Tensor, Basis]:
         """Return mean and basis in the dtype and on the device of ``x``, moved there once."""
         key = x.dtype, x.device
         if key not in self._cast:
-            self._cast[key] = self.mean.to(x), None if self.basis is None else self.basis.to(x)
+            self._cast[key] = self.mean.to(x), self.basis.to(x)
         return self._cast[key]
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate ``(..., D)`` into the basis of the covariance."""
-        _, basis = self._like(x)
-        return x if basis is None else x @ basis
+        return self._like(x)[1].rotate(x)
 
     def rotate_back(self, x: Tensor) -> Tensor:
         """Rotate ``(..., D)`` out of the basis of the covariance."""
-        _, basis = self._like(x)
-        return x if basis is None else x @ basis.T
+        return self._like(x)[1].rotate_back(x)
 
-    def axes(self, x: Tensor) -> Tensor:
-        """Return the axes as orthonormal rows ``(D, D)``, for states like ``x`` ``(B, *shape)``."""
-        _, basis = self._like(x)
-        if basis is not None:
-            return basis.T
+    def axes(self, x: Tensor) -> Axes:
+        """Return the axes as orthonormal rows, for states like ``x`` ``(B, *shape)``."""
         key = x[0].numel(), x.dtype, x.device
-        if key not in self._eyes:  # one for all nodes, as a graph through them keeps it
-            self._eyes[key] = torch.eye(key[0], dtype=x.dtype, device=x.device)
-        return self._eyes[key]
+        if key not in self._axes:  # one for all nodes, as a graph through them keeps it
+            self._axes[key] = Axes(self._like(x)[1], key[0], x.new_zeros(0))
+        return self._axes[key]
 
     def whiten(self, y: Tensor, level: GaussianLevel) -> Tensor:
         """Whiten a state ``y`` ``(B, *shape)`` to ``u`` ``(B, D)``."""
@@ -235,7 +241,7 @@ class GaussianErrors:
 
     def __init__(self, x0: Tensor, moments: Moments) -> None:
         own = moments.to(x0.double())
-        self._basis, self._variances, self._z = own.basis, own.variances, own.coordinates(x0.double())
+        self._basis, self._variances, self._z = as_basis(own.basis), own.variances, own.coordinates(x0.double())
 
     @classmethod
     def none(cls, x0: Tensor) -> GaussianErrors:
@@ -250,8 +256,7 @@ class GaussianErrors:
         return self._z.device
 
     def _rotate(self, x: Tensor) -> Tensor:
-        flat = flatten(x).double()
-        return flat if self._basis is None else flat @ self._basis
+        return self._basis.rotate(flatten(x).double())
 
     def squared_error(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
         """Return ``|eps - eps_G|^2`` of noise ``(B, *shape)`` at one level or one a sample, float64 ``(B,)``."""

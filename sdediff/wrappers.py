@@ -17,6 +17,7 @@ from torch import Tensor
 from sdediff.conditions import ConditionLike, Rows
 from sdediff.data.units import has_units
 from sdediff.denoiser import Denoiser, twin_of
+from sdediff.gaussian import Moments
 from sdediff.numerics import expand, flatten
 from sdediff.types import DataInfo, Level, Scalar, Split
 
@@ -55,6 +56,10 @@ class Wrapper(Denoiser):
     def given(self, condition: ConditionLike) -> Self:
         """Return the wrapper around the conditioned denoiser."""
         return self.around(self.inner.given(condition))
+
+    def with_moments(self, moments: Moments | None) -> Self:
+        """Return the wrapper around the denoiser with other moments."""
+        return self.around(self.inner.with_moments(moments))
 
     def rows(self, index: Rows) -> Self:
         """Return the wrapper around the denoiser of some items."""

@@ -10,7 +10,7 @@ from sdediff.gaussian import Moments
 def test_the_diagonal_alone_is_that_of_the_whole_covariance() -> None:
     """Means over the items, not over one less: five of them, where that is a quarter more."""
     data = torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole, diagonal = Moments.fit(data), Moments.fit(data, full_up_to=0)
+    whole, diagonal = Moments.fit(data, shrink=False), Moments.fit(data, covariance="diagonal", shrink=False)
     assert whole.basis is not None
     covariance = whole.basis * whole.variances @ whole.basis.T
     expected = (data.flatten(1) - data.flatten(1).mean(dim=0)).square().mean(dim=0)

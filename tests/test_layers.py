@@ -13,8 +13,8 @@ import sdediff
 ROOT = Path(sdediff.__file__).parent
 
 LAYERS = {
-    "types": 0, "numerics": 0, "noise": 0, "gaussian": 0,
-    "foreign": 0, "conditions": 0, "tables": 0, "documents": 0, "tensors": 0,
+    "types": 0, "numerics": 0, "noise": 0, "gaussian": 0, "moments_storage": 0,
+    "bases": 0, "covariances": 0, "foreign": 0, "conditions": 0, "tables": 0, "documents": 0, "tensors": 0,
     "files": 0, "interrupt": 0, "progress": 0,
     "sde": 1, "networks": 1, "data": 1,
     "grids": 2, "parametrization": 2, "conditioning": 2, "denoiser": 2, "wrappers": 2,
@@ -23,7 +23,7 @@ LAYERS = {
     "options": 5, "sampling": 5,
     "tuning": 6, "tuning.store": 9, "tuning.choice_store": 9,
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
-    "config": 7, "generation": 7,
+    "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
     "checkpoint": 8, "plots": 8,
     "training": 9, "evaluation": 9, "evaluation.solvers": 6, "evaluation.distances": 1,

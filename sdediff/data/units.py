@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sdediff.data.levels import bin_width
 from sdediff.gaussian import Moments
 from sdediff.numerics import wide
 from sdediff.types import DataInfo
@@ -76,14 +77,22 @@ def standardised(train: Tensor, info: DataInfo) -> DataInfo:
     """
     if info.levels is not None or len(info.shape) != 1:
         return info
-    found = Moments.fit(train, full_up_to=0)
+    found = Moments.fit(train, covariance="diagonal", shrink=False)
     scale = torch.where((train == train[0]).all(dim=0), 1.0, found.variances.sqrt())
     return info._replace(shift=tuple(found.mean.tolist()), scale=tuple(scale.tolist()))
 
 
 def fit_moments(train: Tensor, info: DataInfo) -> Moments:
-    """Return mean and covariance of continuous data in the model's coordinates."""
-    return Moments.fit(train, transform=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
+    """Return mean and covariance of data in the model's coordinates; of integers, with dequantisation noise.
+
+    Args:
+        train: items ``(n, *shape)``: levels, or floats in the data's units.
+        info: description of the data.
+    """
+    if train.is_floating_point():
+        return Moments.fit(train, transform=partial(to_model, info=info)) if has_units(info) else Moments.fit(train)
+    found, width = Moments.fit(train), bin_width(info)
+    return Moments(info.low + width * found.mean, width**2 * (found.variances + 1.0 / 12.0), found.basis)
 
 
 def check_units(info: DataInfo) -> tuple[tuple[float, ...], tuple[float, ...]]:

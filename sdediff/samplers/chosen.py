@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.conditions import Rows
 from sdediff.dynamics import Frame
 from sdediff.gaussian import Whitened
 from sdediff.grids import Grid
@@ -124,7 +125,7 @@ class GaussianAnswer(Frame):
             raise ValueError("the first forward is free where the model knows its data's moments; this one does not")
         self._white = Whitened(frame.moments)
 
-    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         """Split the state ``y`` of the frame: ``eps = sin (y - cos m) / rho^2`` and ``x0 = (y - sin eps) / cos``."""
         white, at = self._white, self._white.at(level)
         u = white.whiten(y, at)

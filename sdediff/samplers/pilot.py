@@ -13,16 +13,19 @@ which they change the states that follow. This is the teacher forcing of learned
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
-from sdediff.dynamics import Frame, to_x, to_y
+from sdediff.dynamics import Frame, to_x
 from sdediff.gaussian import Moments, Whitened
 from sdediff.grids import GRIDS
 from sdediff.noise import NoiseSource
@@ -35,8 +38,8 @@ from sdediff.types import Level, Split
 _NEAR, _FAR = 1e-4, 1e-6
 """sigma / alpha, and its inverse, at which the clock of the spline flattens."""
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(4)
-_COORDINATES = 256
-"""Largest number of coordinates that are kept: half of the largest variances, half of the others, drawn."""
+_COORDINATES, _ENTRIES = 256, 1 << 15
+"""Largest number of coordinates on which paths are kept, and of an item's entries from which they are made."""
 _LEAST_VARIANCE = 1e-4
 
 
@@ -55,25 +58,32 @@ def angle_at(value: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 class _Recorder(Frame):
-    """Frame that keeps every state it splits and its velocity, in the coordinates of ``rotate``."""
+    """Frame that keeps every state it splits and its velocity, ``(n, D)`` in the model's dtype on the CPU."""
 
-    def __init__(self, denoise: Denoiser, white: Whitened) -> None:
+    def __init__(self, denoise: Denoiser, pixels: Tensor | None) -> None:
         super().__init__(denoise, denoise.sde)
-        self.white, self.states, self.slopes, self.angles = white, list[Tensor](), list[Tensor](), list[float]()
+        self.pixels, self.angles = pixels, list[float]()
+        self.states, self.slopes = list[Tensor](), list[Tensor]()
 
-    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         split = super().__call__(y, level, rows)
-        self.angles.append(level.angle)
-        for kept, value in ((self.states, y), (self.slopes, split.mix(-level.sin, level.cos))):
-            kept.append(self.white.rotate(flatten(value)).cpu().double())
+        self.angles.append(float(level.angle))
+        self.states.append(self.kept(y))
+        self.slopes.append(self.kept(split.mix(-level.sin, level.cos)))
         return split
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Return the entries that are kept of items ``(n, *shape)``."""
+        flat = flatten(x).cpu()
+        return flat if self.pixels is None else flat[:, self.pixels]
 
 
 class Pilot:
     """Recorded trajectories of a model, from starts as in sampling to the data.
 
     Args:
-        model: denoiser that says what its data are.
+        model: denoiser.
+        shape: shape of an item.
         trajectories: number of trajectories.
         steps: number of forwards of each.
         seed: seed of the starts.
@@ -81,34 +91,36 @@ class Pilot:
     Attributes:
         start: states at ``t_max``, ``(n, *shape)``.
         end: the data at which the recorded solve arrived, ``(n, *shape)``.
-        weights: weights of the kept coordinates in the mean square over all, ``(d,)``.
+        moments: mean and variances of the coordinates that are kept, ``(d,)``.
         resolution: squared distance, for each trajectory, at which the path itself is known, ``(n,)``.
     """
 
-    def __init__(self, model: Denoiser, shape: tuple[int, ...], trajectories: int, steps: int, seed: int = 0) -> None:
+    def __init__(self, model: Denoiser, shape: Sequence[int], trajectories: int, steps: int, seed: int = 0) -> None:
         self.model, sde = model, model.sde
         size = (trajectories, *shape)
         noise = NoiseSource(seed, size, dtype=model.state_dtype, device=model.device)
         self.start = sde.prior_sample(size, moments=model.moments, noise=noise)
-        recorder = _Recorder(model, Whitened(model.moments))
+        recorder = _Recorder(model, _drawn_pixels(math.prod(shape)))
         levels = sde.levels(_pilot_times(model, steps))
         with torch.no_grad():
             y, _, _ = take_steps(Relative(), recorder, self.start, levels, noise, False, None)
         self.end = to_x(y, levels[-1])
-        self._angles = np.array(recorder.angles)
-        states, slopes = (torch.stack(kept).numpy() for kept in (recorder.states, recorder.slopes))
-        kept, self.weights = _kept_coordinates(recorder.white, flatten(self.end), states.shape[-1])
-        self.moments = _moments(model, recorder.white, flatten(self.end).cpu().double(), kept)
-        self._shape = (trajectories, len(kept))
-        slopes = slopes[..., kept].reshape(len(slopes), -1)
+        axes = _axes(model, recorder.kept(self.end).double())
+        self._angles, self._weights, self.moments = np.array(recorder.angles), axes.weights, axes.moments
+        states, slopes = (
+            np.stack([axes.project(each) for each in kept]) for kept in (recorder.states, recorder.slopes)
+        )
+        self._shape = states.shape[1:]
+        slopes = slopes.reshape(len(slopes), -1)
         self._spline = CubicSpline(clock(self._angles)[::-1], slopes[::-1])
-        self._states = [states[0][:, kept].reshape(-1)]
+        self._states = [states[0].reshape(-1)]
         for here, there in pairwise(self._angles):
             self._states.append(self._states[-1] + self._integral(here, there))
         self._found: dict[float, tuple[Tensor, Tensor]] = {}
         coarse = CubicSpline(clock(self._angles[::2])[::-1], slopes[::2][::-1])
-        difference = sum(self._integral(a, b) - self._integral(a, b, coarse) for a, b in pairwise([*self._angles, 0.0]))
-        self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self.weights
+        ends = list(pairwise([*self._angles, 0.0]))
+        difference = np.sum([self._integral(*pair) - self._integral(*pair, coarse) for pair in ends], axis=0)
+        self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self._weights
 
     def _integral(self, here: float, there: float, spline: CubicSpline | None = None) -> FloatArray:
         first, last = clock(np.array([here, there]))
@@ -125,7 +137,10 @@ class Pilot:
             if angle < known:
                 state = state + self._integral(known, angle)
             slope = self._spline(clock(np.maximum(angle, self._angles[-1:])))[0]
-            self._found[angle] = (torch.from_numpy(state.reshape(self._shape)), torch.from_numpy(slope.reshape(self._shape)))
+            self._found[angle] = (
+                torch.from_numpy(state.reshape(self._shape)),
+                torch.from_numpy(slope.reshape(self._shape)),
+            )
         return self._found[angle]
 
     def errors(self, method: StepSampler, levels: list[Level[float]]) -> FloatArray:
@@ -133,7 +148,7 @@ class Pilot:
         frame, start, noise = PilotFrame(self), self.at(levels[0].angle)[0], NoiseSource(0, self._shape)
         with torch.no_grad(), np.errstate(all="ignore"):
             y, _, _ = take_steps(method, frame, to_x(start, levels[0]), levels, noise, False, None)
-        found: FloatArray = (y - self.at(levels[-1].angle)[0]).square().numpy() @ self.weights
+        found: FloatArray = (y - self.at(levels[-1].angle)[0]).square().numpy() @ self._weights
         return found
 
 
@@ -149,9 +164,9 @@ class PilotFrame(Frame):
         """Moments of the coordinates that are kept, where the model knows any."""
         return None if self._pilot.model.moments is None else self._pilot.moments
 
-    def __call__(self, y: Tensor, level: Level[float], rows: Any = None) -> Split:
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
         """Split the state ``y`` ``(n, d)``."""
-        state, slope = self._pilot.at(level.angle)
+        state, slope = self._pilot.at(float(level.angle))
         cos, sin, variances = level.cos, level.sin, self._variances
         slope = slope + (y - state) * ((1.0 - variances) * (sin * cos) / (variances * cos**2 + sin**2))
         return Split(cos * y - sin * slope, sin * y + cos * slope)
@@ -167,24 +182,61 @@ def _pilot_times(model: Denoiser, steps: int) -> Tensor:
     both = both[torch.isfinite(both)]
     inner = sde.time(torch.quantile(both, torch.linspace(0.0, 1.0, steps, dtype=torch.float64)))
     times = torch.cat([inner.new_tensor([sde.t_max]), inner[1:].clamp(sde.t_min, sde.t_max), inner.new_zeros(1)])
-    return model.snap(times.unique().flip(0)).unique().flip(0)
+    times = model.snap(times.sort().values.flip(0))
+    return times[torch.cat([times[:1] >= 0.0, times.diff() < 0.0])]
 
 
-def _kept_coordinates(white: Whitened, end: Tensor, dim: int) -> tuple[Any, FloatArray]:
-    """Return indices of coordinates, and their weights in the mean square over all of them."""
-    if dim <= _COORDINATES:
-        return np.arange(dim), np.full(dim, 1.0 / dim)
-    half, rng = _COORDINATES // 2, np.random.default_rng(0)
-    order = np.argsort(-np.broadcast_to(white.std.numpy(), dim), kind="stable")
-    drawn = rng.choice(order[half:], half, replace=False)
-    weights = np.concatenate([np.full(half, 1.0), np.full(half, (dim - half) / half)]) / dim
-    return np.concatenate([order[:half], drawn]), weights
+class _Axes(NamedTuple):
+    """Orthonormal axes ``(D, d)`` on which paths are kept, or indices of coordinates after a rotation.
+
+    Attributes:
+        project: function from entries ``(n, D)`` to coordinates ``(n, d)``.
+        weights: weights of the coordinates in the mean square over all, ``(d,)``.
+        moments: mean and variances of the coordinates.
+    """
+
+    project: Callable[[Tensor], FloatArray]
+    weights: FloatArray
+    moments: Moments
 
 
-def _moments(model: Denoiser, white: Whitened, end: Tensor, kept: Any) -> Moments:
-    """Return mean and variances of the kept coordinates; the same for all where the model knows none."""
-    if model.moments is None:
-        variance = max(float(end.var(dim=0).mean()) if len(end) > 1 else 1.0, _LEAST_VARIANCE)
-        return Moments(torch.zeros(len(kept), dtype=torch.float64), torch.full((len(kept),), variance, dtype=torch.float64))
-    mean = white.rotate(flatten(model.moments.mean.double()[None]))[0]
-    return Moments(mean[kept], white.std.square()[kept])
+def _drawn_pixels(dim: int) -> Tensor | None:
+    """Return indices of the entries that are kept of items of very many; ``None`` for all."""
+    if dim <= _ENTRIES:
+        return None
+    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(dim, _ENTRIES, replace=False)))
+
+
+def _axes(model: Denoiser, ends: Tensor) -> _Axes:
+    """Choose axes: those of the data's covariance where it is known, else of the ends and others at random.
+
+    Errors that are made in the noise grow by ``sqrt(l)``, so that the axes of large variance count most.
+    """
+    dim = ends.shape[1]
+    if model.moments is not None and dim == model.moments.variances.numel():
+        return _axes_of_moments(Whitened(model.moments), model.moments.mean, dim)
+    centred = ends - ends.mean(dim=0)
+    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    axes, variances = axes[: len(ends) - 1].T, sizes[:-1].square() / max(len(ends) - 1, 1)
+    count = min(_COORDINATES, dim) - axes.shape[1]
+    rest = torch.from_numpy(np.random.default_rng(0).standard_normal((dim, max(count, 0))))
+    rest = torch.linalg.qr(rest - axes @ (axes.T @ rest)).Q
+    level = max(0.5 * float(centred.square().sum()) / (max(len(ends) - 1, 1) * dim), _LEAST_VARIANCE)
+    both = torch.cat([axes, rest], dim=1)
+    weights = np.concatenate([np.ones(axes.shape[1]), np.full(rest.shape[1], (dim - axes.shape[1]) / max(count, 1))])
+    variances = torch.cat([variances.clamp(min=level), variances.new_full((rest.shape[1],), level)])
+    zero = torch.zeros(both.shape[1], dtype=torch.float64)
+    return _Axes(lambda x: (x.double() @ both).numpy(), weights / dim, Moments(zero, variances))
+
+
+def _axes_of_moments(white: Whitened, mean: Tensor, dim: int) -> _Axes:
+    """Return axes of the data's covariance: half of the kept ones of the largest variances, the others drawn."""
+    variances = white.std.square().expand(dim)
+    order = np.argsort(-variances.numpy(), kind="stable")
+    half = min(dim, _COORDINATES) // 2 if dim > _COORDINATES else dim
+    count = min(dim, _COORDINATES) - half
+    drawn = np.random.default_rng(0).choice(order[half:], count, replace=False)
+    kept = torch.from_numpy(np.concatenate([order[:half], drawn]))
+    weights = np.concatenate([np.ones(half), np.full(count, (dim - half) / max(count, 1))]) / dim
+    centre = white.rotate(flatten(mean.double()[None]))[0]
+    return _Axes(lambda x: white.rotate(x.double())[:, kept].numpy(), weights, Moments(centre[kept], variances[kept]))

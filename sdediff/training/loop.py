@@ -21,11 +21,10 @@ from torch import Tensor
 
 from sdediff import checkpoint
 from sdediff.config import Config, build
-from sdediff.data import Dataset, bin_width
+from sdediff.data import Dataset
 from sdediff.data.units import fit_moments
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
-from sdediff.gaussian import Moments
 from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
 from sdediff.progress import Progress
@@ -124,7 +123,7 @@ class _Trainer:
         self.workers: Any = Accelerator(cpu=torch.device(device).type == "cpu")
         self.main = bool(self.workers.is_main_process)
         self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
-        self.model = build(config, data.info, _moments(data)).to(self.device)
+        self.model = build(config, data.info, fit_moments(data.train, data.info)).to(self.device)
         self.objective = Objective(self.model.sde, settings.time_law, settings.weighting)
         self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
         self.optimizer = torch.optim.AdamW(
@@ -239,15 +238,6 @@ class _Trainer:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _moments(data: Dataset) -> Moments:
-    """Return mean and covariance of the training data in the model's coordinates, dequantisation noise included."""
-    if data.train.is_floating_point():
-        return fit_moments(data.train, data.info)
-    moments = Moments.fit(data.train)
-    width = bin_width(data.info)
-    return Moments(data.info.low + width * moments.mean, width**2 * (moments.variances + 1.0 / 12.0), moments.basis)
 
 
 def _in_saved_units(data: Dataset, folder: Path) -> Dataset:

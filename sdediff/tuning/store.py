@@ -22,6 +22,7 @@ from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.evaluation.distances import Errors
 from sdediff.files import write
 from sdediff.gaussian import Moments
+from sdediff.moments_storage import moments_tensors
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.tuning.tuner import Tuning
 
@@ -87,7 +88,7 @@ def fingerprint(model: ScoreModel) -> str:
     digest = hashlib.sha256(json.dumps(describe_model(model), sort_keys=True).encode())
     tensors = dict(model.state_dict())
     if model.moments is not None:
-        tensors |= {f"moments.{key}": value for key, value in vars(model.moments).items() if value is not None}
+        tensors |= {f"moments.{name}": value for name, value in moments_tensors(model.moments).items()}
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.bases import Axes, Identity
 from sdediff.conditions import Rows
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, velocity
@@ -57,7 +58,7 @@ class AugmentedFrame(Frame):
         super().__init__(model, model.sde)
         self._like, self._probes = like, probes
         self._dim = like[0].numel()
-        self._axes = torch.eye(self._dim, dtype=like.dtype, device=like.device)
+        self._axes = Axes(Identity(), self._dim, like.new_zeros(0))
 
     def initial(self) -> Tensor:
         """Return the state at the start of the path, whose integrals are 0."""

@@ -18,13 +18,15 @@ node is its state, value and probes (Griewank & Walther 2000; Chen et al. 2016).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sdediff.bases import Axes
 
 VectorField = Callable[..., Tensor]
 """Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
@@ -33,13 +35,13 @@ states of the items with the indices ``rows``, with repeats or without."""
 _MAX_COTANGENTS = 1 << 16  # entries of the cotangents of one backward pass: more overflow the caches and are slower
 
 
-def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor | Axes) -> tuple[Tensor, Tensor]:
     """Return a field, the exact diagonal of its Jacobian and its squares: one forward, ``D`` vector-Jacobian products.
 
     Args:
         field: vector field ``(B, *shape) -> (B, *shape)``, each sample on its own.
         y: states, ``(B, *shape)``.
-        axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken.
+        axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken, or what makes them.
 
     Returns:
         The value ``(B, *shape)`` and, of every row q, ``q . J q`` and ``|J^T q|^2``: ``(B, 2, D)``. The sum of the
@@ -48,11 +50,21 @@ def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor) -> tuple[Ten
     value, pull = _forward(field, y)
     count = len(y)
     parts = []
-    for rows in torch.split(axes.to(y), chunk_size(y)):
+    for rows in _chunks(axes, y):
         products = pull(rows[:, None, :].expand(-1, count, -1))  # (chunk, B, D)
         diagonal = torch.einsum("kbd,kd->bk", products, rows)
         parts.append(torch.stack([diagonal, products.square().sum(dim=2).T], dim=1))
     return value, torch.cat(parts, dim=2)
+
+
+def _chunks(axes: Tensor | Axes, y: Tensor) -> Iterator[Tensor]:
+    """Yield the rows that one backward pass at the states ``y`` takes, in their dtype."""
+    size = chunk_size(y)
+    if isinstance(axes, Tensor):
+        yield from torch.split(axes.to(y), size)
+    else:
+        for start in range(0, axes.dim, size):
+            yield axes.rows(start, min(start + size, axes.dim)).to(y)
 
 
 def value_and_products(field: VectorField, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sdediff.gaussian import Whitened
-from sdediff.likelihood.flow.divergence import VectorField, diagonal_through
+from sdediff.likelihood.flow.divergence import VectorField, diagonal_through, value_and_diagonal
 from sdediff.numerics import wide
 from sdediff.samplers.interpolation import kernel_weights
 from sdediff.types import Level
@@ -177,7 +177,11 @@ class ExactTrace(Trace):
         return torch.zeros_like(divergences[0].share)
 
     def evaluate(self, field: VectorField, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
-        velocity, rows = diagonal_through(self.parameters, field, y, self.whitened.axes(y))
+        axes = self.whitened.axes(y)
+        if self.parameters is None:  # a few axes at a time
+            velocity, rows = value_and_diagonal(field, y, axes)
+        else:
+            velocity, rows = diagonal_through(self.parameters, field, y, axes.matrix)
         (diagonal, squares), (factors, rate) = wide(rows).unbind(dim=1), self.weights[node]
         shares = (factors.to(diagonal)[:, None] * (diagonal - rate.to(diagonal))).sum(dim=2)
         no_probes = diagonal[:, None, :][:, :0]
