@@ -7,22 +7,18 @@ next choice replaces it, in one step.
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
-
-from pydantic import Field, model_validator
+from typing import NamedTuple
 
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Finite, Section, read_document, shown, validated
+from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.files import write
-from sdediff.samplers.auto import METHODS, Choice
-from sdediff.samplers.chosen import Chosen
+from sdediff.samplers.auto import Choice
+from sdediff.tuning.chosen_section import ChosenSection, chosen_values
 from sdediff.tuning.store import fingerprint
 
 CHOICES_FORMAT = 1
 CHOICES_FILE = "auto.json"
-_MAX_NODES = 4097
 
 
 class ChoiceKey(NamedTuple):
@@ -41,42 +37,17 @@ class ChoiceKey(NamedTuple):
     setting: str = ""
 
 
-class ChoiceSection(Section):
+class ChoiceSection(ChosenSection):
     """One choice, :class:`~sdediff.samplers.auto.Choice`."""
 
     name: str
-    method: str
-    times: Annotated[tuple[Finite, ...], Field(min_length=2, max_length=_MAX_NODES)]
-    free: bool
     score: Finite
     setting: str = ""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.method not in METHODS:
-            raise ValueError(f"{shown(self.method)} is no method that is chosen from")
-        steps = [there - here for here, there in pairwise(self.times)]
-        if not (all(step > 0.0 for step in steps) or all(step < 0.0 for step in steps)):
-            raise ValueError("the times must rise or fall throughout")
-        if len(steps) <= int(self.free):
-            raise ValueError("at least one step must be the network's")
-        return self
 
     @property
     def key(self) -> ChoiceKey:
         """What it is kept by."""
-        return ChoiceKey(len(self.times) - 1 - int(self.free), self.times[0], self.times[-1], self.setting)
-
-    def choice(self, model: ScoreModel) -> Choice:
-        """Return the choice.
-
-        Raises:
-            ValueError: if the model's process or moments do not allow it.
-        """
-        model.sde.levels(self.times)  # refuses times outside the process
-        if self.free and model.moments is None:
-            raise ValueError("the first forward is free, but the model knows no moments")
-        return Choice(self.name, Chosen(METHODS[self.method], self.times, self.free), self.score)
+        return ChoiceKey(self.steps, self.times[0], self.times[-1], self.setting)
 
 
 class ChoicesDocument(Section):
@@ -112,11 +83,7 @@ def save_choice(run: str | Path, model: ScoreModel, choice: Choice, setting: str
         kept = _read_choices(path, digest)
     except ValueError:
         kept = {}
-    method = next((name for name, method in METHODS.items() if method == choice.sampler.method), None)
-    if method is None:
-        raise ValueError(f"only choices among {', '.join(METHODS)} are kept, not {choice.sampler.method}")
-    sampler = choice.sampler
-    found = {"name": choice.name, "method": method, "times": sampler.times, "free": sampler.free, "score": choice.score}
+    found = {"name": choice.name, "score": choice.score, **chosen_values(choice.sampler)}
     made = validated(ChoiceSection, {**found, "setting": setting})
     kept[made.key] = made
     choices = [kept[key].model_dump() for key in sorted(kept)]
@@ -142,7 +109,7 @@ def load_choice(
         return None
     found = _read_choices(path, fingerprint(model)).get(ChoiceKey(steps, t_from, t_to, setting))
     try:
-        return None if found is None else found.choice(model)
+        return None if found is None else Choice(found.name, found.sampler(model), found.score)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
