@@ -81,7 +81,7 @@ def node_times(
         return times
     if sampler.adaptive:
         return torch.tensor(interval, dtype=torch.float64)
-    chosen = sampler.grid if grid is None else grid
+    chosen = sampler.grid_for(model.prediction) if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
     times = rule(model.sde, count, *interval)

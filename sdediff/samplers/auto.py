@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.dynamics import Frame, to_x
+from sdediff.dynamics import Frame
 from sdediff.grids import GRIDS
 from sdediff.noise import NoiseSource
-from sdediff.numerics import flatten
 from sdediff.samplers.base import Progress, Sampler, StepSampler, take_steps
 from sdediff.samplers.chosen import Chosen
 from sdediff.samplers.clocks import FloatArray
@@ -34,7 +33,8 @@ from sdediff.samplers.relative import Relative
 from sdediff.sde import SDE
 from sdediff.types import Solution
 
-DEFAULT = ("ode", "reference")
+DEFAULT = "ode"
+"""Method of the default solver, which has its grid by the prediction."""
 METHODS: dict[str, StepSampler] = {
     "ode": Relative(),
     **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4, 5)},
@@ -50,7 +50,7 @@ METHODS: dict[str, StepSampler] = {
     "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
 }
 """Methods among which the choice is made; all take one forward a step."""
-USUAL_GRIDS = ("reference", "quadratic", "angle", "asinh", "karras", "logsnr")
+USUAL_GRIDS = ("reference", "mixed", "quadratic", "angle", "asinh", "karras", "logsnr")
 
 _FORWARDS = 1280
 """Forwards of one trajectory that a choice may take in all: those of 32 trajectories and 40 steps."""
@@ -174,10 +174,19 @@ def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
 
 
 class Pair(NamedTuple):
-    """A method on a usual grid, with its score."""
+    """A method on a usual grid, with its score.
+
+    Attributes:
+        method: name in ``METHODS``.
+        grid: name in ``USUAL_GRIDS``.
+        usual: whether this is the grid of the default solver.
+        sampler: the method on the nodes.
+        score: score by prediction.
+    """
 
     method: str
     grid: str
+    usual: bool
     sampler: Chosen
     score: float
 
@@ -189,7 +198,7 @@ class Pair(NamedTuple):
     @property
     def is_default(self) -> bool:
         """Tell whether this is the default solver, with its first forward free or not."""
-        return (self.method, self.grid) == DEFAULT
+        return self.method == DEFAULT and self.usual
 
     def handicapped(self) -> float:
         """Return the score by which pairs are compared: a few trajectories do not show the rare bad ones."""
@@ -219,7 +228,8 @@ def _on_grid(
         return None
     sampler = Chosen(METHODS[method], tuple(times.tolist()), free)
     value = _score(pilot, sampler)
-    return Pair(method, grid, sampler, value) if math.isfinite(value) else None
+    usual = grid == Relative().grid_for(pilot.model.prediction)
+    return Pair(method, grid, usual, sampler, value) if math.isfinite(value) else None
 
 
 def _score(pilot: Pilot, sampler: Chosen) -> float:
@@ -306,23 +316,20 @@ def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
     Where it allows none the default is left for what is predicted to be better.
     """
     left = (_FORWARDS - _TRAJECTORIES * _pilot_steps(steps)) // steps  # solves of one trajectory
-    unique = list({each.sampler: each for each in reversed(candidates)}.values())[::-1]
+    unique = list({each.sampler: each for each in reversed(candidates)}.values())
+    unique.sort(key=[each.sampler for each in candidates].index)
     unique = unique[: min(max(left // _TRAJECTORIES, _JUDGED[0]), _JUDGED[1])]
-    count = min(_TRAJECTORIES, left // len(unique))
-    default, margin = unique[0], _HANDICAP
-    if len(unique) > 1 and count >= _FEWEST and default.sampler.times[0] == pilot.model.sde.t_max:
-        if default.sampler.times[-1] == 0.0:
-            unique = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique]
-            margin = _MARGIN
+    count, margin = min(_TRAJECTORIES, left // len(unique)), _HANDICAP
+    if len(unique) > 1 and count >= _FEWEST and unique[0].sampler.times[0] == pilot.model.sde.t_max:
+        unique, margin = [each._replace(score=_real_score(pilot, each.sampler, count)) for each in unique], _MARGIN
     best = min(unique, key=lambda each: each.score)
     return best if best.score < unique[0].score - margin else unique[0]
 
 
 def _real_score(pilot: Pilot, sampler: Chosen, count: int) -> float:
-    """Score a solve by the network of the first trajectories that start where it does."""
+    """Score real solves of the first trajectories, from ``t_max``."""
     model, x = pilot.model.rows(slice(count)), pilot.start[:count]
     levels = model.sde.levels(sampler.times)
     with torch.no_grad():
         y, _, _ = take_steps(sampler, Frame(model, model.sde), x, levels, NoiseSource(0, x.shape), False, None)
-    errors = flatten(to_x(y, levels[-1]) - pilot.end[:count]).cpu().double().square().mean(dim=1).numpy()
-    return score(errors + pilot.resolution[:count])
+    return score(pilot.distances(y, levels[-1]) + pilot.resolution[:count])

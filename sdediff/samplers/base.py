@@ -22,6 +22,7 @@ from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.grids import Grid
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite
+from sdediff.parametrization import Prediction
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution, Split
 
@@ -57,6 +58,10 @@ class Sampler(ABC):
     def grid(self) -> str | Grid:
         """Default grid: a name in ``GRIDS``, or a grid."""
         return "reference"
+
+    def grid_for(self, prediction: Prediction) -> str | Grid:
+        """Return the default grid for networks of a prediction."""
+        return self.grid
 
     @property
     def steps(self) -> int:

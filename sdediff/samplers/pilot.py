@@ -107,6 +107,7 @@ class Pilot:
         self.end = to_x(y, levels[-1])
         axes = _axes(model, recorder.kept(self.end).double())
         self._angles, self._weights, self.moments = np.array(recorder.angles), axes.weights, axes.moments
+        self._coordinates = lambda states: axes.project(recorder.kept(states))
         states, slopes = (
             np.stack([axes.project(each) for each in kept]) for kept in (recorder.states, recorder.slopes)
         )
@@ -142,6 +143,12 @@ class Pilot:
                 torch.from_numpy(slope.reshape(self._shape)),
             )
         return self._found[angle]
+
+    def distances(self, y: Tensor, level: Level[float]) -> FloatArray:
+        """Return the mean squared distance of states of the frame, those of the first trajectories, to the paths."""
+        differences = self._coordinates(y) - self.at(level.angle)[0][: len(y)].numpy()
+        found: FloatArray = np.square(differences) @ self._weights
+        return found
 
     def errors(self, method: StepSampler, levels: list[Level[float]]) -> FloatArray:
         """Predict the mean squared error of a solve at its end, for each trajectory: ``(n,)``."""

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sdediff.dynamics import Frame
 from sdediff.gaussian import Moments, Whitened
+from sdediff.grids import Grid
 from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Noise, StepSampler
@@ -171,6 +172,10 @@ class Relative(StepSampler):
     @property
     def stochastic(self) -> bool:
         return self.eta > 0.0
+
+    def grid_for(self, prediction: Prediction) -> str | Grid:
+        """Return ``"mixed"`` for the ODE of networks whose errors are magnified in the velocity, else the usual one."""
+        return self.grid if prediction.steady or self.stochastic else "mixed"
 
     def startup_order(self, steps: int) -> int:
         """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""
