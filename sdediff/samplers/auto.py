@@ -316,8 +316,10 @@ def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
     Where it allows none the default is left for what is predicted to be better.
     """
     left = (_FORWARDS - _TRAJECTORIES * _pilot_steps(steps)) // steps  # solves of one trajectory
-    unique = list({each.sampler: each for each in reversed(candidates)}.values())
-    unique.sort(key=[each.sampler for each in candidates].index)
+    found: dict[Chosen, Choice] = {}
+    for each in candidates:
+        found.setdefault(each.sampler, each)
+    unique = list(found.values())
     unique = unique[: min(max(left // _TRAJECTORIES, _JUDGED[0]), _JUDGED[1])]
     count, margin = min(_TRAJECTORIES, left // len(unique)), _HANDICAP
     if len(unique) > 1 and count >= _FEWEST and unique[0].sampler.times[0] == pilot.model.sde.t_max:

@@ -106,8 +106,8 @@ class Pilot:
             y, _, _ = take_steps(Relative(), recorder, self.start, levels, noise, False, None)
         self.end = to_x(y, levels[-1])
         axes = _axes(model, recorder.kept(self.end).double())
-        self._angles, self._weights, self.moments = np.array(recorder.angles), axes.weights, axes.moments
-        self._coordinates = lambda states: axes.project(recorder.kept(states))
+        self._angles, self.moments = np.array(recorder.angles), axes.moments
+        self._axes, self._kept = axes, recorder.kept
         states, slopes = (
             np.stack([axes.project(each) for each in kept]) for kept in (recorder.states, recorder.slopes)
         )
@@ -121,7 +121,7 @@ class Pilot:
         coarse = CubicSpline(clock(self._angles[::2])[::-1], slopes[::2][::-1])
         ends = list(pairwise([*self._angles, 0.0]))
         difference = np.sum([self._integral(*pair) - self._integral(*pair, coarse) for pair in ends], axis=0)
-        self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self._weights
+        self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self._axes.weights
 
     def _integral(self, here: float, there: float, spline: CubicSpline | None = None) -> FloatArray:
         first, last = clock(np.array([here, there]))
@@ -146,8 +146,8 @@ class Pilot:
 
     def distances(self, y: Tensor, level: Level[float]) -> FloatArray:
         """Return the mean squared distance of states of the frame, those of the first trajectories, to the paths."""
-        differences = self._coordinates(y) - self.at(level.angle)[0][: len(y)].numpy()
-        found: FloatArray = np.square(differences) @ self._weights
+        differences = self._axes.project(self._kept(y)) - self.at(level.angle)[0][: len(y)].numpy()
+        found: FloatArray = np.square(differences) @ self._axes.weights
         return found
 
     def errors(self, method: StepSampler, levels: list[Level[float]]) -> FloatArray:
@@ -155,7 +155,7 @@ class Pilot:
         frame, start, noise = PilotFrame(self), self.at(levels[0].angle)[0], NoiseSource(0, self._shape)
         with torch.no_grad(), np.errstate(all="ignore"):
             y, _, _ = take_steps(method, frame, to_x(start, levels[0]), levels, noise, False, None)
-        found: FloatArray = (y - self.at(levels[-1].angle)[0]).square().numpy() @ self._weights
+        found: FloatArray = (y - self.at(levels[-1].angle)[0]).square().numpy() @ self._axes.weights
         return found
 
 
