@@ -24,6 +24,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame
 from sdediff.grids import GRIDS
 from sdediff.noise import NoiseSource
+from sdediff.parametrization import check_signal
 from sdediff.samplers.base import Progress, Sampler, StepSampler, take_steps
 from sdediff.samplers.chosen import Chosen
 from sdediff.samplers.clocks import FloatArray
@@ -37,7 +38,7 @@ DEFAULT = "ode"
 """Method of the default solver, which has its grid by the prediction."""
 METHODS: dict[str, StepSampler] = {
     "ode": Relative(),
-    **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4, 5)},
+    **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4)},
     **{f"relative, memory {memory}, corrected": Relative(memory, 1) for memory in (3, 4, 5)},
     "ab2": Multistep("velocity", "asinh", 2),
     "ab4": Multistep("velocity", "asinh", 4),
@@ -50,6 +51,8 @@ METHODS: dict[str, StepSampler] = {
     "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
 }
 """Methods among which the choice is made; all take one forward a step."""
+HIGH_ORDER = ("ode", "relative, memory 4, corrected", "ab4", "deis3", "unipc3")
+"""Those among which it is made for many steps."""
 USUAL_GRIDS = ("reference", "mixed", "quadratic", "angle", "asinh", "karras", "logsnr")
 
 _FORWARDS = 1280
@@ -143,8 +146,9 @@ def choice_for(
         seed: seed of the recorded trajectories.
 
     Raises:
-        ValueError: if no method can take this number of steps.
+        ValueError: if no method can take this number of steps, or the network says nothing at the noisy end.
     """
+    check_signal(model.prediction, model.sde, max(interval))
     weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers()))
     key = weights, tuple(shape[1:]), steps, interval, seed
     kept = _KEPT.setdefault(model, {})
@@ -212,7 +216,7 @@ class Pair(NamedTuple):
 def _usual(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
     """Score every method on every usual grid."""
     for grid in USUAL_GRIDS:
-        for method in METHODS:
+        for method in METHODS if steps <= _MANY else HIGH_ORDER:
             pair = _on_grid(pilot, method, grid, steps, interval)
             if pair is not None:
                 yield pair
@@ -286,16 +290,16 @@ def _move_nodes(pilot: Pilot, pair: Pair) -> tuple[Choice, float]:
         runs = all(sign * (a - b) > 0.0 for a, b in pairwise(nodes.times))
         return _score(pilot, nodes) + _PENALTY * float(shift @ shift) if runs else math.inf
 
-    found = moved(_descend(objective, knots + 1))
+    found = moved(_descend(objective, knots + 1, _ROUNDS if len(angles) <= _MANY + 1 else _ROUNDS // 2))
     value = _score(pilot, found)
     return Choice(f"{pair.name}, nodes moved", found, value), pair._replace(score=value).handicapped()
 
 
-def _descend(objective: Callable[[FloatArray], float], count: int) -> FloatArray:
+def _descend(objective: Callable[[FloatArray], float], count: int, rounds: int) -> FloatArray:
     """Minimise by steps along the axes, each of which grows with success and is halved without."""
     place, width = np.zeros(count), np.full(count, 0.4)
     best = objective(place)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for axis in range(count):
             for sign in (1.0, -1.0):
                 tried = place.copy()
