@@ -43,6 +43,7 @@ class Erring(nn.Module):
         super().__init__()
         self.exact, self.predicts, rng = exact, predicts, torch.Generator().manual_seed(0)
         self.into, self.out = (torch.randn(*shape, generator=rng).double() for shape in ((dim, width), (width, dim)))
+        self.into *= math.sqrt(8 / dim)  # as smooth in any number of dimensions
         self.rate, self.phase = (torch.randn(width, generator=rng).double() for _ in range(2))
         self.size = size * math.sqrt(2.0 / width)
 

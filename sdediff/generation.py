@@ -59,7 +59,7 @@ def sample(
     Args:
         model: a denoiser with its process.
         shape: shape of the samples, ``(n, *shape)``.
-        solver: a name from ``SAMPLERS`` or a sampler.
+        solver: a name from ``SAMPLERS``, ``"auto"`` for one chosen for this model, or a sampler.
         return_log_prob: whether to return the log-density of every sample too, which a deterministic solver of one
             forward a step integrates with it. The solve then ends at ``t_min`` (for a chain at its first instant)
             rather than at 0, the density is that of the data with that much noise, and ``steps`` are 40 by default.
@@ -97,12 +97,15 @@ def sample(
     steps = subset(options, StepOptions)
     sampler = resolve(solver, **steps)
     gradients, keep_mode = subset(options, GradientOptions), options.get("keep_mode", False)
-    if gradients.get("differentiable", False) and return_log_prob:
-        raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     t_from = options.get("t_from")
     if t_from is not None and return_log_prob:
         raise ValueError("samples with their density start at t_max: leave t_from out")
     start_time = model.sde.t_max if t_from is None else float(t_from)
+    if not return_log_prob:
+        with evaluating(model, keep_mode):
+            sampler = sampler.for_model(model, (n, *item), steps.get("steps"), (start_time, 0.0))
+    if gradients.get("differentiable", False) and return_log_prob:
+        raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
     seed, progress = options.get("seed", 0), options.get("progress")
     samples, densities = [], []

@@ -10,6 +10,8 @@ Recommended use, from long to short steps near the data:
     angle       few steps of DPM-Solver++ where rare samples pass close between modes: the smallest RMS, not median
     quadratic   the default on broad data at 10 forwards or fewer
     reference   the default: one rule for every process, between quadratic and cubic
+    mixed       the default of "ode" for networks that predict epsilon or the score, rougher in the noise: half
+                reference, half asinh
     cubic       as good as the default on few, separate modes; UniPC
     asinh       linear in sigma near the data, log-SNR in the noise: short steps at both ends
     karras      EDM's Heun, as published; exponential solvers on data with image-like correlations
@@ -36,6 +38,8 @@ from torch import Tensor
 from sdediff.numerics import to_nearest
 from sdediff.sde import SDE, VPSDE
 
+_FINE = 2048
+"""Steps by which the density of a grid is found."""
 _REGULAR = 3.0
 """Largest step, in units of 1 / N of the path's angle, whose error is like that of the others."""
 
@@ -231,6 +235,32 @@ class Reference(Clock):
         return sde.time(process._log_alpha(tau) - process._log_sigma(tau))
 
 
+@dataclass(frozen=True)
+class Mixed(Grid):
+    """Grid as dense in log-SNR as two others on average: where one of them has few nodes, the other has some.
+
+    Args:
+        first: a grid.
+        second: another, of equal weight.
+    """
+
+    first: Grid = Reference()
+    second: Grid = Asinh(0.03)
+
+    def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
+        found, ends = [], sorted((t_from, t_to), reverse=True)
+        for grid in (self.first, self.second):
+            half_log_snr = sde.half_log_snr(grid.nodes(sde, _FINE, *ends)).numpy()
+            finite = np.isfinite(half_log_snr)
+            found.append((half_log_snr[finite], np.linspace(0.0, 1.0, _FINE + 1)[finite]))
+        places = np.sort(np.concatenate([half_log_snr for half_log_snr, _ in found]))
+        share = np.mean([np.interp(places, *each) for each in found], axis=0)
+        inner = np.interp(np.linspace(0.0, 1.0, steps + 1)[1:-1], share, places)
+        times = sde.time(torch.from_numpy(inner)).clamp(sde.t_min, sde.t_max)
+        times = torch.cat([times.new_tensor(ends[:1]), times, times.new_tensor(ends[1:])])
+        return times if t_from > t_to else times.flip(0)
+
+
 GRIDS: dict[str, Grid] = {
     "time": Power(1.0),
     "quadratic": Power(2.0),
@@ -238,6 +268,7 @@ GRIDS: dict[str, Grid] = {
     "reference": Reference(),
     "angle": Angle(),
     "asinh": Asinh(0.03),
+    "mixed": Mixed(),
     "karras": Karras(7.0),
     "logsnr": LogSNR(),
     "exponential": LogSNR(),

@@ -20,7 +20,8 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
 from sdediff.options import GridLike, SolveOptions, StepOptions, check_count, check_options, subset
 from sdediff.parametrization import check_signal
-from sdediff.samplers import ADAPTIVE, SAMPLERS, Sampler
+from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS, Sampler
+from sdediff.samplers.auto import Auto
 from sdediff.samplers.stability import check_stability
 from sdediff.types import Solution
 
@@ -29,7 +30,7 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     """Return the sampler of a name, with the tolerances given.
 
     Args:
-        solver: a name from ``SAMPLERS`` or a sampler.
+        solver: a name from ``SAMPLERS``, ``"auto"``, or a sampler.
         **options: the steps, see :class:`~sdediff.options.StepOptions`.
 
     Raises:
@@ -45,7 +46,7 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
     if isinstance(solver, str):
-        sampler = choose(SAMPLERS, ADAPTIVE.get(solver, solver) if given else solver, "solver")
+        sampler = choose(SOLVERS, ADAPTIVE.get(solver, solver) if given else solver, "solver")
     else:
         sampler = solver
     if given and not sampler.adaptive:
@@ -55,6 +56,8 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
         raise ValueError(f"solver {name!r} is adaptive: give rtol/atol, not steps")
     if options.get("grid") is not None and sampler.adaptive:
         raise ValueError("an adaptive solver chooses its own steps: give it no grid")
+    if options.get("grid") is not None and isinstance(sampler, Auto):
+        raise ValueError("the solver 'auto' chooses its own nodes: give it no grid")
     if len(given) == 1:  # one tolerance given means both
         given = dict.fromkeys(tolerances, next(iter(given.values())))
     return dataclasses.replace(sampler, **given) if given else sampler  # type: ignore[type-var]
@@ -79,7 +82,7 @@ def node_times(
         return times
     if sampler.adaptive:
         return torch.tensor(interval, dtype=torch.float64)
-    chosen = sampler.grid if grid is None else grid
+    chosen = sampler.grid_for(model.prediction) if grid is None else grid
     rule = chosen if isinstance(chosen, Grid) else choose(GRIDS, chosen, "grid")
     count = rule.default_steps(model.sde, sampler.steps) if steps is None else steps
     times = rule(model.sde, count, *interval)
@@ -158,6 +161,8 @@ def solve(
     sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde
     interval = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
+    with evaluating(model, options.get("keep_mode", False)):
+        sampler = sampler.for_model(model, x.shape, options.get("steps"), interval)
     times = node_times(sampler, model, options.get("steps"), grid, interval)
     if sampler.stochastic and bool((times.diff() >= 0.0).any()):
         raise ValueError("stochastic solvers only go from noise to data: t_from must be after t_to")

@@ -24,6 +24,7 @@ from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
 from sdediff.evaluation.distances import Errors
 from sdediff.gaussian import Moments
+from sdediff.samplers.auto import METHODS
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.training.state import load_state, save_state
 from sdediff.tuning.tuner import Tuning
@@ -118,6 +119,15 @@ def tuned(folder: Path) -> Target:
     return Target((folder / "tuned.json",), lambda: tuning.load(folder, model).rows)
 
 
+def chosen(folder: Path) -> Target:
+    """A solver that was chosen."""
+    model = ScoreModel(build(Config(), DataInfo((2,))).network, DDPM.linear(10), data=DataInfo((2,)))
+    choice = tuning.Choice("ode on some grid", tuning.Chosen(METHODS["ode"], (1.0, 0.5, 0.2, 0.0)), -1.0)
+    folder.mkdir()
+    tuning.save_choice(folder, model, choice)
+    return Target((folder / "auto.json",), lambda: tuning.load_choice(folder, model, 3, 1.0, 0.0))
+
+
 def diffusers_folder(folder: Path) -> Target:
     """A network of diffusers and its scheduler."""
     from diffusers import DDPMScheduler, UNet2DModel
@@ -141,7 +151,12 @@ def diffusers_folder(folder: Path) -> Target:
 def targets(folder: Path, *, diffusers: bool = True) -> list[Target]:
     """One of each kind."""
     found = [own_run(folder / "points", (3,)), own_run(folder / "images", (1, 4, 4))]
-    found += [configurations(folder / "config"), tuned(folder / "tuned"), state(folder / "state")]
+    found += [
+        configurations(folder / "config"),
+        tuned(folder / "tuned"),
+        chosen(folder / "chosen"),
+        state(folder / "state"),
+    ]
     return [*found, diffusers_folder(folder / "diffusers")] if diffusers else found
 
 

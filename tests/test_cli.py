@@ -21,7 +21,7 @@ from sdediff.cli import COMMANDS, main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.grids import GRIDS
-from sdediff.samplers import ADAPTIVE, SAMPLERS
+from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS
 
 ROUNDING = 1e-3
 """Float32 sums over a solve differ in their last bits with the batch's shape and the alignment of memory; that is some
@@ -351,11 +351,11 @@ def test_info_of_a_run(digits: Path) -> None:
 def test_info_lists_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     figures = done("info")
-    assert figures["solvers"] == list(SAMPLERS)
+    assert figures["solvers"] == list(SOLVERS)
     assert figures["grids"] == list(GRIDS)
     assert figures == done("info", "--list")
     text = call("info").stdout
-    assert all(f"\n  {name} " in text for name in [*SAMPLERS, *GRIDS, *figures["processes"], *figures["data"]])
+    assert all(f"\n  {name} " in text for name in [*SOLVERS, *GRIDS, *figures["processes"], *figures["data"]])
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ KINDS: dict[str, Callable[[Path], damage.Target]] = {
     "images": lambda folder: damage.own_run(folder, (1, 4, 4)),
     "configurations": damage.configurations,
     "tuned": damage.tuned,
+    "chosen": damage.chosen,
     "state": damage.state,
     "diffusers": damage.diffusers_folder,
 }

@@ -619,3 +619,17 @@ def test_models_saved_here_keep_their_scheduler(tmp_path: Path) -> None:
     ours, remarks = sampled(tmp_path / "run", tmp_path / "a", "--solver", "ddim", "--steps", "4")
     assert float(ours.abs().max()) <= 0.5
     assert "x0 is clipped to [-0.5, 0.5] at every step" in remarks
+
+
+def test_a_solver_chosen_with_the_scheduler_s_bounds_is_not_that_without(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs", unet(), diffusers.DDIMScheduler(**BETAS, clip_sample_range=0.1))
+    kept, drawn = list[list[str]](), list[Tensor]()
+    for flags in ((), ("--no-clip",), ()):
+        x, remarks = sampled(folder, tmp_path / "a", "--solver", "auto", "--steps", "2", *flags)
+        assert (f"(from {folder}" in remarks) == (len(drawn) == 2)
+        kept.append([each["setting"] for each in json.loads((folder / "auto.json").read_text())["choices"]])
+        drawn.append(x)
+    bounds = "x0 is clipped to [-0.1, 0.1]"
+    assert kept == [[bounds], ["", bounds], ["", bounds]]
+    torch.testing.assert_close(drawn[0], drawn[2], rtol=1e-4, atol=1e-4)
+    assert float((drawn[0] - drawn[1]).abs().max()) > 0.1  # the control: the bounds are met

@@ -10,9 +10,13 @@ import pytest
 import torch
 
 import sdediff
+from sdediff import tuning
 
 DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
     f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
+}
+DOCUMENTED |= {
+    f"tuning.{name}": getattr(tuning, name) for name in ("choose", "ForIntervals", "load_choice", "save_choice")
 }
 
 

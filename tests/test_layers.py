@@ -21,7 +21,7 @@ LAYERS = {
     "analytic": 3, "dynamics": 3, "integrators": 3,
     "samplers": 4,
     "options": 5, "sampling": 5,
-    "tuning": 6, "tuning.store": 9,
+    "tuning": 6, "tuning.store": 9, "tuning.choice_store": 9,
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
     "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,

@@ -21,13 +21,13 @@ def written(sampler: sdediff.samplers.Sampler) -> str:
 
 def sampler_table() -> str:
     rows = ["| name | kind | order | forwards | grid | method |", "|---|---|---|---|---|---|"]
-    for name, sampler in sdediff.SAMPLERS.items():
+    for name, sampler in sdediff.samplers.SOLVERS.items():
         method = type(sampler).__doc__.splitlines()[0].rstrip(".")
         kind = "SDE" if sampler.stochastic else "ODE"
-        grid = "none" if sampler.adaptive else sampler.grid
-        rows.append(
-            f"| `{name}` | {kind} | {sampler.order} | {cost(sampler)} | {grid} | `{written(sampler)}`: {method} |"
-        )
+        order, grid = str(sampler.order), "none" if sampler.adaptive else sampler.grid
+        if name == sdediff.samplers.AUTO:  # those of what is chosen
+            order, grid = "-", "its own"
+        rows.append(f"| `{name}` | {kind} | {order} | {cost(sampler)} | {grid} | `{written(sampler)}`: {method} |")
     return "\n".join(rows)
 
 

@@ -15,7 +15,9 @@ from catalogue import GAUSSIAN, MIXTURE
 from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
 from sdediff.evaluation.distances import Errors
+from sdediff.samplers.auto import METHODS
 from sdediff.samplers.exponential import VelocityIntegrand
+from sdediff.samplers.heun import Heun
 from sdediff.samplers.interpolation import weights
 from sdediff.samplers.tuned import AdamsMethod, Tuned, lagrange_averages
 from sdediff.tuning.optimize import learn, objective, rollout, squared_errors
@@ -149,7 +151,8 @@ def test_tuning_is_reproducible_and_leaves_the_model_alone() -> None:
     one = tuning.tune(model, 3, **options, progress=lambda done, total: seen.append((done, total)))  # type: ignore[arg-type]
     two, other = (tuning.tune(model, 3, **options, seed=seed) for seed in (0, 1))  # type: ignore[arg-type]
     assert seen == [(1, 2), (2, 2)]
-    assert one.solver == two.solver != other.solver
+    assert one.solver == two.solver
+    assert one.before != other.before
     assert (one.before, one.after) == (two.before, two.after)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -235,6 +238,23 @@ def test_what_is_kept_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     assert same(tuning.load(tmp_path, model, 5), newer.solver)
     assert same(tuning.load(tmp_path, model, 3), made[3].solver)
     assert [file.name for file in tmp_path.glob("*tuned*")] == [tuning.FILE]
+
+
+def test_a_solver_that_tuning_did_not_better_is_kept_too(tmp_path: Path) -> None:
+    model = run()
+    save(model, tmp_path)
+    nodes, t_max = (0.6, 0.3, 0.1, 0.0), model.sde.t_max
+    untuned = {
+        4: tuning.Chosen(METHODS["ode"], (t_max, *nodes)),
+        3: tuning.Chosen(METHODS["deis3"], (t_max, *nodes), True),
+    }
+    made = [tuning.Tuning(solver, Errors(0.2, 0.1), Errors(0.1, 0.05), 1.0) for solver in untuned.values()]
+    tuning.save(tmp_path, model, [result(model, 5), *made])
+    assert [tuning.load(tmp_path, model, steps) for steps in (3, 4)] == [untuned[3], untuned[4]]
+    assert tuning.load(tmp_path, model).steps == 5
+    wrong = tuning.Tuning(tuning.Chosen(Heun(), (t_max, 0.5, 0.0)), Errors(0.2, 0.1), Errors(0.1, 0.05), 1.0)
+    with pytest.raises(ValueError, match="only the methods that are chosen from can be kept, not Heun"):
+        tuning.save(tmp_path, model, [wrong])
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -120,17 +120,21 @@ def of_peer(problem: Problem, peer: Peer, times: Tensor, budget: int) -> Errors:
     return Errors.of(_chunked(solve, problem.x), problem.reference)
 
 
-def of_ours(problem: Problem, solver: str, budget: int) -> Errors | None:
-    """The errors of an entry of ``sdediff.SAMPLERS``; ``None`` where the budget is too small for one step."""
-    solve = partial(sdediff.solve, problem.model, solver=solver, t_to=problem.t_to)
+def of_ours(problem: Problem, solver: str, budget: int, grid: str | None = None) -> Errors | None:
+    """The errors of an entry of ``sdediff.SAMPLERS``; ``None`` where the budget is too small for one step.
+
+    A solve that fails or is refused has infinite errors.
+    """
+    solve = partial(sdediff.solve, problem.model, solver=solver, t_to=problem.t_to, grid=grid)
     steps = budget
-    while steps > 0 and solve(problem.x[:1], steps=steps).nfe > budget:
-        steps -= 1
-    if steps == 0:
-        return None
     try:
+        while steps > 0 and solve(problem.x[:1], steps=steps).nfe > budget:
+            steps -= 1
+        if steps == 0:
+            return None
         return Errors.of(_chunked(lambda part: solve(part, steps=steps).x, problem.x), problem.reference)
-    except FloatingPointError:
+    except (FloatingPointError, ValueError) as error:
+        print(f"{problem.name}: {solver} at {budget} forwards: {error}", flush=True)
         return Errors(float("inf"), float("inf"))
 
 

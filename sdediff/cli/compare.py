@@ -16,6 +16,7 @@ import click
 
 from sdediff import plots, tuning
 from sdediff.cli import tables
+from sdediff.cli.auto import Task, choose_solver
 from sdediff.cli.console import columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
@@ -32,14 +33,15 @@ from sdediff.evaluation.solvers import (
     compare,
 )
 from sdediff.files import write
-from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers import AUTO, SAMPLERS, Sampler
 
 EXAMPLES = """\
   sdediff compare                                # the defaults, on the most recent run
   sdediff compare --solver ode,unipc3,dpm++2m --forwards 6,12,24
+  sdediff compare --solver ode,auto --forwards 5,10    # auto is chosen for each
   sdediff compare --solver sde,ancestral,edm-churn --count 1000 --out laws.png"""
 
-COMPARABLE: Mapping[str, Any] = ChainMap({"tuned": None}, SAMPLERS)
+COMPARABLE: Mapping[str, Any] = ChainMap({"tuned": None, AUTO: None}, SAMPLERS)
 """Solvers that can be compared."""
 
 MEASURES: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
@@ -104,14 +106,16 @@ def command(
     """
     run = frame.open()
     files = frame.plan(run.folder / "comparisons", "compare", ".png", ".csv")
+    budgets = _flat(forwards, NFE_BUDGETS)
+    entries, chosen = _solvers(_flat(solvers, SOLVERS), budgets, frame, run)
     start, results, interrupted = time.perf_counter(), list[Comparison](), False
     try:
         with frame.console.bar("comparing", unit="forward") as report:
             result = compare(
                 run.model,
                 (count, *run.info.shape),
-                _solvers(_flat(solvers, SOLVERS), run),
-                forwards=_flat(forwards, NFE_BUDGETS),
+                entries,
+                forwards=budgets,
                 rtols=_flat(rtols, TOLERANCES),
                 tolerance=tolerance,
                 seed=seed,
@@ -133,6 +137,7 @@ def command(
         starts=count,
         reference=result.reference._asdict(),
         rows=[row._asdict() for row in result.rows],
+        chosen=chosen,
         seconds=seconds,
         seed=seed,
         interrupted=interrupted,
@@ -147,8 +152,10 @@ def _flat(given: tuple[tuple[Any, ...], ...], default: Sequence[Any]) -> tuple[A
     return tuple(dict.fromkeys(value for values in given for value in values)) or tuple(default)
 
 
-def _solvers(names: Sequence[str], run: Run) -> Solvers:
-    """Return solvers by name; the tuned one depends on the number of steps.
+def _solvers(
+    names: Sequence[str], budgets: Sequence[int], frame: CommandFrame, run: Run
+) -> tuple[Solvers, list[dict[str, Any]]]:
+    """Return solvers by name, and what was chosen; those tuned and chosen depend on the number of steps.
 
     Raises:
         FileNotFoundError: if the tuned solver is wanted and the run has none.
@@ -163,7 +170,16 @@ def _solvers(names: Sequence[str], run: Run) -> Solvers:
         except ValueError:
             return None
 
-    return {name: tuned if name == "tuned" else name for name in names}
+    chosen, figures = dict[int, Sampler](), list[dict[str, Any]]()
+    for steps in budgets if AUTO in names else ():
+        try:
+            task = Task.of(run, dict(frame.condition))
+            chosen[steps], found = choose_solver(frame.console, task, steps, (run.model.sde.t_max, 0.0))
+            figures.append(found)
+        except ValueError as error:  # too many steps for the instants of a chain
+            frame.console.note(f"solver auto: {error}")
+    by_steps: dict[str, Callable[[int], Sampler | None]] = {"tuned": tuned, AUTO: chosen.get}
+    return {name: by_steps.get(name, name) for name in names}, figures
 
 
 def _write_rows(path: Path, rows: Sequence[ComparisonRow]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.cli import tables
+from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, with_condition
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import in_batches, write_samples
@@ -19,7 +20,7 @@ from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_op
 from sdediff.cli.runs import Run, open_run
 from sdediff.cli.tables import DETERMINISTIC
 from sdediff.data.files import load_items
-from sdediff.samplers import SAMPLERS
+from sdediff.samplers import AUTO, SOLVERS, Sampler
 from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
@@ -59,11 +60,17 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
     condition = tuple({**rows, **dict(frame.condition)}.items())
     run = with_condition(open_run(frame.run, frame.device, frame.console), condition)
     same = (name, options) == (file.solver, file.options)
-    z = _check_latents(file.z[:number], latents, run, states_of(SAMPLERS[name]), same)
+    z = _check_latents(file.z[:number], latents, run, states_of(SOLVERS[name]), same)
     files = frame.plan(run.folder / "decoded", latents.stem, ".png", ".npz")
+    method: str | Sampler = name
+    chosen: list[dict[str, Any]] = []
+    if name == AUTO:
+        interval = (run.model.sde.t_max, run.model.sde.t_min)
+        task = Task.of(run, dict(condition))
+        method, chosen = choose_solvers(frame.console, task, options.get("steps"), interval)
     with frame.measure(run.model, "decoding", "item") as measured:
         x = in_batches(
-            run.model, z, batch_size, lambda model, part: decode(model, part, name, **options), measured.report
+            run.model, z, batch_size, lambda model, part: decode(model, part, method, **options), measured.report
         )
     nfe = measured.items / len(z)
     if tuple(x.shape[1:]) != run.info.shape:  # a reversible solve from plain latents leaves several states
@@ -71,7 +78,7 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
     arrays = write_samples(x, run, files, solver=name)
     text = f"{len(x)} items of {latents}, solver {name}, NFE {nfe:g}, {measured.seconds:.2f} s"
     figures = {"latents": latents, "solver": name, "items": len(x), "nfe": nfe, "seconds": measured.seconds}
-    frame.finish(run, text, files, arrays, **figures)
+    frame.finish(run, text, files, arrays, **figures, chosen=chosen)
 
 
 def _read_latents(path: Path) -> Latents:

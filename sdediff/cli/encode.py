@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from sdediff.cli import tables
+from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, labels_option, with_labels
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import as_values, in_batches, read_items
@@ -21,12 +23,14 @@ from sdediff.cli.options import (
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import open_run
 from sdediff.cli.tables import DETERMINISTIC
+from sdediff.samplers import AUTO, Sampler
 from sdediff.transport import encode
 
 EXAMPLES = """\
   sdediff encode                             # the run's held-out data
   sdediff encode photos.npz --out z.npz
   sdediff encode -n 100 --solver heun --steps 50
+  sdediff encode --solver auto --steps 20        # chosen for the run's model; decode chooses for its direction
   sdediff encode --solver reversible --steps 10   # decode inverts it exactly"""
 
 
@@ -54,12 +58,17 @@ def command(
     items, described, _ = loaded = read_items(data, run, number)
     run, condition = with_labels(run, frame.condition, labels, loaded)
     files = frame.plan(run.folder / "latents", "latents", ".npz")
+    method: str | Sampler = name
+    chosen: list[dict[str, Any]] = []
+    if name == AUTO:
+        interval = (run.model.sde.t_min, run.model.sde.t_max)
+        method, chosen = choose_solvers(frame.console, Task.of(run, condition), solver.steps, interval)
     with frame.measure(run.model, "encoding", "item") as measured:
         z = in_batches(
             run.model,
             as_values(items, run),
             batch_size,
-            lambda model, x: encode(model, x, name, **solver.options),
+            lambda model, x: encode(model, x, method, **solver.options),
             measured.report,
         )
     nfe = measured.items / len(items)
@@ -75,5 +84,6 @@ def command(
         items=len(z),
         nfe=nfe,
         seconds=measured.seconds,
+        chosen=chosen,
     )
     frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}")

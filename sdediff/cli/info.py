@@ -18,7 +18,7 @@ from sdediff.data import DATASETS
 from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
-from sdediff.samplers import SAMPLERS
+from sdediff.samplers import SOLVERS
 from sdediff.training import TIME_LAWS, WEIGHTINGS
 
 EPILOG = """\b
@@ -59,7 +59,7 @@ def _list_tables(console: Console) -> None:
     console.say("\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.datasets()]))
     console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
     lists: dict[str, Mapping[str, object]] = {
-        "solvers": SAMPLERS,
+        "solvers": SOLVERS,
         "grids": GRIDS,
         "processes": PROCESSES,
         "networks": NETWORKS,

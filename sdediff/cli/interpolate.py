@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import torch
 from torch import Tensor
 
 from sdediff import plots
 from sdediff.cli import tables
+from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import arrays_of, as_values, backdrop, read_items
 from sdediff.cli.options import SolverChoice, batch_size_option, data_argument, run_option, solver_options
 from sdediff.cli.output import write_npz
 from sdediff.cli.tables import DETERMINISTIC
+from sdediff.samplers import AUTO, Sampler
 from sdediff.transport import interpolate
 
 ROWS = 8
@@ -61,12 +65,18 @@ def command(
     items, described, _ = read_items(data, run)
     pairs = _choose_pairs(pairs, len(items), described)
     files = frame.plan(run.folder / "interpolations", "paths", ".png", ".npz")
+    method: str | Sampler = name
+    chosen: list[dict[str, Any]] = []
+    if name == AUTO:
+        there = run.model.sde.t_min, run.model.sde.t_max
+        task = Task.of(run, dict(frame.condition))
+        method, chosen = choose_solvers(frame.console, task, solver.steps, there, there[::-1])
     ends = as_values(items[torch.tensor(pairs)], run)
     size, batches = max(1, batch_size // points), list[Tensor]()
     with frame.measure(run.model, "interpolating", "path") as measured:
         for first in range(0, len(ends), size):
             start, end = ends[first : first + size].unbind(1)
-            batches.append(interpolate(run.model, start, end, points, name, **solver.options).cpu())
+            batches.append(interpolate(run.model, start, end, points, method, **solver.options).cpu())
             measured.report(min(first + size, len(ends)), len(ends))
     frames = torch.cat(batches, dim=1)
     write_npz(files[".npz"], {**arrays_of(frames, run), "pairs": pairs, "solver": name})
@@ -82,6 +92,7 @@ def command(
         solver=name,
         forwards=measured.calls,
         seconds=measured.seconds,
+        chosen=chosen,
     )
 
 

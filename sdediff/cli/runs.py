@@ -104,14 +104,16 @@ class Measurement:
 
 
 @contextmanager
-def counting(model: Denoiser) -> Iterator[Measurement]:
-    """Count the evaluations of a model and measure the time while entered."""
+def counting(model: Denoiser, report: Callable[[int], None] | None = None) -> Iterator[Measurement]:
+    """Count the evaluations of a model and measure the time while entered; report the items after every one."""
     measured, start = Measurement(), time.perf_counter()
 
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         nfe = model.nfe(inputs[1])
         measured.calls += nfe
         measured.items += nfe * len(inputs[0])
+        if report is not None:
+            report(measured.items)
 
     handle = model.register_forward_pre_hook(add)
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli import tables
+from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
@@ -20,7 +21,7 @@ from sdediff.generation import sample
 from sdediff.interop import sample_bounds
 from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.numerics import error_of_mean
-from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers import AUTO, SAMPLERS, Sampler
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.sampling import node_times
 
@@ -29,6 +30,7 @@ EXAMPLES = """\
   sdediff sample --solver ode --steps 10 -n 100
   sdediff sample --solver dopri5 --rtol 1e-6 --seed 7 --out seven.png
   sdediff sample --solver sde --steps 200 --json
+  sdediff sample --solver auto --steps 10        # chosen for the run's model, and kept in the run
   sdediff sample --solver tuned --steps 10       # after sdediff tune
   sdediff sample --log-prob -n 1000              # and the log-density of each
   sdediff sample --solver ancestral-learned      # a checkpoint with a learned variance"""
@@ -36,7 +38,7 @@ EXAMPLES = """\
 TUNED = "tuned"
 LEARNED: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
 """Solvers for models with a learned variance."""
-SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None}, SAMPLERS)
+SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None, AUTO: None}, SAMPLERS)
 
 
 @click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
@@ -67,12 +69,21 @@ def command(
     sampler = solver.resolve("ode" if name == TUNED else LEARNED.get(name, name))
     if name == TUNED and (sampler.adaptive or solver.grid is not None):
         raise ValueError("solver 'tuned' has its own nodes: give it --steps alone, no --grid, --rtol or --atol")
+    if name == AUTO and log_prob:
+        raise ValueError(
+            "--log-prob cannot be had with solver 'auto', which is chosen for solves to the data and not to the noise "
+            "of t_min: give it a deterministic solver of one forward a step, as --solver ode"
+        )
     run = frame.open()
     if name == TUNED:
         sampler = _load_tuned(run, solver.steps)
     steps = _count_steps(sampler, run, solver, log_prob)
     files = frame.plan(run.folder / "samples", f"{name}-seed{seed}", ".png", ".npz")
     model, clipping = _clipped_model(run, frame, clip, log_prob)
+    chosen: list[dict[str, Any]] = []
+    if name == AUTO:
+        task = Task.of(run, dict(frame.condition), model, clipping)
+        sampler, chosen = choose_solvers(frame.console, task, solver.steps, (model.sde.t_max, 0.0))
     with frame.measure(model, "sampling") as measured:
         options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
         x, densities = _draw_samples(
@@ -99,6 +110,7 @@ def command(
         seed=seed,
         number=number,
         clipping=clipping,
+        chosen=chosen,
         log_prob=None if densities is None else float(densities.mean()),
     )
 

@@ -12,11 +12,14 @@ from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
 from sdediff.data.toy import TOYS
 from sdediff.grids import GRIDS
-from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers import AUTO, SOLVERS, Sampler
 from sdediff.tables import FilteredTable
 
+AUTO_ROW = ["-", "N", "20 on its own", "ODE", "chosen for the model: at most 1,280 forwards of one item, once"]
+"""Row of ``"auto"`` after its name: order and nodes are those of what is chosen."""
 
-def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
+
+def solvers(table: Mapping[str, Sampler] = SOLVERS) -> str:
     """List name, order, cost and kind of every solver."""
     rows = [
         [
@@ -28,11 +31,13 @@ def solvers(table: Mapping[str, Sampler] = SAMPLERS) -> str:
             repr(solver),
         ]
         for name, solver in table.items()
+        if name != AUTO
     ]
+    rows += [[AUTO, *AUTO_ROW]] * (AUTO in table)
     return columns([["solver", "order", "NFE", "default steps", "kind", "method"], *rows])
 
 
-DETERMINISTIC: Mapping[str, Sampler] = FilteredTable(SAMPLERS, lambda solver: not solver.stochastic)
+DETERMINISTIC: Mapping[str, Sampler] = FilteredTable(SOLVERS, lambda solver: not solver.stochastic)
 """Solvers between data and latents, in both directions; those added to ``SAMPLERS`` later included."""
 
 

@@ -15,7 +15,7 @@ from sdediff.likelihood.flow.path import evaluates_once_per_node
 from sdediff.numerics import choose
 from sdediff.options import GridLike
 from sdediff.parametrization import check_signal
-from sdediff.samplers import SAMPLERS, Sampler
+from sdediff.samplers import AUTO, SAMPLERS, SOLVERS, Sampler
 from sdediff.samplers.base import AdaptiveSampler, StepSampler
 from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
@@ -82,8 +82,11 @@ def is_adaptive_ode(method: object) -> TypeIs[AdaptiveSampler]:
     return isinstance(method, AdaptiveSampler) and not method.stochastic
 
 
-PATH_SOLVERS: Mapping[str, Sampler] = ChainMap(SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS})
-"""Solvers by name: the entries of ``SAMPLERS``, and the adaptive methods of torchdiffeq."""
+PATH_SOLVERS: Mapping[str, Sampler] = ChainMap(
+    SAMPLERS, {name: AdaptiveODE(name) for name in ADAPTIVE_METHODS}, {AUTO: SOLVERS[AUTO]}
+)
+"""Solvers by name: the entries of ``SAMPLERS``, the adaptive methods of torchdiffeq, and ``"auto"``, to be refused with
+those that work."""
 
 
 def _solver_names(suits: Callable[[object], bool]) -> list[str]:

@@ -3,9 +3,13 @@
 The choices of the command line, the README's table and the law tests are generated from it.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
+
 from sdediff.samplers.adaptive import Adaptive
 from sdediff.samplers.adaptive_sde import AdaptiveSDE
 from sdediff.samplers.ancestral import Ancestral
+from sdediff.samplers.auto import Auto
 from sdediff.samplers.base import Sampler, StepSampler
 from sdediff.samplers.churn import EDM_HEUN, Churn
 from sdediff.samplers.ddim import DDIM
@@ -56,7 +60,13 @@ SAMPLERS: dict[str, Sampler] = {
 }
 """Every solver by name; ``"ode"``, ``"sde"`` and ``"ancestral"`` are the defaults of their kinds."""
 
+AUTO = "auto"
+"""Name of the solver that is chosen for the model it meets."""
+
+SOLVERS: Mapping[str, Sampler] = ChainMap({AUTO: Auto()}, SAMPLERS)
+"""Every solver by name, and ``"auto"``, which is made of others."""
+
 ADAPTIVE: dict[str, str] = {"ode": "adaptive", "sde": "adaptive-sde"}
 """Adaptive solvers that replace those named where a tolerance is given instead of a number of steps."""
 
-__all__ = ["ADAPTIVE", "SAMPLERS", "Sampler", "StepSampler"]
+__all__ = ["ADAPTIVE", "AUTO", "SAMPLERS", "SOLVERS", "Sampler", "StepSampler"]

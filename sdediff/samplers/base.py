@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, final
@@ -22,6 +22,7 @@ from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.grids import Grid
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite
+from sdediff.parametrization import Prediction
 from sdediff.samplers.plausible import PlausibleFrame, has_long_steps
 from sdediff.sde import SDE
 from sdediff.types import Level, Solution
@@ -68,6 +69,10 @@ class Sampler(ABC):
         """Default grid: a name in ``GRIDS``, or a grid."""
         return "reference"
 
+    def grid_for(self, prediction: Prediction) -> str | Grid:
+        """Return the default grid for networks of a prediction."""
+        return self.grid
+
     @property
     def steps(self) -> int:
         """Default number of steps."""
@@ -79,6 +84,19 @@ class Sampler(ABC):
         It is 1 where every step has the method's own order.
         """
         return 1
+
+    def for_model(
+        self, model: Denoiser, shape: Sequence[int], steps: int | None, interval: tuple[float, float]
+    ) -> Sampler:
+        """Return the sampler of a solve by one model: itself, unless it is chosen for the model.
+
+        Args:
+            model: denoiser.
+            shape: shape of the states, ``(B, *shape)``.
+            steps: number of steps, where the user gives one.
+            interval: times at which the solve starts and ends.
+        """
+        return self
 
     @abstractmethod
     def nfe(self, steps: int, *, clean: bool = True) -> int | None:

@@ -21,6 +21,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y
 from sdediff.gaussian import Whitened
 from sdediff.numerics import sum_features
+from sdediff.samplers.auto import choice_for
 from sdediff.samplers.tuned import AdamsMethod, asinh_clock, evaluate_at, tuned_step
 from sdediff.tuning.parameters import Initialisation, SolverParameters, SolverTensors
 from sdediff.tuning.trajectories import Pilot
@@ -30,7 +31,7 @@ INITIALISATIONS = tuple(
     Initialisation(power, AdamsMethod(memory, correct))
     for power, memory, correct in product((2.0, 2.5), (2, 3, 4), (False, True))
 )
-"""Methods tried as the initialisation."""
+"""Methods tried as the initialisation, on grids and on the nodes that ``"auto"`` chooses."""
 RATE = 3e-2
 """Learning rate of Adam, up to 10 steps; more steps have smaller errors and need smaller changes."""
 CLIP = 10.0
@@ -94,8 +95,13 @@ def best_initialisation(model: Denoiser, steps: int, t_to: float, pilot: Pilot) 
     """Return the initialisation with the smallest objective on some of the trajectories."""
     some = pilot.select(slice(_INITIAL))
     memory = max(steps, INITIALISATIONS[0].method.memory)
-    starts = (SolverParameters.of(model, steps, t_to, s) for s in INITIALISATIONS if s.method.memory <= memory)
-    return min(starts, key=lambda start: solver_objective(model, start, some))
+    chosen = choice_for(model.rows(some.row), some.start.shape, steps, (model.sde.t_max, t_to)).sampler
+    nodes = model.sde.half_log_snr(torch.tensor(chosen.times, dtype=torch.float64))
+    nodes = torch.cat([nodes[:1], nodes[1 + int(chosen.free) :]])
+    starts = [s for s in INITIALISATIONS if s.method.memory <= memory]
+    starts += [s._replace(nodes=tuple(nodes.tolist())) for s in starts if s.power == INITIALISATIONS[0].power]
+    found = [SolverParameters.of(model, steps, t_to, start) for start in starts]
+    return min(found, key=lambda start: solver_objective(model, start, some))
 
 
 def learn(

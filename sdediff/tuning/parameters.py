@@ -27,10 +27,12 @@ class Initialisation(NamedTuple):
     Attributes:
         power: power of the grid, uniform in ``t^(1/power)`` of the standard process.
         method: multistep method on these nodes.
+        nodes: half log-SNRs of the nodes, ``N + 1``, in place of the grid's.
     """
 
     power: float
     method: AdamsMethod
+    nodes: tuple[float, ...] | None = None
 
 
 class SolverTensors(NamedTuple):
@@ -83,7 +85,11 @@ class SolverParameters:
         """Initialise the parameters: a method with nothing learned."""
         sde = model.sde
         first, last = (float(sde.half_log_snr(t)) for t in (sde.t_max, t_to))
-        clock = asinh_clock((-_nodes(first, last, steps, start.power)).exp())
+        if start.nodes is None:
+            nodes = _nodes(first, last, steps, start.power)
+        else:
+            nodes = torch.tensor([first, *start.nodes[1:-1], last], dtype=torch.float64)
+        clock = asinh_clock((-nodes).exp())
         free = torch.zeros(steps + 1, MEMORY, dtype=torch.float64)
         return SolverParameters(
             (first, last), start, (clock[:-1] - clock[1:]).log(), free, free.clone(), free.new_zeros(steps - 1)

@@ -1,5 +1,7 @@
 """Storage of tuned solvers: ``tuned.json`` in the run of the model, solvers by their number of steps.
 
+Where tuning found nothing better than an untuned solver, that one is kept.
+
 The file names its format and the fingerprint of the model; with another model, or after more training, it is refused.
 It is validated before use, and replaced by renaming a temporary file.
 """
@@ -11,19 +13,21 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from sdediff.checkpoint import describe_model
-from sdediff.denoiser import ScoreModel
+from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.evaluation.distances import Errors
 from sdediff.files import write
 from sdediff.gaussian import Moments
 from sdediff.moments_storage import moments_tensors
+from sdediff.samplers.chosen import Chosen
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
+from sdediff.tuning.chosen_section import ChosenSection, chosen_values
 from sdediff.tuning.tuner import Tuning
 
 TUNED_FORMAT = 1
@@ -54,14 +58,32 @@ class SolverSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        self.sampler()
+        self.tuned(None)
         return self
 
-    def sampler(self, moments: Moments | None = None) -> Tuned:
+    @property
+    def steps(self) -> int:
+        """Number of forwards."""
+        return len(self.rows)
+
+    def sampler(self, model: Denoiser) -> Tuned:
         """Return the sampler."""
+        return self.tuned(model.moments)
+
+    def tuned(self, moments: Moments | None) -> Tuned:
+        """Return the sampler relative to a Gaussian of the data."""
         rows = tuple(StepWeights(*weights) for weights in self.rows)
         method = AdamsMethod(self.method.memory, self.method.correct)
         return Tuned(self.half_log_snr, rows, StepWeights(*self.clean), method, self.asked, moments)
+
+
+class UntunedSection(ChosenSection):
+    """Solver that tuning did not better, and its errors on held-out trajectories."""
+
+    held_out: dict[str, dict[str, Finite | None]] = Field(default_factory=dict)
+
+
+AnySolver = SolverSection | UntunedSection
 
 
 class TunedDocument(Section):
@@ -69,13 +91,13 @@ class TunedDocument(Section):
 
     format: int
     model: str
-    solvers: dict[StepsKey, SolverSection]
+    solvers: dict[StepsKey, AnySolver]
 
     @model_validator(mode="after")
     def _counted(self) -> Self:
         for steps, solver in self.solvers.items():
-            if int(steps) != len(solver.rows):
-                raise ValueError(f"the solver of {steps} steps has {len(solver.rows)}")
+            if int(steps) != solver.steps:
+                raise ValueError(f"the solver of {steps} steps has {solver.steps}")
         return self
 
 
@@ -113,11 +135,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
         kept = {}
     for each in tunings:
         kept[str(each.solver.steps)] = {
-            "half_log_snr": each.solver.half_log_snr,
-            "rows": each.solver.rows,
-            "clean": each.solver.clean,
-            "method": each.solver.method._asdict(),
-            "asked": each.solver.evaluated,
+            **(chosen_values(each.solver) if isinstance(each.solver, Chosen) else _tuned_values(each.solver)),
             "held_out": {"before": _errors_as_json(each.before), "after": _errors_as_json(each.after)},
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}
@@ -125,7 +143,18 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
     return path
 
 
-def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
+def _tuned_values(solver: Tuned) -> dict[str, Any]:
+    """Return the values of a tuned solver's section."""
+    return {
+        "half_log_snr": solver.half_log_snr,
+        "rows": solver.rows,
+        "clean": solver.clean,
+        "method": solver.method._asdict(),
+        "asked": solver.evaluated,
+    }
+
+
+def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned | Chosen:
     """Load the solver tuned for a model and a number of steps, to be given as ``solver=``.
 
     Args:
@@ -144,7 +173,10 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned:
         steps = there[-1]
     if steps not in there:
         raise ValueError(f"{path} has no solver of {steps} steps, only of {', '.join(map(str, there))}")
-    return solvers[str(steps)].sampler(model.moments)
+    try:
+        return solvers[str(steps)].sampler(model)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _errors_as_json(found: Errors) -> dict[str, float | None]:
@@ -152,7 +184,7 @@ def _errors_as_json(found: Errors) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
 
 
-def _read_solvers(path: Path, digest: str) -> dict[str, SolverSection]:
+def _read_solvers(path: Path, digest: str) -> dict[str, AnySolver]:
     """Read the solvers of the file, by their number of steps."""
     if not path.is_file():
         raise FileNotFoundError(f"no solver was tuned in {path.parent} ({path.name} is missing)")

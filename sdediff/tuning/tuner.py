@@ -12,12 +12,18 @@ from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.evaluation.distances import Errors
 from sdediff.foreign import evaluating
+from sdediff.samplers.auto import choice_for
 from sdediff.samplers.base import Progress, Sampler
+from sdediff.samplers.chosen import Chosen
+from sdediff.samplers.relative import Relative
 from sdediff.samplers.tuned import Tuned
-from sdediff.sampling import solve
+from sdediff.sampling import node_times, resolve, solve
 from sdediff.tuning.optimize import best_initialisation, learn
 from sdediff.tuning.trajectories import BATCH, Pilot, solve_pilot, starts
 from sdediff.types import brief
+
+_GUARD = 512
+"""Training trajectories on which a tuned solver must be better than untuned ones."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,14 @@ class Tuning:
     """Result of tuning.
 
     Attributes:
-        solver: tuned sampler.
+        solver: tuned sampler; where it is no better on the training trajectories, the best untuned one: that of
+            ``"auto"``, or ``"ode"`` on its own nodes.
         before: errors of the default ``"ode"`` at the data, on the held-out trajectories.
         after: errors of the tuned sampler there.
         seconds: duration of the tuning, without the pilot.
     """
 
-    solver: Tuned
+    solver: Tuned | Chosen
     before: Errors
     after: Errors
     seconds: float
@@ -157,10 +164,27 @@ def _tune(
         seed=seed,
         progress=progress,
     )
-    solver = learned.tensors().sampler(model)
+    solver = _best(model, steps, learned.tensors().sampler(model), trajectories.learned)
     seconds = time.perf_counter() - begin
     before, after = (held_out_errors(model, each, trajectories.held_out, steps) for each in ("ode", solver))
     return Tuning(solver, before, after, seconds)
+
+
+def _best(model: Denoiser, steps: int, tuned: Tuned, pilot: Pilot) -> Tuned | Chosen:
+    """Return the tuned sampler, or an untuned one that is better on the training trajectories."""
+    some, interval = pilot.select(slice(_GUARD)), (model.sde.t_max, 0.0)
+    default = node_times(resolve("ode"), model, steps, None, interval)
+    untuned = [
+        choice_for(model.rows(some.row), some.start.shape, steps, interval).sampler,
+        Chosen(Relative(), tuple(default.tolist())),
+    ]
+
+    def size(solver: Tuned | Chosen) -> float:
+        errors = held_out_errors(model, solver, some, steps)
+        return errors.rms * errors.median
+
+    best = min(untuned, key=size)
+    return tuned if size(tuned) < size(best) else best
 
 
 def held_out_errors(model: Denoiser, solver: str | Sampler, held_out: Pilot, steps: int) -> Errors:

@@ -1,0 +1,134 @@
+"""A method on nodes of its own, chosen for one model, with or without the first forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.conditions import Rows
+from sdediff.dynamics import Frame
+from sdediff.gaussian import Whitened
+from sdediff.grids import Grid
+from sdediff.numerics import flatten
+from sdediff.samplers.base import Noise, StepSampler
+from sdediff.sde import SDE
+from sdediff.types import Level, Split
+
+
+@dataclass(frozen=True)
+class Times(Grid):
+    """Grid of given times, for one interval and one number of steps.
+
+    Args:
+        times: the nodes, from the start to the end.
+        steps: number of steps by which a user calls for it.
+    """
+
+    times: tuple[float, ...]
+    steps: int
+
+    def default_steps(self, sde: SDE, proposed: int) -> int:
+        """Return the number of steps for which the nodes were chosen."""
+        return self.steps
+
+    def nodes(self, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
+        if (steps, t_from, t_to) != (self.steps, self.times[0], self.times[-1]):
+            raise ValueError(
+                f"these nodes are chosen for {self.steps} steps from t = {self.times[0]:g} to {self.times[-1]:g}, not "
+                f"{steps} from {t_from:g} to {t_to:g}: choose anew"
+            )
+        return torch.tensor(self.times, dtype=torch.float64)
+
+
+class ChosenHistory(NamedTuple):
+    """History of the method, and the answer of the data's Gaussian while it stands for the network's."""
+
+    inner: Any
+    answer: GaussianAnswer | None
+
+
+@dataclass(frozen=True)
+class Chosen(StepSampler):
+    """A step sampler on its own nodes.
+
+    Args:
+        method: the sampler whose steps are taken; it must be deterministic.
+        times: nodes of the solve, of which ``steps`` are evaluated by the network.
+        free: whether the data's Gaussian answers at the first node instead of the network. There, in the noise, it
+            knows the answer where it knows the data's moments; the solve then has one node more for its forwards.
+
+    Raises:
+        ValueError: for a method with noise.
+    """
+
+    method: StepSampler
+    times: tuple[float, ...]
+    free: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method.stochastic:
+            raise ValueError("nodes are chosen for deterministic solvers; this method draws noise")
+
+    @property
+    def order(self) -> int:
+        return self.method.order
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def evaluations(self) -> int:
+        return self.method.evaluations
+
+    @property
+    def ends_clean(self) -> bool:
+        return self.method.ends_clean
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1 - int(self.free)
+
+    @property
+    def grid(self) -> Times:
+        return Times(self.times, self.steps)
+
+    def startup_order(self, steps: int) -> int:
+        """Return 1: the nodes are what they are; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""
+        return 1
+
+    def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> ChosenHistory:
+        """Begin the method."""
+        return ChosenHistory(self.method.begin(frame, y, levels), GaussianAnswer(frame) if self.free else None)
+
+    def step(
+        self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: ChosenHistory
+    ) -> tuple[Tensor, ChosenHistory]:
+        """Take a step of the method."""
+        y, inner = self.method.step(carry.answer or denoise, y, here, there, noise, carry.inner)
+        return y, ChosenHistory(inner, None)
+
+
+class GaussianAnswer(Frame):
+    """Denoiser of the data's own Gaussian in the frame of another; it counts no forwards.
+
+    Raises:
+        ValueError: if the denoiser does not know the data's moments.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame.denoise, frame.sde)
+        if frame.moments is None:
+            raise ValueError("the first forward is free where the model knows its data's moments; this one does not")
+        self._white = Whitened(frame.moments)
+
+    def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:
+        """Split the state ``y`` of the frame: ``eps = sin (y - cos m) / rho^2`` and ``x0 = (y - sin eps) / cos``."""
+        white, at = self._white, self._white.at(level)
+        u = white.whiten(y, at)
+        mean = white.unwhiten(torch.zeros_like(u), white.at(level._replace(alpha=1.0, sigma=0.0, scale=1.0)), y)
+        x0 = white.rotate_back(u * (white.std.square() * level.cos / at.rho).to(u)).reshape(y.shape) + mean
+        return Split(x0, white.rotate_back(flatten(u) * (level.sin / at.rho).to(u)).reshape(y.shape))
