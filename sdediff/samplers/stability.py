@@ -24,8 +24,8 @@ from sdediff.sde import SDE
 from sdediff.types import Level
 from sdediff.wrappers import Wrapper
 
-_VARIANCES, _MOST = (1.0, 0.01), 1.5
-"""Variances of Gaussian data, wide and narrow, and the RMS deviation from which a solve is refused."""
+_VARIANCES, _MOST = (1.0, 0.01), 1.4
+"""Variances of Gaussian data, wide and narrow, and the largest RMS deviation: that of unrelated samples of size 1."""
 _ERROR, _RATE, _LARGEST = 0.015, 2.0, 1e4
 """RMS error in epsilon, its angular frequency in the half log-SNR, and the largest factor to the clean half."""
 _DRAWS, _MOST_STEPS = 256, 100
