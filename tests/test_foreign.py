@@ -168,7 +168,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         sdediff.log_likelihood(m, x.requires_grad_(), steps=4, differentiable=True, **o).log_prob.sum(), x
     )[0],
     "density of samples": lambda m, x, **o: sdediff.sample(m, (4, 2), steps=4, return_log_prob=True, **o)[1],
-    "bits_per_dim": lambda m, x, **o: sdediff.bits_per_dim(m, (x > 0).long(), levels=2, steps=4, **o).bits_per_dim,
+    "bits_per_dim": lambda m, x, **o: sdediff.bits_per_dim(m, (x > 0).long(), levels=2, steps=40, **o).bits_per_dim,
     "elbo": lambda m, x, **o: sdediff.elbo(m, x, draws=4, **o).total,
     "compare": lambda m, x: torch.tensor(
         [row.rms for row in sdediff.compare(m, (4, 2), ("ode",), forwards=(3,), tolerance=1e-3).rows]

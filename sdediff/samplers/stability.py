@@ -32,6 +32,10 @@ _DRAWS, _MOST_STEPS = 256, 100
 """Number of draws of start and noise, and number of steps from which none of them is too long."""
 
 
+class UnstableError(ValueError):
+    """A method and steps on which it diverges, whatever the data."""
+
+
 class _Erring(Wrapper):
     """Denoiser with an error in epsilon that changes with the level, in another phase for every draw."""
 
@@ -55,6 +59,8 @@ def deviation(method: Sampler, sde: SDE, times: tuple[float, ...]) -> float:
             x = method.sample(model, sde, x, torch.tensor(times, dtype=torch.float64), noise).x
         except FloatingPointError:
             return math.inf
+        except ValueError:  # it asks for more steps, or for what this model lacks: the solve itself will say so
+            return 0.0
     beyond = (x / end.scale).square().mean(dim=0) - torch.tensor(_VARIANCES, dtype=torch.float64)
     return math.sqrt(max(float(beyond.max()), 0.0))
 
@@ -63,7 +69,7 @@ def check_stability(method: Sampler, sde: SDE, times: Tensor) -> None:
     """Refuse a solve towards the data whose steps are too long for the method.
 
     Raises:
-        ValueError: naming grids on which as many steps are not.
+        UnstableError: naming grids on which as many steps are not.
     """
     steps = len(times) - 1
     if not method.needs_short_steps or steps >= _MOST_STEPS or float(times[-1]) > float(times[0]):
@@ -79,7 +85,7 @@ def check_stability(method: Sampler, sde: SDE, times: Tensor) -> None:
         except ValueError:  # too many nodes for this grid
             continue
     others = f"grid={' or '.join(better)}, " if better else ""
-    raise ValueError(
+    raise UnstableError(
         f"{type(method).__name__} is unstable on these {steps} steps: Gaussian data of size 1 come out {found:.2g} "
         f"off; take {others}more steps, or solver='ode' or 'sde'"
     )
