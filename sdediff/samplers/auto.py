@@ -47,6 +47,9 @@ METHODS: dict[str, StepSampler] = {
     "dpm++2m": Multistep("sample", "logsnr", 2, "middle"),
     "dpm++3m": Multistep("sample", "logsnr", 3, "halved"),
     "sample, memory 3": Multistep("sample", "logsnr", 3),
+    "ipndm2": Multistep("epsilon", "logsnr", 2, "equal"),
+    "ipndm3": Multistep("epsilon", "logsnr", 3, "equal"),
+    "ipndm4": Multistep("epsilon", "logsnr", 4, "equal"),
     "unipc2": Multistep("sample", "logsnr", 2, "middle", correct_from=1),
     "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
 }
@@ -168,7 +171,7 @@ def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
     if not found:
         raise ValueError(f"no solver takes {steps} steps from t = {interval[0]:g} to {interval[1]:g}")
     default = next((each for each in found if each.is_default), found[0])
-    if pilot.model.moments is not None and interval[0] == pilot.model.sde.t_max:
+    if interval[0] == pilot.model.sde.t_max:
         free = [_on_grid(pilot, each.method, each.grid, steps, interval, free=True) for each in found[:_PROMISING]]
         found = sorted([*found, *(each for each in free if each is not None)], key=Pair.handicapped)
     finalists = [next(each for each in found if each.is_default or each == default), *_distinct(found)[:_FINALISTS]]

@@ -57,8 +57,8 @@ class Chosen(StepSampler):
     Args:
         method: the sampler whose steps are taken; it must be deterministic.
         times: nodes of the solve, of which ``steps`` are evaluated by the network.
-        free: whether the data's Gaussian answers at the first node instead of the network. There, in the noise, it
-            knows the answer where it knows the data's moments; the solve then has one node more for its forwards.
+        free: whether the data's Gaussian (the standard one where the moments are unknown) answers at the first node
+            instead of the network, as in the noise it can; the solve then has one node more for its forwards.
 
     Raises:
         ValueError: for a method with noise.
@@ -113,16 +113,14 @@ class Chosen(StepSampler):
 
 
 class GaussianAnswer(Frame):
-    """Denoiser of the data's own Gaussian in the frame of another; it counts no forwards.
+    """Denoiser of the data's own Gaussian in the frame of another, of the standard one where its moments are unknown.
 
-    Raises:
-        ValueError: if the denoiser does not know the data's moments.
+    It counts no forwards. The standard one's answer is the analytic first step of Dockhorn et al. (2022), ``eps = y``
+    in the noise.
     """
 
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame.denoise, frame.sde)
-        if frame.moments is None:
-            raise ValueError("the first forward is free where the model knows its data's moments; this one does not")
         self._white = Whitened(frame.moments)
 
     def __call__(self, y: Tensor, level: Level, rows: Rows | None = None) -> Split:

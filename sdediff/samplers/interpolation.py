@@ -70,13 +70,20 @@ def halved(averages: FloatArray) -> FloatArray:
     return half(averages) if len(averages) == 3 else middle(averages)
 
 
+def equal(averages: FloatArray) -> FloatArray:
+    """Take the averages of equal steps, ``1 / (k + 1)``: with equally spaced nodes, the weights of Adams methods."""
+    return 1.0 / np.arange(1.0, len(averages) + 1.0)
+
+
 RULES: dict[str, Callable[[FloatArray], FloatArray]] = {
     "exact": exact,
     "middle": middle,
     "half": half,
     "halved": halved,
+    "equal": equal,
 }
-"""Rules by name: each maps the averages ``<s^k>`` of a step to those of a published formula."""
+"""Rules by name: each maps the averages ``<s^k>`` of a step to those of a published formula. ``"equal"``, of iPNDM (Liu
+et al. 2022; Zhang & Chen 2023), takes the nodes for equally spaced, too: on steps that shorten it extrapolates less."""
 
 
 def weights(
@@ -111,7 +118,7 @@ def weights(
     share = share * integrand.kernel(angle)
     powers = np.arange(len(nodes))[:, None]
     averages = (((clock_at(angle) - start) / (end - start)) ** powers) @ share / share.sum()
-    positions = (np.array(at) - start) / (end - start)
+    positions = -np.arange(len(nodes)) if rule == "equal" else (np.array(at) - start) / (end - start)
     return [float(mass * weight) for weight in np.linalg.solve(positions**powers, RULES[rule](averages))]
 
 
