@@ -4,7 +4,7 @@ A method whose steps are too long for it (one that extrapolates, is explicit whe
 epsilon while ``sigma / alpha`` falls many times) takes even Gaussian data, wide or narrow, to any size, if not from a
 network that is exact then from one with a small error in epsilon, which ``sigma / alpha`` magnifies. Such a solve is
 refused. The bound is wide: solves of trained networks and of mixtures that come out within 0.3 of the end of their
-flow are not refused, but for one in three hundred; nearly all that are farther off than 2.5 are.
+flow are not refused, but for one in four hundred; nearly all that are farther off than 2.5 are.
 """
 
 from __future__ import annotations
