@@ -284,7 +284,7 @@ def test_grids_go_to_the_instants_of_such_networks() -> None:
     _, model, _ = integers_alone(1000)
     x = known_pair((4, 2)).x0
     for denoiser in (model, Clip(model)):
-        solution = sdediff.solve(denoiser, x, "ode", steps=20, t_to=0.0)
+        solution = sdediff.solve(denoiser, x, "ode", grid="reference", steps=20, t_to=0.0)
         assert solution.nfe == 20
         places = solution.times * 1000
         inside = places[places > 1.0]
