@@ -284,7 +284,7 @@ def test_grids_go_to_the_instants_of_such_networks() -> None:
     _, model, _ = integers_alone(1000)
     x = known_pair((4, 2)).x0
     for denoiser in (model, Clip(model)):
-        solution = sdediff.solve(denoiser, x, "ode", steps=20, t_to=0.0)
+        solution = sdediff.solve(denoiser, x, "ode", grid="reference", steps=20, t_to=0.0)
         assert solution.nfe == 20
         places = solution.times * 1000
         inside = places[places > 1.0]
@@ -296,7 +296,7 @@ def test_grids_go_to_the_instants_of_such_networks() -> None:
     assert bool((dense.diff() < 0.0).all())
     assert (float(dense[0]), float(dense[-1])) == (1.0, 1e-5)
     _, strict, _ = integers_alone(1000, "instants")  # which would refuse any other time
-    assert torch.equal(sdediff.solve(Clip(strict), x, "ode", steps=20, t_to=0.0).x, solution.x)
+    assert torch.equal(sdediff.solve(Clip(strict), x, "ode", grid="reference", steps=20, t_to=0.0).x, solution.x)
 
 
 @pytest.mark.parametrize("t", [0.3, torch.tensor([0.1, 0.34, 1.0], dtype=torch.float64)])

@@ -4,7 +4,8 @@ One solve of a few trajectories is recorded (:mod:`sdediff.samplers.pilot`). It 
 every usual grid without the network; the nodes of the best are then moved, smoothly, to where its predicted error is
 smallest (nodes fitted to a model as in Xue et al. 2024 and GITS, Chen et al. 2024, here with errors that feed back).
 What is chosen, the best of the usual pairs and the default are last compared by real solves of some of the
-trajectories, so that the default is only left for something better.
+trajectories, so that the default is only left for something better. Where the first forward is free it is the data's
+Gaussian that answers in its place (:mod:`sdediff.samplers.chosen`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ METHODS: dict[str, StepSampler] = {
 """Methods among which the choice is made; all take one forward a step."""
 HIGH_ORDER = ("ode", "relative, memory 4, corrected", "ab4", "deis3", "unipc3")
 """Those among which it is made for many steps."""
-USUAL_GRIDS = ("reference", "mixed", "quadratic", "angle", "asinh", "karras", "logsnr")
+UNUSUAL_GRIDS = ("time", "cubic", "exponential", "chain")
+"""Grids on which none of them is tried: even or coarse near the data, or another's twin."""
 
 _FORWARDS = 1280
 """Forwards of one trajectory that a choice may take in all: those of 32 trajectories and 40 steps."""
@@ -67,8 +69,8 @@ _PROMISING, _FEWEST, _JUDGED = 12, 4, (3, 6)
 and most choices that are so compared."""
 _FINALISTS, _KNOTS, _ROUNDS, _PENALTY = 2, 4, 6, 0.02
 """Pairs whose nodes are moved, knots of the move, rounds of the search, and the cost of a squared move of one unit."""
-_HANDICAP, _MARGIN = math.log(1.3), 0.05
-"""Handicap of all but the default in predictions, and share by which another must be better in real solves."""
+_HANDICAP, _MARGIN = math.log(1.3), 0.15
+"""Handicap of all but the default in predictions, and log of the factor by which another must win in real solves."""
 
 
 class Choice(NamedTuple):
@@ -129,7 +131,8 @@ class Auto(Sampler):
     ) -> Solution:
         """Choose, and take the state ``x`` at ``grid[0]`` to ``grid[-1]`` on other nodes than those given."""
         chosen = self.for_model(denoise, x.shape, len(grid) - 1, (float(grid[0]), float(grid[-1])))
-        return chosen.sample(denoise, sde, x, torch.tensor(chosen.times).double(), noise, path=path, progress=progress)
+        times = torch.tensor(chosen.times, dtype=torch.float64)
+        return chosen.sample(denoise, sde, x, times, noise, path=path, progress=progress)
 
 
 _KEPT: WeakKeyDictionary[Denoiser, dict[object, Choice]] = WeakKeyDictionary()
@@ -153,7 +156,7 @@ def choice_for(
     """
     check_signal(model.prediction, model.sde, max(interval))
     weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers()))
-    key = weights, tuple(shape[1:]), steps, interval, seed
+    key = weights, id(model.moments), tuple(shape[1:]), steps, interval, seed
     kept = _KEPT.setdefault(model, {})
     if key not in kept:
         rows = torch.arange(_TRAJECTORIES, device=model.device) % shape[0]
@@ -185,7 +188,7 @@ class Pair(NamedTuple):
 
     Attributes:
         method: name in ``METHODS``.
-        grid: name in ``USUAL_GRIDS``.
+        grid: name in ``GRIDS``.
         usual: whether this is the grid of the default solver.
         sampler: the method on the nodes.
         score: score by prediction.
@@ -216,9 +219,14 @@ class Pair(NamedTuple):
         return Choice(self.name, self.sampler, self.score)
 
 
+def usual_grids() -> list[str]:
+    """Return the names of the grids on which methods are tried."""
+    return [name for name in GRIDS if name not in UNUSUAL_GRIDS]
+
+
 def _usual(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
     """Score every method on every usual grid."""
-    for grid in USUAL_GRIDS:
+    for grid in usual_grids():
         for method in METHODS if steps <= _MANY else HIGH_ORDER:
             pair = _on_grid(pilot, method, grid, steps, interval)
             if pair is not None:

@@ -224,7 +224,8 @@ def _axes(model: Denoiser, ends: Tensor) -> _Axes:
         return _axes_of_moments(Whitened(model.moments), model.moments.mean, dim)
     centred = ends - ends.mean(dim=0)
     _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes, variances = axes[: len(ends) - 1].T, sizes[:-1].square() / max(len(ends) - 1, 1)
+    rank = min(len(ends) - 1, dim)
+    axes, variances = axes[:rank].T, sizes[:rank].square() / max(len(ends) - 1, 1)
     count = min(_COORDINATES, dim) - axes.shape[1]
     rest = torch.from_numpy(np.random.default_rng(0).standard_normal((dim, max(count, 0))))
     rest = torch.linalg.qr(rest - axes @ (axes.T @ rest)).Q

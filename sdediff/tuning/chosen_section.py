@@ -42,11 +42,9 @@ class ChosenSection(Section):
         """Return the sampler.
 
         Raises:
-            ValueError: if the model's process or moments do not allow it.
+            ValueError: if the model's process does not have these times.
         """
         model.sde.levels(self.times)  # refuses times outside the process
-        if self.free and model.moments is None:
-            raise ValueError("the first forward is free, but the model knows no moments")
         return Chosen(METHODS[self.method], self.times, self.free)
 
 

@@ -18,7 +18,7 @@ from sdediff.dynamics import Frame
 from sdediff.gaussian import Moments
 from sdediff.grids import GRIDS
 from sdediff.samplers import auto
-from sdediff.samplers.auto import METHODS, USUAL_GRIDS, choice_for
+from sdediff.samplers.auto import METHODS, choice_for, usual_grids
 from sdediff.samplers.chosen import Chosen, GaussianAnswer
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.pilot import Pilot
@@ -42,9 +42,8 @@ def erring(process: str) -> ScoreModel:
 
 
 def size(x: Tensor, truth: Tensor) -> float:
-    """Geometric mean of RMS and median error."""
-    squared = (x - truth).square().mean(dim=1)
-    return float((squared.mean() * squared.median()) ** 0.25)
+    """Geometric mean of the errors: a start of a hundred that changes its mode does not decide."""
+    return float((x - truth).square().mean(dim=1).log().mean().div(2.0).exp())
 
 
 @pytest.mark.parametrize("process", NAMES)
@@ -54,7 +53,7 @@ def test_predictions_are_exact_for_gaussian_data(process: str) -> None:
     pilot, ratios = Pilot(model, (DIM,), 8, 80), []
     wrong = Pilot(model, (DIM,), 8, 80)
     wrong.moments = Moments(wrong.moments.mean, 3.0 * wrong.moments.variances)
-    for grid in USUAL_GRIDS:
+    for grid in usual_grids():
         times = GRIDS[grid](model.sde, 8, model.sde.t_max, 0.0)
         for name, method in METHODS.items():
             if isinstance(method, Multistep):
@@ -74,7 +73,7 @@ def test_a_small_prediction_is_a_small_error(process: str) -> None:
     pilot, predicted, real = Pilot(model, (DIM,), 16, 48), [], []
     x = model.sde.prior_sample((64, DIM), dtype=torch.float64, seed=9)
     truth = solve(model, x, "ab4", steps=600, grid="logsnr", t_to=0.0).x
-    for grid in USUAL_GRIDS:
+    for grid in usual_grids():
         times = GRIDS[grid](model.sde, 8, model.sde.t_max, 0.0)
         for method in (METHODS["relative, memory 3"], METHODS["ode"], METHODS["deis3"], METHODS["dpm++2m"]):
             value = auto.score(pilot.errors(Chosen(method, tuple(times.tolist())), model.sde.levels(times)))
@@ -140,7 +139,7 @@ def test_the_first_forward_is_free() -> None:
     standard = Gaussian(torch.zeros(DIM), 1.0).model(PROCESSES["flow"])
     standard.moments = None
     found = solve(standard, x, Chosen(Relative(), times, free=True), t_to=0.0)
-    assert torch.allclose(found.x, x, atol=1e-12)
+    assert torch.allclose(found.x, x / standard.sde.levels([standard.sde.t_max])[0].scale, atol=1e-12)
 
 
 class Counting(nn.Module):
@@ -183,6 +182,34 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     model = erring("ddpm-cosine")
     together = sample(model, (7, DIM), "auto", steps=6, dtype=torch.float64)
     apart = sample(model, (7, DIM), "auto", steps=6, batch_size=3, dtype=torch.float64)
+    assert torch.allclose(together, apart, atol=1e-9)
+
+
+class Shifted(nn.Module):
+    """The velocity of the mixture, moved by a label."""
+
+    def __init__(self, inner: ScoreModel) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        level = self.inner.sde.level(t)
+        shift = 3.0 * label[:, None].to(x)
+        split = self.inner(x - level.alpha[:, None] * shift, level)
+        return split.mix(-level.sin, level.cos) - level.sin[:, None] * shift
+
+
+def test_conditions_go_with_their_items() -> None:
+    """The trajectories of the pilot have those of the first items; each sample comes out with its own."""
+    inner = MIXTURE.model(PROCESSES["vp"])
+    model = ScoreModel(Shifted(inner), inner.sde, "v_prediction", conditioning="time")
+    labels = torch.tensor([0, 5, 9, 0, 5])
+    x = model.sde.prior_sample((5, DIM), dtype=torch.float64, seed=1)
+    found = solve(model, x, "auto", steps=12, t_to=0.0, condition=labels).x
+    exact = solve(model, x, "ab4", steps=600, grid="logsnr", t_to=0.0, condition=labels).x
+    assert (found - exact).abs().median() < 0.05
+    together = sample(model, (5, DIM), "auto", steps=6, dtype=torch.float64, condition=labels)
+    apart = sample(model, (5, DIM), "auto", steps=6, batch_size=2, dtype=torch.float64, condition=labels)
     assert torch.allclose(together, apart, atol=1e-9)
 
 
