@@ -144,7 +144,7 @@ def solve(
 
     Raises:
         ValueError: for a state that is not a finite float tensor, options that are unknown or do not go together, or
-            steps so long that the method would take even Gaussian data to more than twice their size.
+            a named grid whose steps are so long that the method would take even Gaussian data off.
         FloatingPointError: if the result is not finite.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
@@ -169,7 +169,7 @@ def solve(
     check_signal(model.prediction, sde, float(times.max()))
     if _is_times(grid):
         _check_ends(times, t_from, t_to)
-    else:  # who gives the times themselves has chosen them for the solver
+    elif grid is not None:  # who gives the times themselves has chosen them for the solver
         check_stability(sampler, sde, times)
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)

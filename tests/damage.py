@@ -24,7 +24,7 @@ from sdediff import DDPM, DataInfo, ScoreModel, load, save, tuning
 from sdediff.config import Config, build
 from sdediff.evaluation.distances import Errors
 from sdediff.gaussian import Moments
-from sdediff.samplers.auto import METHODS
+from sdediff.samplers.candidates import METHODS
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
 from sdediff.training.state import load_state, save_state
 from sdediff.tuning.tuner import Tuning

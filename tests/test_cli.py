@@ -205,8 +205,7 @@ def test_train_from_a_file_with_flags_on_top(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("solver", SAMPLERS)
 def test_sample_is_the_library_s_with_every_forward_counted(digits: Path, tmp_path: Path, solver: str) -> None:
-    steps = 25 if SAMPLERS[solver].needs_short_steps else 3
-    options: dict[str, Any] = {"rtol": 1e-2} if SAMPLERS[solver].adaptive else {"steps": steps}
+    options: dict[str, Any] = {"rtol": 1e-2} if SAMPLERS[solver].adaptive else {"steps": 3}
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
     figures = done("sample", "--run", digits, "--solver", solver, "-n", 4, "--seed", 5, "--out", tmp_path / "x", *flags)
     model = load(digits)

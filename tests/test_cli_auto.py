@@ -17,7 +17,7 @@ from sdediff import checkpoint, tuning
 from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.samplers import SOLVERS
-from sdediff.samplers.auto import METHODS
+from sdediff.samplers.candidates import METHODS
 from sdediff.samplers.chosen import Chosen
 from sdediff.tuning import Choice
 

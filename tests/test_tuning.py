@@ -15,7 +15,7 @@ from catalogue import GAUSSIAN, MIXTURE
 from sdediff import SDE, VESDE, VPSDE, DataInfo, Level, RectifiedFlow, ScoreModel, load, save, solve, tuning
 from sdediff.config import Config, build
 from sdediff.evaluation.distances import Errors
-from sdediff.samplers.auto import METHODS
+from sdediff.samplers.candidates import METHODS
 from sdediff.samplers.exponential import VelocityIntegrand
 from sdediff.samplers.heun import Heun
 from sdediff.samplers.interpolation import weights

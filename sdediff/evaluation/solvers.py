@@ -23,7 +23,6 @@ from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
-from sdediff.samplers.stability import UnstableError
 from sdediff.sampling import check_shape, resolve, solve
 from sdediff.types import Solution, brief
 
@@ -292,7 +291,7 @@ def _row(task: _Task, batches: _Batches, truth: Tensor, seed: int) -> Comparison
     pathwise = not task.sampler.stochastic
     try:
         x, nfe = batches.run(solve_batch, task.cost)
-    except (FloatingPointError, UnstableError):  # the other solvers are still compared
+    except FloatingPointError:  # the other solvers are still compared
         return row._replace(rms=math.inf, median=math.inf) if pathwise else row
     distance, uncertainty = energy_distance(x, truth)
     row = row._replace(nfe=nfe, distance=distance, distance_error=uncertainty)

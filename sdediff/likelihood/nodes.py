@@ -16,9 +16,10 @@ from sdediff.numerics import choose
 from sdediff.options import GridLike
 from sdediff.parametrization import check_signal
 from sdediff.samplers import AUTO, SAMPLERS, SOLVERS, Sampler
-from sdediff.samplers.base import AdaptiveSampler, StepSampler
+from sdediff.samplers.base import StepSampler
 from sdediff.samplers.external import AdaptiveODE
 from sdediff.samplers.relative import Relative
+from sdediff.samplers.tolerance import AdaptiveSampler
 from sdediff.sampling import node_times
 from sdediff.sde import SDE
 from sdediff.types import Level

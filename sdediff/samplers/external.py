@@ -18,8 +18,9 @@ from sdediff.dynamics import Frame, diffusion, drift, velocity
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
-from sdediff.samplers.base import AdaptiveSampler, Noise, Progress, StepSampler, check_tolerances
+from sdediff.samplers.base import Noise, Progress, StepSampler
 from sdediff.samplers.ddim import check_eta
+from sdediff.samplers.tolerance import AdaptiveSampler, check_tolerances
 from sdediff.types import Level
 
 

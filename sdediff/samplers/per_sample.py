@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.samplers.base import AdaptiveSampler, check_tolerances
 from sdediff.samplers.clocks import FloatArray, IntArray, clock_of, tan_of
 from sdediff.samplers.interpolation import divided_difference_weights
+from sdediff.samplers.tolerance import AdaptiveSampler, check_tolerances
 from sdediff.sde import SDE
 from sdediff.types import Level
 

@@ -5,7 +5,7 @@ again where there is none to read, by :func:`save_choice` and :func:`load_choice
 """
 
 from sdediff.evaluation.distances import Errors
-from sdediff.samplers.auto import Choice
+from sdediff.samplers.candidates import Choice
 from sdediff.samplers.chosen import Chosen
 from sdediff.tuning.choice_store import CHOICES_FILE, load_choice, save_choice
 from sdediff.tuning.choices import ForIntervals, choose

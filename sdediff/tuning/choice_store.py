@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.files import write
-from sdediff.samplers.auto import Choice
+from sdediff.samplers.candidates import Choice
 from sdediff.tuning.chosen_section import ChosenSection, chosen_values
 from sdediff.tuning.store import fingerprint
 

@@ -14,8 +14,9 @@ from sdediff.foreign import evaluating
 from sdediff.noise import NoiseSource
 from sdediff.options import check_count
 from sdediff.parametrization import check_signal
-from sdediff.samplers.auto import Choice, choice_for
+from sdediff.samplers.auto import choice_for
 from sdediff.samplers.base import Progress, Sampler
+from sdediff.samplers.candidates import Choice
 from sdediff.samplers.chosen import Chosen
 from sdediff.sampling import check_item, check_shape
 from sdediff.sde import SDE

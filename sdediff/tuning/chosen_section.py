@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sdediff.denoiser import Denoiser
 from sdediff.documents import Finite, Section, shown
-from sdediff.samplers.auto import METHODS
+from sdediff.samplers.candidates import METHODS
 from sdediff.samplers.chosen import Chosen
 
 _MAX_NODES = 4097

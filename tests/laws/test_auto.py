@@ -17,8 +17,8 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.dynamics import Frame
 from sdediff.gaussian import Moments
 from sdediff.grids import GRIDS
-from sdediff.samplers import auto
-from sdediff.samplers.auto import METHODS, choice_for, usual_grids
+from sdediff.samplers.auto import choice_for
+from sdediff.samplers.candidates import METHODS, move_nodes, score, usual_grids, usual_pairs
 from sdediff.samplers.chosen import Chosen, GaussianAnswer
 from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.pilot import Pilot
@@ -76,7 +76,7 @@ def test_a_small_prediction_is_a_small_error(process: str) -> None:
     for grid in usual_grids():
         times = GRIDS[grid](model.sde, 8, model.sde.t_max, 0.0)
         for method in (METHODS["relative, memory 3"], METHODS["ode"], METHODS["deis3"], METHODS["dpm++2m"]):
-            value = auto.score(pilot.errors(Chosen(method, tuple(times.tolist())), model.sde.levels(times)))
+            value = score(pilot.errors(Chosen(method, tuple(times.tolist())), model.sde.levels(times)))
             if math.isfinite(value):
                 predicted.append(value)
                 real.append(math.log(size(solve(model, x, method, grid=times, t_to=0.0).x, truth)))
@@ -97,7 +97,7 @@ def test_the_choice_is_better_than_the_default(monkeypatch: pytest.MonkeyPatch) 
             default = size(solve(model, x, "ode", steps=steps, t_to=0.0).x, truth)
             ratios.append(size(solve(model, x, "auto", steps=steps, t_to=0.0).x, truth) / default)
             pilot = Pilot(model, (DIM,), 16, 48)
-            worst = max(auto._usual(pilot, steps, (model.sde.t_max, 0.0)), key=lambda each: each.score).sampler
+            worst = max(usual_pairs(pilot, steps, (model.sde.t_max, 0.0)), key=lambda each: each.score).sampler
             controls.append(size(solve(model, x, worst, t_to=0.0).x, truth) / default)
     assert float(np.exp(np.mean(np.log(ratios)))) < 0.67, ratios
     assert max(ratios) < 1.2, ratios
@@ -107,8 +107,8 @@ def test_the_choice_is_better_than_the_default(monkeypatch: pytest.MonkeyPatch) 
 def test_moved_nodes_are_better_than_the_grid() -> None:
     model = erring("vp")
     pilot = Pilot(model, (DIM,), 16, 48)
-    pair = min(auto._usual(pilot, 8, (model.sde.t_max, 0.0)), key=lambda each: each.score)
-    moved, _ = auto._move_nodes(pilot, pair)
+    pair = min(usual_pairs(pilot, 8, (model.sde.t_max, 0.0)), key=lambda each: each.score)
+    moved, _ = move_nodes(pilot, pair)
     assert moved.score < pair.score - 0.1
     assert moved.sampler.times[0] == model.sde.t_max
     assert moved.sampler.times[-1] == 0.0

@@ -62,9 +62,7 @@ def options(name: str) -> dict[str, Any]:
     """Few steps; loose tolerances, at which samples still leave the batch at different times."""
     if name == "dopri5":
         return {"rtol": 1e-4}
-    if SAMPLERS[name].adaptive:
-        return {"rtol": 0.3 if SAMPLERS[name].stochastic else 3e-2}
-    return {"steps": 12 if SAMPLERS[name].needs_short_steps else 5}
+    return {"rtol": 0.3 if SAMPLERS[name].stochastic else 3e-2} if SAMPLERS[name].adaptive else {"steps": 5}
 
 
 def tolerance(name: str) -> float:

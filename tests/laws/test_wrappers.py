@@ -39,8 +39,7 @@ def model_of(process: str, prediction: str) -> ScoreModel:
 
 
 def options(name: str) -> dict[str, Any]:
-    sampler = SAMPLERS[name]
-    return {"rtol": 0.1} if sampler.adaptive else {"steps": 25 if sampler.needs_short_steps else 6}
+    return {"rtol": 0.1} if SAMPLERS[name].adaptive else {"steps": 6}
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -28,7 +28,7 @@ from sdediff.likelihood.flow.divergence import value_and_diagonal, value_and_pro
 from sdediff.likelihood.flow.hutchinson import ProbeLaw, ProbeProducts, standard_error
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, flatten, wide
-from sdediff.samplers.base import AdaptiveSampler
+from sdediff.samplers.tolerance import AdaptiveSampler
 from sdediff.types import Level, Split
 
 LOOSER = 10.0
