@@ -79,7 +79,7 @@ def test_a_small_prediction_is_a_small_error(process: str) -> None:
             value = score(pilot.errors(Chosen(method, tuple(times.tolist())), model.sde.levels(times)))
             if math.isfinite(value):
                 predicted.append(value)
-                real.append(math.log(size(solve(model, x, method, grid=times, t_to=0.0).x, truth)))
+                real.append(math.log(size(solve(model, x, Chosen(method, tuple(times.tolist())), t_to=0.0).x, truth)))
     assert float(np.corrcoef(np.clip(predicted, None, 3.0), np.clip(real, None, 3.0))[0, 1]) > 0.7
 
 
