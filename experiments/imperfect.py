@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import sdediff
 from sdediff.analytic import GaussianMixture
+from sdediff.evaluation.distances import Errors
 
 STEPS = (5, 8, 10, 15, 20, 30, 50)
 SOLVERS = ("dpm++2m", "dpm++3m", "deis3", "unipc3", "ab4")
@@ -70,24 +71,18 @@ def exact_problems(dim: int = 8) -> Iterator[tuple[str, sdediff.ScoreModel, Tens
             yield f"{name}, {predicts}", model, sde.prior_sample((64, dim), dtype=torch.float64, seed=3)
 
 
-def errors(x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return the RMS error, and the median over starts of the RMS of each."""
-    each = (x - truth).square().mean(dim=1) if x.ndim == 2 else (x - truth).square().flatten(1).mean(dim=1)
-    return float(each.mean().sqrt()), float(each.median().sqrt())
-
-
 def table(name: str, model: sdediff.ScoreModel, x: Tensor, fine: int) -> None:
     """Print the errors of the default and of the best named solver, RMS and median."""
     with torch.no_grad():
         truth, other = (sdediff.solve(model, x, solver, steps=fine, grid="asinh").x for solver in ("ab4", "unipc3"))
         found = {
-            (solver, grid): [errors(sdediff.solve(model, x, solver, steps=n, grid=grid).x, truth) for n in STEPS]
+            (solver, grid): [Errors.of(sdediff.solve(model, x, solver, steps=n, grid=grid).x, truth) for n in STEPS]
             for solver in SOLVERS
             for grid in GRIDS
         }
-        own = np.array([errors(sdediff.solve(model, x, "ode", steps=n).x, truth) for n in STEPS])
+        own = np.array([Errors.of(sdediff.solve(model, x, "ode", steps=n).x, truth) for n in STEPS])
     values = np.nan_to_num(np.array(list(found.values())), nan=np.inf)
-    print(f"\n{name} (the two fine solves differ by {errors(other, truth)[0]:.1e})")
+    print(f"\n{name} (the two fine solves differ by {Errors.of(other, truth).rms:.1e})")
     print(f"{'forwards':18s}" + "".join(f"{n:>16d}" for n in STEPS))
     for column, kind in enumerate(("RMS", "median")):
         best = values[:, :, column].min(axis=0)

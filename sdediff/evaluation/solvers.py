@@ -297,5 +297,4 @@ def _row(task: _Task, batches: _Batches, truth: Tensor, seed: int) -> Comparison
     row = row._replace(nfe=nfe, distance=distance, distance_error=uncertainty)
     if not pathwise:
         return row
-    rms, median = Errors.of(x, truth)
-    return row._replace(rms=rms, median=median)
+    return row._replace(**Errors.of(x, truth)._asdict())

@@ -177,7 +177,7 @@ def _own_config(model: ScoreModel) -> Mapping[str, Any] | None:
 
 
 class SampleBounds(NamedTuple):
-    """What a scheduler does to the clean half when it samples.
+    """Clip or threshold the clean half as a scheduler does when it samples.
 
     Attributes:
         words: description in a few words; empty for nothing.

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame
 from sdediff.noise import NoiseSource
 from sdediff.parametrization import check_signal
-from sdediff.samplers.base import Progress, Sampler, take_steps
+from sdediff.samplers.base import take_steps
 from sdediff.samplers.candidates import (
     HANDICAP,
     MANY,
@@ -33,10 +32,8 @@ from sdediff.samplers.candidates import (
     score,
     usual_pairs,
 )
-from sdediff.samplers.chosen import Chosen
-from sdediff.samplers.pilot import Pilot
-from sdediff.sde import SDE
-from sdediff.types import Solution
+from sdediff.samplers.chosen import Chosen, ChosenForModel
+from sdediff.samplers.pilot import PilotPaths
 
 _FORWARDS = 1280
 """Forwards of one trajectory that a choice may take in all: those of 32 trajectories and 40 steps."""
@@ -50,7 +47,7 @@ _FINALISTS, _MARGIN = 2, 0.15
 
 
 @dataclass(frozen=True)
-class Auto(Sampler):
+class Auto(ChosenForModel):
     """Multistep solver chosen for the model that it meets: one forward a step.
 
     A choice takes at most 1,280 forwards of one item (32 trajectories of 40 steps) and is kept with the model, for its
@@ -66,10 +63,6 @@ class Auto(Sampler):
     def order(self) -> int:
         return 1
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
     def nfe(self, steps: int, *, clean: bool = True) -> int:
         """Return ``steps``; see :meth:`~sdediff.samplers.base.Sampler.nfe`."""
         return steps
@@ -79,22 +72,6 @@ class Auto(Sampler):
     ) -> Chosen:
         """Return the sampler chosen for a model; see :meth:`~sdediff.samplers.base.Sampler.for_model`."""
         return choice_for(model, shape, self.steps if steps is None else steps, interval, self.seed).sampler
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        sde: SDE,
-        x: Tensor,
-        grid: Tensor,
-        noise: NoiseSource,
-        *,
-        path: bool = False,
-        progress: Progress | None = None,
-    ) -> Solution:
-        """Choose, and take the state ``x`` at ``grid[0]`` to ``grid[-1]`` on other nodes than those given."""
-        chosen = self.for_model(denoise, x.shape, len(grid) - 1, (float(grid[0]), float(grid[-1])))
-        times = torch.tensor(chosen.times, dtype=torch.float64)
-        return chosen.sample(denoise, sde, x, times, noise, path=path, progress=progress)
 
 
 _KEPT: WeakKeyDictionary[Denoiser, dict[object, Choice]] = WeakKeyDictionary()
@@ -122,7 +99,7 @@ def choice_for(
     kept = _KEPT.setdefault(model, {})
     if key not in kept:
         rows = torch.arange(_TRAJECTORIES, device=model.device) % shape[0]
-        pilot = Pilot(model.rows(rows), shape[1:], _TRAJECTORIES, _pilot_steps(steps), seed)
+        pilot = PilotPaths(model.rows(rows), shape[1:], _TRAJECTORIES, _pilot_steps(steps), seed)
         kept[key] = _choose(pilot, steps, interval)
     return kept[key]
 
@@ -131,7 +108,7 @@ def _pilot_steps(steps: int) -> int:
     return _PILOT_STEPS[int(steps > MANY)]
 
 
-def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
+def _choose(pilot: PilotPaths, steps: int, interval: tuple[float, float]) -> Choice:
     found = sorted(usual_pairs(pilot, steps, interval), key=Pair.handicapped)
     if not found:
         raise ValueError(f"no solver takes {steps} steps from t = {interval[0]:g} to {interval[1]:g}")
@@ -148,7 +125,7 @@ def _choose(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Choice:
     return _judge(pilot, [default.choice(), moved, *sorted(others, key=lambda each: each.score)], steps)
 
 
-def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
+def _judge(pilot: PilotPaths, candidates: list[Choice], steps: int) -> Choice:
     """Compare choices by real solves of the trajectories, as many as the budget allows; the first is the default.
 
     Where it allows none the default is left for what is predicted to be better.
@@ -166,7 +143,7 @@ def _judge(pilot: Pilot, candidates: list[Choice], steps: int) -> Choice:
     return best if best.score < unique[0].score - margin else unique[0]
 
 
-def _real_score(pilot: Pilot, sampler: Chosen, count: int) -> float:
+def _real_score(pilot: PilotPaths, sampler: Chosen, count: int) -> float:
     """Score real solves of the first trajectories, from ``t_max``."""
     model, x = pilot.model.rows(slice(count)), pilot.start[:count]
     levels = model.sde.levels(sampler.times)

@@ -15,7 +15,7 @@ from sdediff.samplers.base import StepSampler
 from sdediff.samplers.chosen import Chosen
 from sdediff.samplers.clocks import FloatArray
 from sdediff.samplers.multistep import Multistep
-from sdediff.samplers.pilot import Pilot, angle_at, clock
+from sdediff.samplers.pilot import PilotPaths, angle_at, clock
 from sdediff.samplers.relative import Relative
 
 DEFAULT = "ode"
@@ -106,7 +106,7 @@ def usual_grids() -> list[str]:
     return [name for name in GRIDS if name not in UNUSUAL_GRIDS]
 
 
-def usual_pairs(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
+def usual_pairs(pilot: PilotPaths, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
     """Score every method on every usual grid."""
     for grid in usual_grids():
         for method in METHODS if steps <= MANY else HIGH_ORDER:
@@ -116,7 +116,7 @@ def usual_pairs(pilot: Pilot, steps: int, interval: tuple[float, float]) -> Iter
 
 
 def pair_on_grid(
-    pilot: Pilot, method: str, grid: str, steps: int, interval: tuple[float, float], *, free: bool = False
+    pilot: PilotPaths, method: str, grid: str, steps: int, interval: tuple[float, float], *, free: bool = False
 ) -> Pair | None:
     """Return a method on a grid, with the first forward free or not; ``None`` where it cannot take these steps."""
     try:
@@ -129,7 +129,7 @@ def pair_on_grid(
     return Pair(method, grid, usual, sampler, value) if math.isfinite(value) else None
 
 
-def predicted_score(pilot: Pilot, sampler: Chosen) -> float:
+def predicted_score(pilot: PilotPaths, sampler: Chosen) -> float:
     """Return the score that the pilot predicts; infinite for a method that cannot take these steps."""
     try:
         return score(pilot.errors(sampler, pilot.model.sde.levels(sampler.times)) + pilot.resolution)
@@ -153,7 +153,7 @@ def best_of_methods(found: list[Pair]) -> list[Pair]:
     return list(best.values())
 
 
-def move_nodes(pilot: Pilot, pair: Pair) -> tuple[Choice, float]:
+def move_nodes(pilot: PilotPaths, pair: Pair) -> tuple[Choice, float]:
     """Move the nodes to where the predicted error is smallest: log-widths of the steps by a line through few knots.
 
     The first node stays, and the last; that before the data is free, too.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from sdediff.conditions import Rows
+from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame
 from sdediff.gaussian import Whitened
 from sdediff.grids import Grid
+from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
-from sdediff.samplers.base import Noise, StepSampler
+from sdediff.samplers.base import Noise, Progress, Sampler, StepSampler
 from sdediff.sde import SDE
-from sdediff.types import Level, Split
+from sdediff.types import Level, Solution, Split
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,35 @@ class Times(Grid):
                 f"{steps} from {t_from:g} to {t_to:g}: choose anew"
             )
         return torch.tensor(self.times, dtype=torch.float64)
+
+
+class ChosenForModel(Sampler):
+    """A deterministic sampler that is another one for each model, interval or number of steps."""
+
+    stochastic: ClassVar[bool] = False
+
+    @abstractmethod
+    def for_model(
+        self, model: Denoiser, shape: Sequence[int], steps: int | None, interval: tuple[float, float]
+    ) -> Chosen:
+        """Return the sampler of a solve; see :meth:`~sdediff.samplers.base.Sampler.for_model`."""
+
+    @final
+    def sample(
+        self,
+        denoise: Denoiser,
+        sde: SDE,
+        x: Tensor,
+        grid: Tensor,
+        noise: NoiseSource,
+        *,
+        path: bool = False,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]`` on the nodes of the sampler that is chosen."""
+        chosen = self.for_model(denoise, x.shape, len(grid) - 1, (float(grid[0]), float(grid[-1])))
+        times = torch.tensor(chosen.times, dtype=torch.float64)
+        return chosen.sample(denoise, sde, x, times, noise, path=path, progress=progress)
 
 
 class ChosenHistory(NamedTuple):

@@ -55,18 +55,18 @@ def cosine(tan: FloatArray) -> FloatArray:
 
 
 _FLAT = 0.005
-"""sigma / alpha below which, and by default above the inverse of which, ``log_level`` flattens."""
+"""sigma / alpha below which, and above the inverse of which, ``log_level`` flattens by default."""
 
 
-def log_level(angle: FloatArray, far: float = _FLAT) -> FloatArray:
-    """Return ``log tan`` with finite ends at 0 and pi/2: ``log (tan + c) / (1 + far tan)``."""
+def log_level(angle: FloatArray, far: float = _FLAT, near: float = _FLAT) -> FloatArray:
+    """Return ``log tan`` with finite ends at 0 and pi/2: ``log (tan + near) / (1 + far tan)``."""
     sin, cos = np.sin(angle), np.cos(angle)
-    level: FloatArray = np.log((sin + _FLAT * cos) / (cos + far * sin))
+    level: FloatArray = np.log((sin + near * cos) / (cos + far * sin))
     return level
 
 
-def angle_of(level: FloatArray) -> tuple[FloatArray, FloatArray]:
+def angle_of(level: FloatArray, far: float = _FLAT, near: float = _FLAT) -> tuple[FloatArray, FloatArray]:
     """Return the angle at a value of :func:`log_level`, and its derivative."""
     tan = np.exp(level)
-    over, under = tan - _FLAT, 1.0 - _FLAT * tan
-    return np.arctan2(over, under), tan * (1.0 - _FLAT**2) / (over**2 + under**2)
+    over, under = tan - near, 1.0 - far * tan
+    return np.arctan2(over, under), tan * (1.0 - near * far) / (over**2 + under**2)

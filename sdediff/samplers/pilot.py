@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from sdediff.grids import GRIDS
 from sdediff.noise import NoiseSource
 from sdediff.numerics import flatten
 from sdediff.samplers.base import StepSampler, take_steps
-from sdediff.samplers.clocks import FloatArray
+from sdediff.samplers.clocks import FloatArray, angle_of, log_level
 from sdediff.samplers.relative import Relative
 from sdediff.types import Level, Split
 
@@ -43,18 +44,8 @@ _COORDINATES, _ENTRIES = 256, 1 << 15
 _LEAST_VARIANCE = 1e-4
 
 
-def clock(angle: FloatArray) -> FloatArray:
-    """Return the clock of the spline: the log of ``sigma / alpha``, with finite ends."""
-    sin, cos = np.sin(angle), np.cos(angle)
-    value: FloatArray = np.log((sin + _NEAR * cos) / (cos + _FAR * sin))
-    return value
-
-
-def angle_at(value: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the angle at a value of :func:`clock`, and its derivative."""
-    tan = np.exp(value)
-    over, under = tan - _NEAR, 1.0 - _FAR * tan
-    return np.arctan2(over, under), tan * (1.0 - _NEAR * _FAR) / (over**2 + under**2)
+clock, angle_at = partial(log_level, far=_FAR, near=_NEAR), partial(angle_of, far=_FAR, near=_NEAR)
+"""Clock of the spline, the log of ``sigma / alpha`` with finite ends, and its inverse with its derivative."""
 
 
 class _Recorder(Frame):
@@ -78,7 +69,7 @@ class _Recorder(Frame):
         return flat if self.pixels is None else flat[:, self.pixels]
 
 
-class Pilot:
+class PilotPaths:
     """Recorded trajectories of a model, from starts as in sampling to the data.
 
     Args:
@@ -162,7 +153,7 @@ class Pilot:
 class PilotFrame(Frame):
     """Stand-in for a network near the recorded paths; it costs no forward."""
 
-    def __init__(self, pilot: Pilot) -> None:
+    def __init__(self, pilot: PilotPaths) -> None:
         super().__init__(pilot.model, pilot.model.sde)
         self._pilot, self._variances = pilot, pilot.moments.variances
 

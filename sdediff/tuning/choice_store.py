@@ -22,7 +22,7 @@ CHOICES_FILE = "auto.json"
 
 
 class ChoiceKey(NamedTuple):
-    """What a choice is kept by.
+    """Identify a choice in the file.
 
     Attributes:
         steps: forwards of a solve.
@@ -46,7 +46,7 @@ class ChoiceSection(ChosenSection):
 
     @property
     def key(self) -> ChoiceKey:
-        """What it is kept by."""
+        """Return the key of the choice."""
         return ChoiceKey(self.steps, self.times[0], self.times[-1], self.setting)
 
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import evaluating
-from sdediff.noise import NoiseSource
 from sdediff.options import check_count
 from sdediff.parametrization import check_signal
 from sdediff.samplers.auto import choice_for
-from sdediff.samplers.base import Progress, Sampler
 from sdediff.samplers.candidates import Choice
-from sdediff.samplers.chosen import Chosen
+from sdediff.samplers.chosen import Chosen, ChosenForModel
 from sdediff.sampling import check_item, check_shape
-from sdediff.sde import SDE
-from sdediff.types import Solution
 
 
 def choose(
@@ -76,7 +69,7 @@ def choose(
 
 
 @dataclass(frozen=True)
-class ForIntervals(Sampler):
+class ForIntervals(ChosenForModel):
     """Solvers of several intervals, such as the two directions between data and latents, each used for its own.
 
     Args:
@@ -100,10 +93,6 @@ class ForIntervals(Sampler):
         return min(each.order for each in self.chosen)
 
     @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
     def steps(self) -> int:
         return self.chosen[0].steps
 
@@ -115,25 +104,6 @@ class ForIntervals(Sampler):
         self, model: Denoiser, shape: Sequence[int], steps: int | None, interval: tuple[float, float]
     ) -> Chosen:
         """Return the solver of an interval; see :meth:`~sdediff.samplers.base.Sampler.for_model`."""
-        return self._of(interval)
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        sde: SDE,
-        x: Tensor,
-        grid: Tensor,
-        noise: NoiseSource,
-        *,
-        path: bool = False,
-        progress: Progress | None = None,
-    ) -> Solution:
-        """Take the state ``x`` at ``grid[0]`` to ``grid[-1]`` on the nodes of that interval's solver."""
-        chosen = self._of((float(grid[0]), float(grid[-1])))
-        times = torch.tensor(chosen.times, dtype=torch.float64)
-        return chosen.sample(denoise, sde, x, times, noise, path=path, progress=progress)
-
-    def _of(self, interval: tuple[float, float]) -> Chosen:
         by_ends = {(each.times[0], each.times[-1]): each for each in self.chosen}
         if interval not in by_ends:
             there = " or ".join(f"t = {first:g} to {last:g}" for first, last in by_ends)

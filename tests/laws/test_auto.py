@@ -21,7 +21,7 @@ from sdediff.samplers.auto import choice_for
 from sdediff.samplers.candidates import METHODS, move_nodes, score, usual_grids, usual_pairs
 from sdediff.samplers.chosen import Chosen, GaussianAnswer
 from sdediff.samplers.multistep import Multistep
-from sdediff.samplers.pilot import Pilot
+from sdediff.samplers.pilot import PilotPaths
 from sdediff.samplers.relative import Relative
 
 DIM = 6
@@ -50,8 +50,8 @@ def size(x: Tensor, truth: Tensor) -> float:
 def test_predictions_are_exact_for_gaussian_data(process: str) -> None:
     """There the stand-in answers as the network does, on the path and off it, so that errors feed back alike."""
     model = GAUSSIAN.model(PROCESSES[process])
-    pilot, ratios = Pilot(model, (DIM,), 8, 80), []
-    wrong = Pilot(model, (DIM,), 8, 80)
+    pilot, ratios = PilotPaths(model, (DIM,), 8, 80), []
+    wrong = PilotPaths(model, (DIM,), 8, 80)
     wrong.moments = Moments(wrong.moments.mean, 3.0 * wrong.moments.variances)
     for grid in usual_grids():
         times = GRIDS[grid](model.sde, 8, model.sde.t_max, 0.0)
@@ -70,7 +70,7 @@ def test_predictions_are_exact_for_gaussian_data(process: str) -> None:
 def test_a_small_prediction_is_a_small_error(process: str) -> None:
     """On networks with errors, over all methods and grids: logs of predicted and real errors are correlated."""
     model = erring(process)
-    pilot, predicted, real = Pilot(model, (DIM,), 16, 48), [], []
+    pilot, predicted, real = PilotPaths(model, (DIM,), 16, 48), [], []
     x = model.sde.prior_sample((64, DIM), dtype=torch.float64, seed=9)
     truth = solve(model, x, "ab4", steps=600, grid="logsnr", t_to=0.0).x
     for grid in usual_grids():
@@ -96,7 +96,7 @@ def test_the_choice_is_better_than_the_default(monkeypatch: pytest.MonkeyPatch) 
         for steps in (5, 8, 12):
             default = size(solve(model, x, "ode", steps=steps, t_to=0.0).x, truth)
             ratios.append(size(solve(model, x, "auto", steps=steps, t_to=0.0).x, truth) / default)
-            pilot = Pilot(model, (DIM,), 16, 48)
+            pilot = PilotPaths(model, (DIM,), 16, 48)
             worst = max(usual_pairs(pilot, steps, (model.sde.t_max, 0.0)), key=lambda each: each.score).sampler
             controls.append(size(solve(model, x, worst, t_to=0.0).x, truth) / default)
     assert float(np.exp(np.mean(np.log(ratios)))) < 0.67, ratios
@@ -106,7 +106,7 @@ def test_the_choice_is_better_than_the_default(monkeypatch: pytest.MonkeyPatch) 
 
 def test_moved_nodes_are_better_than_the_grid() -> None:
     model = erring("vp")
-    pilot = Pilot(model, (DIM,), 16, 48)
+    pilot = PilotPaths(model, (DIM,), 16, 48)
     pair = min(usual_pairs(pilot, 8, (model.sde.t_max, 0.0)), key=lambda each: each.score)
     moved, _ = move_nodes(pilot, pair)
     assert moved.score < pair.score - 0.1
