@@ -61,7 +61,9 @@ class PlausibleFrame(Frame):
         split = super().__call__(y, level, rows)
         if not level.cos > 0.0 or math.tan(level.angle) <= LEAST_NOISE:
             return split
-        deviation = split.x0 if self._mean is None else split.x0 - self._mean.to(split.x0)
+        if self._mean is not None:
+            self._mean = self._mean.to(split.x0)  # moved once
+        deviation = split.x0 if self._mean is None else split.x0 - self._mean
         size = flatten(deviation).square().mean(dim=1).sqrt()
         removed = deviation * expand(1.0 - (self._bound / size.clamp(min=self._bound)).square(), deviation)
         plausible = Split(split.x0 - removed, split.eps + level.cos / level.sin * removed)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Finite, Section, read_document, validated
+from sdediff.documents import Finite, Section, validated
 from sdediff.files import write
 from sdediff.samplers.candidates import Choice
 from sdediff.tuning.chosen_section import ChosenSection, chosen_values
-from sdediff.tuning.store import fingerprint
+from sdediff.tuning.store import fingerprint, read_of_model
 
 CHOICES_FORMAT = 1
 CHOICES_FILE = "auto.json"
@@ -119,15 +119,8 @@ def _read_choices(path: Path, digest: str) -> dict[ChoiceKey, ChoiceSection]:
     if not path.is_file():
         return {}
     try:
-        content = read_document(path)
-    except (ValueError, OSError) as error:
+        other = "is of another model, or of before more training"
+        found = read_of_model(path, digest, ChoicesDocument, CHOICES_FORMAT, other=other)
+    except OSError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    kind, model = content.get("format"), content.get("model")
-    if isinstance(kind, int) and kind != CHOICES_FORMAT:
-        raise ValueError(f"{path} has format {kind}, not {CHOICES_FORMAT}")
-    if isinstance(model, str) and model != digest:
-        raise ValueError(f"{path} is of another model, or of before more training")
-    try:
-        return {each.key: each for each in validated(ChoicesDocument, content).choices}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return {each.key: each for each in found.choices}

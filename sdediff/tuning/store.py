@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -34,6 +34,7 @@ TUNED_FORMAT = 1
 FILE = "tuned.json"
 _MAX_STEPS = 4096  # steps
 
+DocumentT = TypeVar("DocumentT", bound=Section)
 Numbers = Annotated[tuple[Finite, ...], Field(max_length=_MAX_STEPS + 1)]
 WeightPair = tuple[Numbers, Numbers]
 StepsKey = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
@@ -188,16 +189,36 @@ def _read_solvers(path: Path, digest: str) -> dict[str, AnySolver]:
     """Read the solvers of the file, by their number of steps."""
     if not path.is_file():
         raise FileNotFoundError(f"no solver was tuned in {path.parent} ({path.name} is missing)")
+    other = "was tuned for another model, or before more training"
+    return read_of_model(path, digest, TunedDocument, TUNED_FORMAT, other=other, cure=": tune again").solvers
+
+
+def read_of_model(
+    path: Path, digest: str, document: type[DocumentT], version: int, *, other: str, cure: str = ""
+) -> DocumentT:
+    """Read a document that belongs to one model.
+
+    Args:
+        path: the file.
+        digest: fingerprint of the model.
+        document: schema of the content, which names its ``format`` and ``model``.
+        version: the format that is read.
+        other: words for a file of another model.
+        cure: words after a file of another format or model.
+
+    Raises:
+        ValueError: if the file is damaged, or of another format or model.
+    """
     try:
         content = read_document(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     kind, model = content.get("format"), content.get("model")
-    if isinstance(kind, int) and kind != TUNED_FORMAT:
-        raise ValueError(f"{path} has format {kind}, not {TUNED_FORMAT}: tune again")
+    if isinstance(kind, int) and kind != version:
+        raise ValueError(f"{path} has format {kind}, not {version}{cure}")
     if isinstance(model, str) and model != digest:
-        raise ValueError(f"{path} was tuned for another model, or before more training: tune again")
+        raise ValueError(f"{path} {other}{cure}")
     try:
-        return validated(TunedDocument, content).solvers
+        return validated(document, content)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
