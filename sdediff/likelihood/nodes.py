@@ -27,7 +27,7 @@ from sdediff.types import Level
 DEFAULT_STEPS = 40
 """Number of steps of the default path: 41 forwards."""
 
-DEFAULT_SOLVER = Relative(4, correct_from=0)
+DEFAULT_SOLVER = Relative(4, correct_from=0, gradual=False)
 """Solver of the path towards the noise, where lower orders are better than towards the data."""
 GRID, CHAIN_GRID = Reference(3.5), LogSNR()
 """Grids of the path. Denser near the data than for sampling: there the fields of trained networks are rough, and paths

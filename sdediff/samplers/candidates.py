@@ -23,7 +23,7 @@ DEFAULT = "ode"
 METHODS: dict[str, StepSampler] = {
     "ode": Relative(),
     **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4)},
-    **{f"relative, memory {memory}, corrected": Relative(memory, 1) for memory in (3, 4, 5)},
+    **{f"relative, memory {memory}, corrected": Relative(memory, 1, gradual=False) for memory in (3, 4, 5)},
     "ab2": Multistep("velocity", "asinh", 2),
     "ab4": Multistep("velocity", "asinh", 4),
     "deis2": Multistep("epsilon", "logsnr", 2),

@@ -148,6 +148,8 @@ class Relative(StepSampler):
         memory: number of slopes in a step, 2 to 6; the order, with or without a corrector.
         correct_from: number of steps from which one of the slopes corrects the step before, instead of extending the
             memory (Zhao et al. 2023); more accurate where steps are short, less where they are long. ``None``: never.
+        gradual: whether a solve with a corrector uses at most a third as many slopes as steps, but 3 at least: in few
+            steps four or five of them reach too far back.
         eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
 
     Raises:
@@ -155,8 +157,9 @@ class Relative(StepSampler):
     """
 
     memory: int = 5
-    correct_from: int | None = 15
+    correct_from: int | None = 8
     eta: float = 0.0
+    gradual: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.memory <= 6:
@@ -179,11 +182,17 @@ class Relative(StepSampler):
 
     def startup_order(self, steps: int) -> int:
         """Return the order of the predictor; see :meth:`~sdediff.samplers.base.Sampler.startup_order`."""
-        return self.order - int(self.corrects(steps))
+        return 2 if self.stochastic else self.predictor_memory(steps)
 
     def corrects(self, steps: int) -> bool:
         """Return whether a solve of ``steps`` steps has a corrector."""
         return self.correct_from is not None and steps >= self.correct_from
+
+    def predictor_memory(self, steps: int) -> int:
+        """Return the number of slopes that the predictor uses in a solve of ``steps`` steps."""
+        if not self.corrects(steps):
+            return self.memory
+        return (min(self.memory, max(3, steps // 3)) if self.gradual else self.memory) - 1
 
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> RelativeHistory:
         """Compute the updates of every step of the grid, and the coordinates of the state."""
@@ -241,7 +250,7 @@ def _relative_updates(
         return np.zeros_like(kept) if power == 0.0 or is_last(there) else np.sqrt((1.0 - kept) * (1.0 + kept))
 
     angles = [level.angle for level in levels]
-    memory = memory_of_steps(angles, method.memory - int(correct), correct)
+    memory = memory_of_steps(angles, method.predictor_memory(len(levels) - 1), correct)
     # A slope that the last step uses alone is unlike all others on concentrated data: it corrects nothing.
     corrects = [correct and (count > 1 or i < len(memory) - 1) for i, count in enumerate(memory)]
     rows = adams(levels, memory, corrects, weigh, keep)
