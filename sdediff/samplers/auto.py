@@ -4,7 +4,8 @@ One solve of a few trajectories is recorded (:mod:`sdediff.samplers.pilot`). It 
 every usual grid without the network; the nodes of the best are then moved, smoothly, to where its predicted error is
 smallest (nodes fitted to a model as in Xue et al. 2024 and GITS, Chen et al. 2024, here with errors that feed back).
 What is chosen, the best of the usual pairs and the default are last compared by real solves of some of the
-trajectories, so that the default is only left for something better. Where the first forward is free it is the data's
+trajectories, so that the default is only left for something better; so is the default without the moments of the data,
+which may not be those of what the network learned. Where the first forward is free it is the data's
 Gaussian that answers in its place (:mod:`sdediff.samplers.chosen`).
 """
 
@@ -24,6 +25,7 @@ from sdediff.samplers.base import take_steps
 from sdediff.samplers.candidates import (
     HANDICAP,
     MANY,
+    WITHOUT_MOMENTS,
     Choice,
     Pair,
     best_of_methods,
@@ -122,7 +124,8 @@ def _choose(pilot: PilotPaths, steps: int, interval: tuple[float, float]) -> Cho
     ]
     moved = min((move_nodes(pilot, each) for each in dict.fromkeys(finalists)), key=lambda pair: pair[1])[0]
     others = {each.grid: each.choice() for each in reversed(found)}.values()  # the best of each grid, last the best
-    return _judge(pilot, [default.choice(), moved, *sorted(others, key=lambda each: each.score)], steps)
+    plain = [each.choice() for each in found if each.method == WITHOUT_MOMENTS and each.usual and not each.sampler.free]
+    return _judge(pilot, [default.choice(), moved, *plain, *sorted(others, key=lambda each: each.score)], steps)
 
 
 def _judge(pilot: PilotPaths, candidates: list[Choice], steps: int) -> Choice:

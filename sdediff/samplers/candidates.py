@@ -18,10 +18,11 @@ from sdediff.samplers.multistep import Multistep
 from sdediff.samplers.pilot import PilotPaths, angle_at, clock
 from sdediff.samplers.relative import Relative
 
-DEFAULT = "ode"
-"""Method of the default solver, which has its grid by the prediction."""
+DEFAULT, WITHOUT_MOMENTS = "ode", "ode without moments"
+"""Method of the default solver, which has its grid by the prediction, and the same where moments mislead."""
 METHODS: dict[str, StepSampler] = {
-    "ode": Relative(),
+    DEFAULT: Relative(),
+    WITHOUT_MOMENTS: Relative(use_moments=False),
     **{f"relative, memory {memory}": Relative(memory, None) for memory in (2, 3, 4)},
     **{f"relative, memory {memory}, corrected": Relative(memory, 1, gradual=False) for memory in (3, 4, 5)},
     "ab2": Multistep("velocity", "asinh", 2),
@@ -38,7 +39,7 @@ METHODS: dict[str, StepSampler] = {
     "unipc3": Multistep("sample", "logsnr", 3, "middle", correct_from=1),
 }
 """Methods among which the choice is made; all take one forward a step."""
-HIGH_ORDER = ("ode", "relative, memory 4, corrected", "ab4", "deis3", "unipc3")
+HIGH_ORDER = (DEFAULT, WITHOUT_MOMENTS, "relative, memory 4, corrected", "ab4", "deis3", "unipc3")
 """Those among which it is made for many steps."""
 UNUSUAL_GRIDS = ("time", "cubic", "exponential", "chain")
 """Grids on which none of them is tried: even or coarse near the data, or another's twin."""
@@ -108,8 +109,11 @@ def usual_grids() -> list[str]:
 
 def usual_pairs(pilot: PilotPaths, steps: int, interval: tuple[float, float]) -> Iterator[Pair]:
     """Score every method on every usual grid."""
+    methods = [
+        each for each in (METHODS if steps <= MANY else HIGH_ORDER) if pilot.weighs_moments or each != WITHOUT_MOMENTS
+    ]
     for grid in usual_grids():
-        for method in METHODS if steps <= MANY else HIGH_ORDER:
+        for method in methods:
             pair = pair_on_grid(pilot, method, grid, steps, interval)
             if pair is not None:
                 yield pair

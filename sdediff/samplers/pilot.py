@@ -114,6 +114,11 @@ class PilotPaths:
         difference = np.sum([self._integral(*pair) - self._integral(*pair, coarse) for pair in ends], axis=0)
         self.resolution = np.square(difference.reshape(self._shape) / 8.0) @ self._axes.weights
 
+    @property
+    def weighs_moments(self) -> bool:
+        """Tell whether the default solver uses moments of the model, which may not be those of its data."""
+        return self.model.moments is not None and self.model.prediction.steady
+
     def _integral(self, here: float, there: float, spline: CubicSpline | None = None) -> FloatArray:
         first, last = clock(np.array([here, there]))
         angle, derivative = angle_at(0.5 * (first + last) + 0.5 * (last - first) * _POINTS)

@@ -150,6 +150,7 @@ class Relative(StepSampler):
             memory (Zhao et al. 2023); more accurate where steps are short, less where they are long. ``None``: never.
         gradual: whether a solve with a corrector uses at most a third as many slopes as steps, but 3 at least: in few
             steps four or five of them reach too far back.
+        use_moments: whether the data's Gaussian is used where it is known.
         eta: 0 for the ODE, 1 for the reverse SDE, between for the family between.
 
     Raises:
@@ -160,6 +161,7 @@ class Relative(StepSampler):
     correct_from: int | None = 8
     eta: float = 0.0
     gradual: bool = True
+    use_moments: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.memory <= 6:
@@ -197,7 +199,7 @@ class Relative(StepSampler):
     def begin(self, frame: Frame, y: Tensor, levels: list[Level[float]]) -> RelativeHistory:
         """Compute the updates of every step of the grid, and the coordinates of the state."""
         # an error that a prediction magnifies would be magnified again by the units of coordinates of small variance
-        moments = frame.moments if frame.prediction.steady else None
+        moments = frame.moments if frame.prediction.steady and self.use_moments else None
         coordinates = PlainCoordinates() if moments is None else WhitenedCoordinates(moments, y)
         variances = None if coordinates.variances is None else tuple(coordinates.variances.tolist())
         updates = _relative_updates(self, tuple(levels), variances, frame.prediction)
