@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import tuning
+from sdediff import networks, tuning
 
 DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
     f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
@@ -18,6 +18,7 @@ DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getat
 DOCUMENTED |= {
     f"tuning.{name}": getattr(tuning, name) for name in ("choose", "ForIntervals", "load_choice", "save_choice")
 }
+DOCUMENTED |= {f"networks.{name}": getattr(networks, name) for name in ("DiT", "MLP", "UNet", "parameter_count")}
 
 
 def failures(name: str, text: str) -> tuple[int, int]:

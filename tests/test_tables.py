@@ -82,7 +82,7 @@ def copies(table: dict[str, Any], held: Mapping[str, Any]) -> list[str]:
         where
         for where, value in held.items()
         if value is not table
-        and not where.endswith(".TOYS")  # a table of its own, of functions that draw points
+        and not where.endswith((".TOYS", ".SIZES"))  # tables of their own: functions that draw points, sizes
         and len(names.intersection(name for name in value if isinstance(name, str))) > 0.6 * len(names)
         and "mine" not in value
     ]

@@ -25,7 +25,7 @@ EPILOG = """\b
 Examples:
   sdediff info                    # the most recent run
   sdediff info --run runs/digits --json
-  sdediff info --list             # solvers, grids, processes, data sets
+  sdediff info --list             # solvers, grids, processes, networks, data sets
 """
 
 
@@ -56,7 +56,9 @@ def _any_run() -> bool:
 
 
 def _list_tables(console: Console) -> None:
-    console.say("\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.datasets()]))
+    console.say(
+        "\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.networks(), tables.datasets()])
+    )
     console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
     lists: dict[str, Mapping[str, object]] = {
         "solvers": SOLVERS,
