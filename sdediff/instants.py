@@ -40,7 +40,7 @@ def chain_steps(sde: SDE) -> int:
         ValueError: for any other process.
     """
     if sde.instants is None:
-        raise ValueError(f"labels count the steps of a chain: they need a DDPM, not {type(sde).__name__}")
+        raise ValueError(f"labels and instants count the steps of a chain: they need a DDPM, not {type(sde).__name__}")
     return len(sde.instants) - 1
 
 

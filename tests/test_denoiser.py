@@ -277,7 +277,7 @@ def test_networks_of_instants_alone_say_so() -> None:
     torch.testing.assert_close(model.epsilon(x, 0.3), exact.epsilon(x, 0.3), rtol=1e-13, atol=1e-13)
     with pytest.raises(ValueError, match=r"knows the 10 instants of its chain alone, not t = 0\.34"):
         model.epsilon(x, 0.34)
-    with pytest.raises(ValueError, match="labels count the steps of a chain: they need a DDPM, not VPSDE"):
+    with pytest.raises(ValueError, match="labels and instants count the steps of a chain: they need a DDPM, not VPSDE"):
         ScoreModel(lambda x, t: x, VPSDE(), conditioning="label")
 
 

@@ -23,6 +23,7 @@ LAYERS = {
     "options": 5, "sampling": 5,
     "tuning": 6, "tuning.store": 9, "tuning.choice_store": 9,
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
+    "training.time_laws": 6, "training.weightings": 6, "training.variational": 6,
     "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
     "checkpoint": 8, "plots": 8,

@@ -19,7 +19,7 @@ from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SOLVERS
-from sdediff.training import TIME_LAWS, WEIGHTINGS
+from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS
 
 EPILOG = """\b
 Examples:
@@ -68,6 +68,7 @@ def _list_tables(console: Console) -> None:
         "predictions": PREDICTIONS,
         "time_laws": TIME_LAWS,
         "weightings": WEIGHTINGS,
+        "objectives": OBJECTIVES,
         "data": DATASETS,
     }
     console.result(**{name: list(table) for name, table in lists.items()})
