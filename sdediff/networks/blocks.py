@@ -27,7 +27,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def halved(size: torch.Size) -> torch.Size:
+def half_size(size: torch.Size) -> torch.Size:
     """Return half the size in every dimension, rounded up."""
     return torch.Size((side + 1) // 2 for side in size)
 

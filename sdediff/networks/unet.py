@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sdediff.networks.blocks import CONVOLUTIONS, Attention, ResBlock, group_norm, halved, resample
+from sdediff.networks.blocks import CONVOLUTIONS, Attention, ResBlock, group_norm, half_size, resample
 from sdediff.networks.embedding import ConditionEmbedding, Embedding
 from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
@@ -102,42 +102,37 @@ class UNet(nn.Module):
             "features": features,
             "outputs": outputs,
         }
-        dims, channels, embedding = len(shape) - 1, chosen.width, 4 * chosen.width
-        convolution, widths = CONVOLUTIONS[dims], [multiplier * channels for multiplier in chosen.multipliers]
-        ends = [(level, block) for level in range(len(widths)) for block in range(chosen.blocks)]
+        dims, embedding, self.blocks = len(shape) - 1, 4 * chosen.width, chosen.blocks
+        convolution, levels = CONVOLUTIONS[dims], [multiplier * chosen.width for multiplier in chosen.multipliers]
+        widths = [channels for channels in levels for _ in range(chosen.blocks)]  # of the blocks on the way down
+        before, after = [chosen.width, *widths[:-1]], [*widths[1:], widths[-1]]
 
         def block(before: int, after: int) -> ResBlock:
             return ResBlock(before, after, embedding, dims=dims, dropout=dropout)
 
-        def above(level: int, index: int) -> int:
-            return widths[level] if index else [channels, *widths][level]
-
-        def below(level: int, index: int) -> int:
-            return widths[level] if index < chosen.blocks - 1 else [*widths, widths[-1]][level + 1]
+        def attentions() -> nn.ModuleList:
+            sizes = [size for size in _sizes(shape, len(levels)) for _ in range(chosen.blocks)]
+            return nn.ModuleList(
+                Attention(channels, dims=dims) if math.prod(size) <= chosen.attention else nn.Identity()
+                for channels, size in zip(widths, sizes, strict=True)
+            )
 
         self.embedding = Embedding(embedding)
-        self.position = nn.Parameter(torch.zeros(1, channels, *shape[1:]))  # where a pixel is matters in aligned scans
-        self.entry = convolution(shape[0], channels, 3, padding=1)
-        self.down = nn.ModuleList(block(above(level, i), widths[level]) for level, i in ends)
+        self.position = nn.Parameter(torch.zeros(1, chosen.width, *shape[1:]))  # where a pixel is matters in scans
+        self.entry = convolution(shape[0], chosen.width, 3, padding=1)
+        self.down = nn.ModuleList(block(a, b) for a, b in zip(before, widths, strict=True))
         self.shrink = nn.ModuleList(
-            block(c, c) if chosen.residual else convolution(c, c, 3, stride=2, padding=1) for c in widths[:-1]
+            block(c, c) if chosen.residual else convolution(c, c, 3, stride=2, padding=1) for c in levels[:-1]
         )
-        self.middle = Attention(widths[-1], dims=dims)
-        self.up = nn.ModuleList(block(below(level, i) + widths[level], widths[level]) for level, i in ends)
+        self.middle = Attention(levels[-1], dims=dims)
+        self.up = nn.ModuleList(block(a + c, c) for a, c in zip(after, widths, strict=True))
         self.exit = nn.Sequential(
-            group_norm(widths[0]), nn.SiLU(), zeroed(convolution(widths[0], shape[0] * outputs, 3, padding=1))
+            group_norm(levels[0]), nn.SiLU(), zeroed(convolution(levels[0], shape[0] * outputs, 3, padding=1))
         )
         self.condition = ConditionEmbedding(embedding, classes, features)
-        self.bottom = nn.ModuleList(block(widths[-1], widths[-1]) for _ in range(2 * chosen.residual))
-        self.grow = nn.ModuleList(block(c, c) for c in widths[1:] * chosen.residual)
-        self.down_attention, self.up_attention = (
-            nn.ModuleList(
-                Attention(widths[level], dims=dims) if positions <= chosen.attention else nn.Identity()
-                for positions, (level, _) in zip(_positions(shape, ends), ends, strict=True)
-            )
-            for _ in range(2)
-        )
-        self.blocks = chosen.blocks
+        self.bottom = nn.ModuleList(block(levels[-1], levels[-1]) for _ in range(2 * chosen.residual))
+        self.grow = nn.ModuleList(block(c, c) for c in levels[1:] * chosen.residual)
+        self.down_attention, self.up_attention = attentions(), attentions()
 
     def forward(
         self, x: Tensor, conditioning: Tensor, label: Tensor | None = None, vector: Tensor | None = None
@@ -171,7 +166,7 @@ class UNet(nn.Module):
     def _shrunk(self, hidden: Tensor, embedding: Tensor, level: int) -> Tensor:
         """Halve maps that leave a level."""
         layer = self.shrink[level]
-        result: Tensor = layer(hidden, embedding, halved(hidden.shape[2:])) if self.grow else layer(hidden)
+        result: Tensor = layer(hidden, embedding, half_size(hidden.shape[2:])) if self.grow else layer(hidden)
         return result
 
     def _grown(self, hidden: Tensor, embedding: Tensor, level: int, size: torch.Size) -> Tensor:
@@ -182,13 +177,12 @@ class UNet(nn.Module):
         return grown
 
 
-def _positions(shape: Sequence[int], ends: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """Yield the positions of the maps of each block."""
-    for level, _ in ends:
-        size = torch.Size(shape[1:])
-        for _ in range(level):
-            size = halved(size)
-        yield math.prod(size)
+def _sizes(shape: Sequence[int], levels: int) -> Iterator[torch.Size]:
+    """Yield the size of the maps of each level."""
+    size = torch.Size(shape[1:])
+    for _ in range(levels):
+        yield size
+        size = half_size(size)
 
 
 def _check(shape: Sequence[int], size: UNetSize, dropout: float, outputs: int) -> None:

@@ -65,7 +65,7 @@ def angle(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
     return t, 0.5 / (torch.cosh(half_log_snr) * (end - start))
 
 
-def velocity(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+def squared_cosine(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
     """Sample in proportion to ``cos^2`` over lambda: ``likelihood`` is then the plain error of the velocity v.
 
     The variance-reduced objective of i-DODE (Zheng et al. 2023) for the normalised velocity
@@ -122,7 +122,7 @@ TIME_LAWS: dict[str, TimeLaw] = {
     "logsnr": logsnr,
     "logsnr-normal": logsnr_normal,
     "angle": angle,
-    "velocity": velocity,
+    "velocity": squared_cosine,
     "instants": instants,
     "important-instants": important_instants,
 }
