@@ -133,6 +133,21 @@ def test_the_loss_is_the_bound_that_is_reported(law: str, chain: DDPM) -> None:
     assert chain.steps == 1 or abs(float(losses.mean() - other.mean())) > 5.0 * error
 
 
+@pytest.mark.parametrize("law", ["logsnr", "velocity", "uniform"])
+def test_maximum_likelihood_is_the_continuous_bound(law: str) -> None:
+    """ScoreFlow's objective and i-DODE's: nats of the integral over lambda, whatever the law; 5 standard errors."""
+    sde = VPSDE()
+    model = Scaled(sde, 1.1)
+    x0, u, eps = draws(40_000)
+    objective = Objective(sde, law, "likelihood")
+    nats = DIM * objective._mean * objective.loss(model, x0, u, eps)
+    reported = sdediff.elbo(model, x0[:4000], steps=math.inf, times=[sde.t_min, sde.t_max], seed=1).diffusion.sum(dim=0)
+    error = math.hypot(float(nats.std()) / 200.0, float(reported.std()) / math.sqrt(4000.0))
+    assert abs(float(nats.mean() - reported.mean())) < 5.0 * error
+    other = Objective(sde, law, "simple")  # the control: another weighting
+    assert abs(float((DIM * other._mean * other.loss(model, x0, u, eps)).mean() - reported.mean())) > 5.0 * error
+
+
 def test_important_instants_make_the_bound_less_noisy() -> None:
     """By a chain's many small terms and few large ones; the mean stays."""
     chain = DDPM.cosine(200)
@@ -270,7 +285,7 @@ def test_the_network_is_built_for_the_objective() -> None:
 def test_an_improved_chain_is_sampled_and_scored(tmp_path: Path) -> None:
     """A run of the hybrid loss on normal data: its own variance bounds better than either fixed one."""
     rng, data, run = np.random.default_rng(0), tmp_path / "x.npy", str(tmp_path / "run")
-    np.save(data, (0.3 * rng.standard_normal((2000, 2))).astype(np.float32))
+    np.save(data, (0.3 * rng.standard_normal((500, 2))).astype(np.float32))
     settings = [f"--set={key}={value}" for key, value in {**IMPROVED, "data.standardise": "false"}.items()]
     arguments = ["train", "--data", str(data), "--run", run, "--steps", "300", "--device", "cpu", *settings]
     for each in (
