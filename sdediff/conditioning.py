@@ -116,8 +116,8 @@ class ByEDM(Conditioning):
         sigma_data: standard deviation of the data.
 
     >>> flow = sdediff.RectifiedFlow()
-    >>> sdediff.conditioning.ByEDM(1.0).inputs(torch.ones(1, 1), flow.level(0.5), torch.float, flow)
-    (tensor([[1.4142]]), tensor([0.]))
+    >>> sdediff.conditioning.ByEDM(1.0).inputs(torch.ones(1, 1), flow.level(0.8), torch.float, flow)
+    (tensor([[1.2127]]), tensor([0.3466]))
     """
 
     sigma_data: float = SIGMA_DATA

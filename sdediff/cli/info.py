@@ -104,7 +104,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
         "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
     }
     if training is not None:
-        names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "seed")
+        names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "objective", "seed")
         lines["training"] = f"{facts['steps']} of {training['steps']} steps, " + ", ".join(
             f"{name} {training[name]}" for name in names
         )

@@ -100,6 +100,10 @@ class Objective:
     Raises:
         ValueError: for a name that is not in its table, or parameters that its entry does not take; for the bound of a
             process that is no chain, or a time law that is not on its instants.
+
+    >>> objective = sdediff.training.Objective(sdediff.DDPM.linear(4), "instants", "simple")
+    >>> objective.levels(torch.tensor([0.0, 0.3, 0.6, 0.9]))[0].t
+    tensor([0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
 
     def __init__(
