@@ -18,6 +18,7 @@ from sdediff.networks import (
     initialise,
     parameter_count,
 )
+from sdediff.networks.dropout import HashedDropout
 from sdediff.networks.embedding import FourierFeatures
 from sdediff.networks.levels import bin_moments
 
@@ -202,22 +203,41 @@ def test_config_rebuilds_every_part(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_dropout_is_for_training_alone(name):
+def test_dropout_is_for_training_alone_and_a_function_of_its_input(name):
     network, level = everything(name, dropout=0.5), torch.zeros(4)
     x = normals(4, *SMALL[name])
     plain = everything(name)
     plain.load_state_dict(network.state_dict())
-    with torch.random.fork_rng():
-        first, second = network(x, level), network(x, level)
-    assert float((first - second).abs().max()) > 1e-3
+    state = torch.get_rng_state()
+    first = network(x, level)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, network(x, level))  # a step done again is the same
+    assert float((first - plain(x, level)).abs().max()) > 1e-3
     assert torch.equal(network.eval()(x, level), plain(x, level))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_independently(probability):
+    """Shares of entries, and of pairs of neighbours along each axis; false alarms 6e-7 each, and the mean is kept."""
+    x = normals(50, 40, 30) + 3.0
+    dropped = (HashedDropout(probability)(x) == 0.0).double()
+    assert abs(float(dropped.mean()) - probability) < 5.0 * math.sqrt(probability * (1.0 - probability) / x.numel())
+    for axis in range(3):
+        pairs = dropped.narrow(axis, 1, x.shape[axis] - 1) * dropped.narrow(axis, 0, x.shape[axis] - 1)
+        bound = 5.0 * math.sqrt(3.0 * probability**2 * (1.0 - probability**2) / pairs.numel())  # of neighbours' sums
+        assert abs(float(pairs.mean()) - probability**2) < bound
+    constant = HashedDropout(probability)(torch.ones(1, 100_000))  # where the entries say nothing, their places do
+    assert abs(float(constant.mean()) - 1.0) < 5.0 * math.sqrt(probability / (1.0 - probability) / 100_000)
+    same = HashedDropout(probability)(torch.ones(2, 1000))  # the control: equal items drop alike
+    assert torch.equal(same[0], same[1])
 
 
 @pytest.mark.parametrize("levelled", [False, True], ids=["plain", "levelled"])
 @pytest.mark.parametrize("name", SMALL)
 def test_compiled_whole(name, levelled):
     """In one graph, conditions too: a break would be an error."""
-    network = everything(name, outputs=5 if levelled else 1, **({"blocks": 1} if name == "unet" else {}))
+    depth = {"mlp": {"blocks": 1}, "unet": {"blocks": 1}, "dit": {"depth": 1}}[name]
+    network = everything(name, outputs=5 if levelled else 1, dropout=0.1, **depth)
     network = Levelled(network, 5) if levelled else network
     x, level = normals(4, *SMALL[name]), torch.linspace(-3.0, 3.0, 4)
     torch.compiler.reset()

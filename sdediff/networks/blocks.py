@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdediff.networks.dropout import activation
 from sdediff.networks.zero import zeroed
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -57,19 +58,18 @@ class ResBlock(nn.Module):
     def __init__(self, before: int, after: int, embedding: int, *, dims: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[dims]
-        activation = nn.Sequential(nn.SiLU(), nn.Dropout(dropout)) if dropout > 0.0 else nn.SiLU()
         self.first = nn.Sequential(group_norm(before), nn.SiLU(), convolution(before, after, 3, padding=1))
         self.modulation = nn.Linear(embedding, 2 * after)
         self.norm = group_norm(after)
-        self.second = nn.Sequential(activation, zeroed(convolution(after, after, 3, padding=1)))
+        self.second = nn.Sequential(activation(dropout), zeroed(convolution(after, after, 3, padding=1)))
         self.skip = nn.Identity() if before == after else convolution(before, after, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, size: torch.Size | None = None) -> Tensor:
         """Map ``(B, before, *sides)`` to ``(B, after, *sides)``, or to ``(B, after, *size)`` by resampling inside."""
-        norm, activation, convolution = self.first
+        norm, silu, convolution = self.first
         modulation: Tensor = self.modulation(embedding)
         scale, shift = modulation.reshape(*modulation.shape, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
-        hidden = self.norm(convolution(resample(activation(norm(x)), size))) * (1.0 + scale) + shift
+        hidden = self.norm(convolution(resample(silu(norm(x)), size))) * (1.0 + scale) + shift
         result: Tensor = self.skip(resample(x, size)) + self.second(hidden)
         return result
 

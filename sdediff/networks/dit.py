@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdediff.networks.dropout import HashedDropout
 from sdediff.networks.embedding import ConditionEmbedding, Embedding
 from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
@@ -43,7 +44,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads, self.dropout = heads, HashedDropout(dropout) if dropout > 0.0 else nn.Identity()
         self.first, self.second = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.perceptron = nn.Sequential(

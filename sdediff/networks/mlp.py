@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sdediff.networks.dropout import activation
 from sdediff.networks.embedding import ConditionEmbedding, Embedding
 from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
@@ -36,8 +37,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.modulation = nn.Linear(width, 2 * width)
-        activation = nn.Sequential(nn.SiLU(), nn.Dropout(dropout)) if dropout > 0.0 else nn.SiLU()
-        self.layers = nn.Sequential(nn.Linear(width, width), activation, zeroed(nn.Linear(width, width)))
+        self.layers = nn.Sequential(nn.Linear(width, width), activation(dropout), zeroed(nn.Linear(width, width)))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map ``(B, width)`` to ``(B, width)``."""
