@@ -19,7 +19,7 @@ from sdediff.analytic import Gaussian
 from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.documents import Named
-from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS, Objective
+from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS, Objective, train
 from sdediff.training.objective import learns_variance
 from sdediff.training.time_laws import lambda_speed
 
@@ -280,6 +280,28 @@ def test_the_network_is_built_for_the_objective() -> None:
         assert fraction.shape == (3, *info.shape)
     with pytest.raises(ValueError, match=r"training\.objective\.bound"):
         Config().updated({**IMPROVED, "training.objective.bound": "much"})
+
+
+def test_dropout_and_the_hybrid_resume_to_the_bit(tmp_path: Path) -> None:
+    """Stopped without warning after the checkpoint of step 4, and gone on with; without dropout it is another run."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(samples: Tensor, path: Path) -> None:
+        raise StoppedError
+
+    changes = {"data.name": "moons", "training.steps": "8", "training.checkpoint_every": "4", "network.dropout": "0.3"}
+    config = Config().updated({**IMPROVED, **changes})
+    whole = train(config, tmp_path / "whole", progress=False)
+    stopping = config.updated({"training.sample_every": "4"})
+    with pytest.raises(StoppedError):
+        train(stopping, tmp_path / "run", progress=False, on_sample=stop)
+    again = train(config, tmp_path / "run", resume=True, progress=False)
+    plain = train(config.updated({"network.dropout": "0"}), tmp_path / "plain", progress=False)
+    one, two, other = (torch.nn.utils.parameters_to_vector(r.model.parameters()) for r in (whole, again, plain))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
 
 
 def test_an_improved_chain_is_sampled_and_scored(tmp_path: Path) -> None:
