@@ -95,6 +95,7 @@ class TrainingSection(Section):
         ema: decay of the moving average of the weights, which is the saved model.
         time_law: distribution of the noise levels, an entry of ``TIME_LAWS``.
         weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``.
+        objective: mixture of losses, an entry of ``OBJECTIVES``; those with the bound learn a variance.
         seed: seed of the weights, the order of the data, the levels and the noise.
         log_every: steps between two lines of metrics.
         held_out_every: steps between two losses on held-out data.
@@ -111,6 +112,7 @@ class TrainingSection(Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     time_law: Entry = "uniform"
     weighting: Entry = "velocity"
+    objective: Entry = "denoising"
     seed: Seed = 0
     log_every: Count = 20
     held_out_every: Count = 200
@@ -147,7 +149,7 @@ class Config(Section):
             "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
             "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),
         }
-        objective = typed_objective(config.training.time_law, config.training.weighting)
+        objective = typed_objective(config.training.time_law, config.training.weighting, config.training.objective)
         model, training = config.model.model_copy(update=typed), config.training.model_copy(update=objective)
         return config.model_copy(update={"sde": sde, "network": network, "model": model, "training": training})
 
@@ -209,7 +211,8 @@ class Config(Section):
 def build(config: Config, data: DataInfo, moments: Moments | None = None) -> ScoreModel:
     """Return the untrained model that a configuration describes; its weights are a function of ``training.seed``.
 
-    A network that can return several tensors (a parameter ``outputs``) gets the exact last layer on data of few levels.
+    A network that can return several tensors (a parameter ``outputs``) gets the exact last layer on data of few levels,
+    or returns the place of a learned variance where the objective trains one.
 
     Args:
         config: the configuration.
@@ -222,11 +225,17 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
     section = config.network
     if section.name == "auto":
         section = section.model_copy(update={"name": default_network(data.shape)})
+    from sdediff.training.objective import learns_variance  # its package imports this module
+
     make = choose(NETWORKS, section.name, "network")
     parameters = section.typed(NETWORKS, "network", "network", given=_FROM_DATA).parameters
     levels = data.levels if data.levels is not None and data.levels <= EXACT_LEVELS_UP_TO else None
-    exact = levels is not None and _takes_levels(config) and "outputs" in inspect.signature(make).parameters
-    parameters = {"shape": data.shape, **parameters, **({"outputs": levels} if exact else {})}
+    several, learned = "outputs" in inspect.signature(make).parameters, learns_variance(config.training.objective)
+    exact = levels is not None and _takes_levels(config) and several and not learned
+    if learned and not several:
+        raise ValueError(f"a learned variance needs a network with the parameter outputs, which {section.name} has not")
+    outputs = {"outputs": levels} if exact else {"outputs": 2} if learned else {}
+    parameters = {"shape": data.shape, **parameters, **outputs}
     with torch.random.fork_rng(devices=[]):  # constructors draw weights from the global generator, which are replaced
         network = described(make(**parameters), parameters)
     if levels is not None and exact:
@@ -241,6 +250,7 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
         else instance(CONDITIONINGS, config.model.conditioning, "conditioning"),
         moments=moments,
         data=data,
+        learned_variance=learned,
     )
 
 

@@ -15,11 +15,12 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdediff.conditioning import CONDITIONINGS, Conditioning, chain_steps
+from sdediff.conditioning import CONDITIONINGS, Conditioning
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
 from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.gaussian import Moments
+from sdediff.instants import chain_steps
 from sdediff.numerics import choose, expand
 from sdediff.parametrization import PREDICTIONS, Prediction
 from sdediff.sde import SDE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -144,6 +145,57 @@ class ReversedFlow(Linear):
         return clean.mix(1.0, -1.0)
 
 
+SIGMA_DATA = 0.5
+"""Standard deviation of the data that Karras et al. (2022) assume for images in [-1, 1]."""
+
+
+def check_sigma_data(sigma_data: float) -> None:
+    """Refuse a standard deviation of the data that is none.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not (sigma_data > 0.0 and math.isfinite(sigma_data)):
+        raise ValueError(f"sigma_data is the standard deviation of the data, finite and above 0, not {sigma_data}")
+
+
+def edm_scale(level: Level, sigma_data: float) -> Scalar:
+    """Return the standard deviation ``R = sqrt(sin^2 + sigma_data^2 cos^2)`` of the state in the frame."""
+    return (level.sin**2 + (sigma_data * level.cos) ** 2) ** 0.5
+
+
+@dataclass(frozen=True)
+class EDM(Linear):
+    """The output F of ``x0 = c_skip x / alpha + c_out F`` (Karras et al. 2022, eq. 7 and table 1).
+
+    With ``s = sigma / alpha``: ``c_skip = sigma_data^2 / (s^2 + sigma_data^2)`` and ``c_out = s sigma_data / sqrt(s^2 +
+    sigma_data^2)``; the target has variance 1 at every level. For data of variance 1 it is ``-v``. The inputs ``c_in``
+    and ``c_noise`` are those of the conditioning ``"edm"``.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
+
+    sigma_data: float = SIGMA_DATA
+
+    def __post_init__(self) -> None:
+        check_sigma_data(self.sigma_data)
+
+    def halves(self, level: Level) -> tuple[Pair, Pair]:
+        data, share = self.sigma_data, 1.0 / edm_scale(level, self.sigma_data)
+        return (
+            (data**2 * level.cos * share**2, data * level.sin * share),
+            (level.sin * share**2, -data * level.cos * share),
+        )
+
+    def gain(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.sigma_data / np.hypot(np.sin(angle), self.sigma_data * np.cos(angle))
+
+    def target(self, clean: Split, level: Level) -> Tensor:
+        share = 1.0 / edm_scale(level, self.sigma_data)
+        return clean.mix(level.sin * share / self.sigma_data, -self.sigma_data * level.cos * share)
+
+
 def check_signal(prediction: Prediction, sde: SDE, t: float) -> None:
     """Refuse a time at which no signal is left and the prediction says nothing about the data.
 
@@ -168,4 +220,5 @@ PREDICTIONS: dict[str, Prediction] = {
     "score": Score(),
     "flow": Flow(),
     "reversed_flow": ReversedFlow(),
+    "edm": EDM(),
 }

@@ -107,7 +107,7 @@ def test_weights_are_a_function_of_the_seed():
         ({"sde.name": "vp", "sde.beta_min": "small"}, "sde.beta_min: .*number.* not 'small'"),
         ({"sde.name": "vp", "sde.beta_min": "-1"}, "beta needs"),
         ({"network.name": "transformer"}, "unknown network 'transformer'; choose one of: mlp, unet"),
-        ({"network.name": "unet", "network.depth": "3"}, "unknown setting network.depth; choose one of: width"),
+        ({"network.name": "unet", "network.depth": "3"}, "unknown setting network.depth; choose one of: size, width"),
         ({"network.name": "unet", "network.multipliers": "[1,"}, "is not a list"),
         ({"model.prediction": "guess"}, "unknown prediction 'guess'"),
         ({"model.conditioning": "colour"}, "unknown conditioning 'colour'"),

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import sdediff
 from catalogue import MIXTURE, PROCESSES
 from sdediff import DDPM, GRIDS, PREDICTIONS, SDE, VPSDE, Clip, Level, ScoreModel, Split, Threshold
+from sdediff.conditioning import ByEDM
+from sdediff.parametrization import EDM
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.wrappers import Wrapper
 
@@ -275,7 +277,7 @@ def test_networks_of_instants_alone_say_so() -> None:
     torch.testing.assert_close(model.epsilon(x, 0.3), exact.epsilon(x, 0.3), rtol=1e-13, atol=1e-13)
     with pytest.raises(ValueError, match=r"knows the 10 instants of its chain alone, not t = 0\.34"):
         model.epsilon(x, 0.34)
-    with pytest.raises(ValueError, match="labels count the steps of a chain: they need a DDPM, not VPSDE"):
+    with pytest.raises(ValueError, match="labels and instants count the steps of a chain: they need a DDPM, not VPSDE"):
         ScoreModel(lambda x, t: x, VPSDE(), conditioning="label")
 
 
@@ -366,3 +368,45 @@ def test_learned_variance_is_the_second_half_of_the_channels() -> None:
     assert plain.split(x, 0.5).fraction is None
     with pytest.raises(ValueError, match="the model has no learned variance; choose one of: posterior, marginal"):
         sdediff.solve(plain, x, Ancestral("learned"), steps=2)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("t", [0.02, 0.4, 0.97])
+def test_edm_is_table_1_of_karras(sde: SDE, sigma_data: float, t: float) -> None:
+    """``D = c_skip x + c_out F(c_in x; c_noise)`` for the noise ``s`` of ``x / alpha``, as published."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def network(x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        seen.append((x, told))
+        return torch.sin(3.0 * x) + told[:, None]
+
+    model = ScoreModel(network, sde, EDM(sigma_data), conditioning=ByEDM(sigma_data))
+    x_t = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, s = x_t / sde.alpha(t), sde.sigma(t) / sde.alpha(t)
+    root = (s**2 + sigma_data**2).sqrt()
+    told = 0.25 * s.log().expand(5)
+    output = torch.sin(3.0 * (x / root)) + told[:, None]
+    denoised = sigma_data**2 / root**2 * x + s * sigma_data / root * output
+    split = model.split(x_t, t)
+    # the network gets its inputs in float32, its dtype; the output is of order one
+    torch.testing.assert_close(split.x0, denoised, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
+    torch.testing.assert_close(seen[0][0].double(), x / root, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen[0][1].double(), told, rtol=1e-6, atol=1e-6)
+
+
+def test_the_target_of_edm_has_variance_one_at_every_level() -> None:
+    """For data of deviation ``sigma_data``; false-alarm probability 1e-6 a level. With another one it has not."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 100_000, 1, generator=generator, dtype=torch.float64)
+    for level in VPSDE().levels([1e-4, 0.1, 0.3, 0.6, 1.0]):
+        target = EDM(0.5).target(Split(0.5 * x0, eps), level)
+        assert abs(float(target.square().mean()) - 1.0) < 5.0 * (2.0 / 100_000) ** 0.5
+    wrong = EDM(0.5).target(Split(x0, eps), VPSDE().levels([1.0])[0])  # all noise, where x0 is the target: too large
+    assert float(wrong.square().mean()) > 3.0
+
+
+def test_sigma_data_is_a_deviation() -> None:
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        for kind in (EDM, ByEDM):
+            with pytest.raises(ValueError, match="sigma_data is the standard deviation of the data"):
+                kind(wrong)

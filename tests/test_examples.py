@@ -10,13 +10,17 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import tuning
+from sdediff import conditioning, networks, training, tuning
 
 DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
     f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
 }
 DOCUMENTED |= {
     f"tuning.{name}": getattr(tuning, name) for name in ("choose", "ForIntervals", "load_choice", "save_choice")
+}
+DOCUMENTED |= {f"networks.{name}": getattr(networks, name) for name in ("DiT", "MLP", "UNet", "parameter_count")}
+DOCUMENTED |= {"training.Objective": training.Objective} | {
+    f"conditioning.{name}": getattr(conditioning, name) for name in ("ByEDM", "ByLabel", "ByTime")
 }
 
 

@@ -1,16 +1,32 @@
-"""Networks: the exact layer for levels against quadrature, the start at zero, seeds, sizes."""
+"""Networks: the exact layer for levels against quadrature, the start at zero, seeds, sizes, conditions."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from sdediff.networks import NETWORKS, LevelHead, UNet, default_network, initialise
+from sdediff.networks import (
+    NETWORKS,
+    SIZES,
+    DiT,
+    LevelHead,
+    Levelled,
+    UNet,
+    default_network,
+    initialise,
+    parameter_count,
+)
+from sdediff.networks.dropout import HashedDropout
 from sdediff.networks.embedding import FourierFeatures
 from sdediff.networks.levels import bin_moments
 
-SHAPES = {"mlp": [(2,), (5,), (1, 8, 8)], "unet": [(1, 8, 8), (3, 4, 4), (1, 5, 7), (1, 28, 28)]}
+SHAPES = {
+    "mlp": [(2,), (5,), (1, 8, 8)],
+    "unet": [(1, 8, 8), (3, 4, 4), (1, 5, 7), (1, 28, 28), (2, 9), (1, 4, 6, 5)],
+    "dit": [(1, 8, 8), (3, 4, 6), (2, 10), (1, 4, 2, 6)],
+}
 CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]
 
 
@@ -34,7 +50,7 @@ def normals(*shape, seed=0, dtype=torch.float32):
 
 
 def test_every_network_is_tried():
-    assert set(SHAPES) == set(NETWORKS)
+    assert set(SHAPES) == set(NETWORKS) == set(SMALL)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
@@ -84,11 +100,16 @@ def test_every_weight_is_trained():
 @pytest.mark.parametrize(
     ("shape", "kwargs", "message"),
     [
-        ((2,), {}, "needs images"),
+        ((2,), {}, "needs series .* images .* or volumes"),
         ((1, 3, 8), {}, "at least 4"),
         ((1, 8, 8), {"width": 0}, "positive"),
         ((1, 8, 8), {"multipliers": ()}, "positive"),
         ((1, 8, 8), {"outputs": 0}, "positive"),
+        ((1, 8, 8), {"blocks": 0}, "positive"),
+        ((1, 8, 8), {"attention": -1}, "at least 0"),
+        ((1, 8, 8), {"dropout": 1.0}, r"in \[0, 1\)"),
+        ((1, 8, 8), {"classes": 0}, "classes and features must be positive"),
+        ((1, 8, 8), {"size": "huge"}, "unknown size of the U-Net 'huge'; choose one of: tiny, small"),
     ],
 )
 def test_unet_says_what_is_wrong(shape, kwargs, message):
@@ -96,8 +117,222 @@ def test_unet_says_what_is_wrong(shape, kwargs, message):
         UNet(shape, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kwargs", "message"),
+    [
+        ((2,), {}, "needs series"),
+        ((1, 8, 9), {}, r"divides, not shape \(1, 8, 9\) in patches of 2"),
+        ((1, 8, 8), {"patch": 0}, "patches of 0"),
+        ((1, 8, 8), {"heads": 3}, "multiple of the heads"),
+        ((1, 8, 8), {"depth": 0}, "positive"),
+        ((1, 8, 8), {"dropout": -0.1}, r"in \[0, 1\)"),
+    ],
+)
+def test_dit_says_what_is_wrong(shape, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DiT(shape, **kwargs)
+
+
 def test_default_network_follows_the_shape():
-    assert [default_network(s) for s in ((2,), (1, 8, 8), (3, 3, 8), (16, 16))] == ["mlp", "unet", "mlp", "mlp"]
+    shapes = ((2,), (1, 8, 8), (3, 3, 8), (16, 16), (1, 4, 4, 4), (2, 3))
+    assert [default_network(s) for s in shapes] == ["mlp", "unet", "mlp", "unet", "unet", "mlp"]
+
+
+# ---- what all have ---------------------------------------------------------------------------------------------
+
+SMALL = {"mlp": (3, 4), "unet": (2, 8, 6), "dit": (2, 8, 6)}
+EVERYTHING = {
+    "mlp": {"blocks": 2},
+    "unet": {"multipliers": (1, 2), "blocks": 2, "attention": 48, "residual": True},
+    "dit": {"depth": 2, "heads": 2},
+}
+
+
+def everything(name, **kwargs):
+    """A network with all parts on, moved from its start."""
+    return shake(build(name, SMALL[name], **{**EVERYTHING[name], "classes": 3, "features": 2, **kwargs}))
+
+
+def conditions(count=4):
+    return torch.tensor([0, 2, 3, 1])[:count], normals(4, 2, seed=7)[:count]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_conditions_are_of_their_items_and_null_ones_are_null(name):
+    network, x, level = everything(name), normals(4, *SMALL[name]), torch.linspace(-3.0, 3.0, 4)
+    label, vector = conditions()
+    whole = network(x, level, label, vector)
+    scale = float(whole.abs().max())
+    for i in range(4):
+        alone = network(x[i : i + 1], level[i : i + 1], label[i : i + 1], vector[i : i + 1])
+        assert float((whole[i : i + 1] - alone).abs().max()) <= 1e-5 * scale
+    for changed in (network(x, level, label.flip(0), vector), network(x, level, label, vector.flip(0))):
+        assert float((whole - changed).abs().max()) > 1e-3 * scale
+    null = network(x, level, torch.full((4,), 3), torch.full((4, 2), math.nan))
+    assert torch.equal(null, network(x, level))
+    assert torch.equal(network(x, level, label=label), network(x, level, label, torch.full((4, 2), math.nan)))
+    for bad, message in (
+        ({"label": torch.tensor([0, 1, 2, 4])}, "labels are 0 to 2, or 3 for none; came 0 to 4"),
+        ({"label": torch.zeros(4)}, r"whole numbers, one an item: \(4,\), not \(4,\) of torch.float32"),
+        ({"label": torch.zeros(4, 1, dtype=torch.long)}, "one an item"),
+        ({"vector": torch.zeros(4, 3)}, r"has shape \(4, 2\), not \(4, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network(x, level, **bad)
+    plain = build(name, SMALL[name], **EVERYTHING[name])
+    for bad, message in (({"label": label}, "takes no label"), ({"vector": vector}, "takes no vector")):
+        with pytest.raises(ValueError, match=message):
+            plain(x, level, **bad)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_weight_of_every_part_is_trained(name):
+    network = everything(name).requires_grad_()
+    network(normals(4, *SMALL[name]), torch.linspace(-3.0, 3.0, 4), *conditions()).square().sum().backward()
+    assert not [key for key, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_config_rebuilds_every_part(name):
+    network = everything(name, outputs=2)
+    twin = NETWORKS[name](**network.config)
+    twin.load_state_dict(network.state_dict())
+    x, level = normals(4, *SMALL[name]), torch.linspace(-3.0, 3.0, 4)
+    assert network(x, level, *conditions()).shape == (4, 2 * SMALL[name][0], *SMALL[name][1:])
+    assert torch.equal(network(x, level, *conditions()), twin(x, level, *conditions()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_is_for_training_alone_and_a_function_of_its_input(name):
+    network, level = everything(name, dropout=0.5), torch.zeros(4)
+    x = normals(4, *SMALL[name])
+    plain = everything(name)
+    plain.load_state_dict(network.state_dict())
+    state = torch.get_rng_state()
+    first = network(x, level)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, network(x, level))  # a step done again is the same
+    assert float((first - plain(x, level)).abs().max()) > 1e-3
+    assert torch.equal(network.eval()(x, level), plain(x, level))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_independently(probability):
+    """Shares of entries, and of pairs of neighbours along each axis; false alarms 6e-7 each, and the mean is kept."""
+    x = normals(50, 40, 30) + 3.0
+    dropped = (HashedDropout(probability)(x) == 0.0).double()
+    assert abs(float(dropped.mean()) - probability) < 5.0 * math.sqrt(probability * (1.0 - probability) / x.numel())
+    for axis in range(3):
+        pairs = dropped.narrow(axis, 1, x.shape[axis] - 1) * dropped.narrow(axis, 0, x.shape[axis] - 1)
+        bound = 5.0 * math.sqrt(3.0 * probability**2 * (1.0 - probability**2) / pairs.numel())  # of neighbours' sums
+        assert abs(float(pairs.mean()) - probability**2) < bound
+    constant = HashedDropout(probability)(torch.ones(1, 100_000))  # where the entries say nothing, their places do
+    assert abs(float(constant.mean()) - 1.0) < 5.0 * math.sqrt(probability / (1.0 - probability) / 100_000)
+    same = HashedDropout(probability)(torch.ones(2, 1000))  # the control: equal items drop alike
+    assert torch.equal(same[0], same[1])
+
+
+@pytest.mark.parametrize("levelled", [False, True], ids=["plain", "levelled"])
+@pytest.mark.parametrize("name", SMALL)
+def test_compiled_whole(name, levelled):
+    """In one graph, conditions too: a break would be an error."""
+    depth = {"mlp": {"blocks": 1}, "unet": {"blocks": 1}, "dit": {"depth": 1}}[name]
+    network = everything(name, outputs=5 if levelled else 1, dropout=0.1, **depth)
+    network = Levelled(network, 5) if levelled else network
+    x, level = normals(4, *SMALL[name]), torch.linspace(-3.0, 3.0, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, level, *conditions()), network(x, level, *conditions()))
+    torch.testing.assert_close(compiled(x, level), network(x, level))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_channels_last(name):
+    """The same values and gradients, to the rounding of sums in another order."""
+    network, level = everything(name).requires_grad_(), torch.linspace(-3.0, 3.0, 4)
+    other = everything(name).requires_grad_().to(memory_format=torch.channels_last)
+    x = normals(4, *SMALL[name])
+    turned = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+    came, truth = other(turned, level, *conditions()), network(x, level, *conditions())
+    torch.testing.assert_close(came, truth, rtol=1e-4, atol=1e-5 * float(truth.detach().abs().max()))
+    for result in (came, truth):
+        result.square().mean().backward()
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-4 * float(one.grad.abs().max()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_half_precision_by_autocast(name):
+    """bfloat16 has 8 bits: the output is off by some multiple of 2^-8, and gradients are finite and in float32."""
+    network, level = everything(name).requires_grad_(), torch.linspace(-3.0, 3.0, 4)
+    x = normals(4, *SMALL[name])
+    truth = network(x, level, *conditions()).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        came = network(x, level, *conditions())
+    difference = (came.detach().float() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert 1e-5 < float(difference) < 8.0 / 256.0  # the lower bound: it was in half precision
+    came.float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name in SIZES for size in SIZES[name]])
+def test_sizes_grow_and_are_what_they_say(name, size):
+    sizes = list(SIZES[name])
+    counts = [parameter_count(name, each, (3, 32, 32)) for each in sizes]
+    assert counts == sorted(counts)
+    with torch.device("meta"):
+        network = NETWORKS[name]((3, 32, 32), size=size)
+        twin = NETWORKS[name](**network.config)
+    assert sum(p.numel() for p in twin.parameters()) == counts[sizes.index(size)]
+    assert "size" not in network.config  # a saved model does not depend on what a name means later
+
+
+# ---- the layout of version 0.1.0 -------------------------------------------------------------------------------
+
+
+def first_unet(weights, x, embedding, depths):
+    """The U-Net of version 0.1.0, from its weights."""
+
+    def layer(name, value, **options):
+        return functional.conv2d(value, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    def norm(name, value):
+        return functional.group_norm(value, 8, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def block(name, value):
+        scale, shift = functional.linear(
+            embedding, weights[f"{name}.modulation.weight"], weights[f"{name}.modulation.bias"]
+        )[:, :, None, None].chunk(2, dim=1)
+        hidden = layer(f"{name}.first.2", functional.silu(norm(f"{name}.first.0", value)), padding=1)
+        hidden = functional.silu(norm(f"{name}.norm", hidden) * (1.0 + scale) + shift)
+        skip = layer(f"{name}.skip", value) if f"{name}.skip.weight" in weights else value
+        return skip + layer(f"{name}.second.1", hidden, padding=1)
+
+    hidden, skips = layer("entry", x, padding=1) + weights["position"], []
+    for depth in range(depths):
+        hidden = layer(f"shrink.{depth - 1}", hidden, stride=2, padding=1) if depth else hidden
+        hidden = block(f"down.{depth}", hidden)
+        skips.append(hidden)
+    qkv = layer("middle.qkv", norm("middle.norm", hidden))
+    q, k, v = qkv.reshape(len(x), 3, 4, -1, hidden.shape[2] * hidden.shape[3]).unbind(1)
+    shares = torch.softmax(q.transpose(-1, -2) @ k / math.sqrt(q.shape[2]), dim=-1)
+    hidden = hidden + layer("middle.out", (v @ shares.transpose(-1, -2)).reshape(hidden.shape))
+    for depth in reversed(range(depths)):
+        hidden = functional.interpolate(hidden, skips[depth].shape[2:])
+        hidden = block(f"up.{depth}", torch.cat([hidden, skips[depth]], dim=1))
+    return layer("exit.2", functional.silu(norm("exit.0", hidden)), padding=1)
+
+
+@pytest.mark.parametrize("multipliers", [(1, 2, 2), (2, 1)])
+def test_the_smallest_unet_is_that_of_the_first_version(multipliers):
+    """Folders of old runs name width and multipliers alone: the same weights, which say the same."""
+    network = shake(build("unet", (2, 5, 7), multipliers=multipliers)).double()
+    x, level = normals(3, 2, 5, 7, dtype=torch.float64), torch.linspace(-3.0, 3.0, 3, dtype=torch.float64)
+    truth = first_unet(network.state_dict(), x, network.embedding(level), len(multipliers))
+    torch.testing.assert_close(network(x, level), truth, rtol=1e-10, atol=1e-10)
+    # nothing else is in it: position, entry and exit, blocks, halvings and attention
+    rooms = {key.partition(".")[0] for key in network.state_dict()}
+    assert rooms == {"embedding", "position", "entry", "down", "shrink", "middle", "up", "exit"}
 
 
 def test_fourier_features_tell_levels_apart():

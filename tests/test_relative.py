@@ -165,7 +165,7 @@ def test_gain_is_the_share_of_the_output_in_the_velocity(name: str) -> None:
         (_, clean), (_, noise) = prediction.halves(level)
         share = abs(level.cos * noise - level.sin * clean) / (level.sigma if name == "score" else 1.0)
         assert float(prediction.gain(np.array([level.angle]))[0]) == pytest.approx(share, rel=1e-12)
-    assert prediction.steady == (name in ("v_prediction", "flow", "reversed_flow"))
+    assert prediction.steady == (name in ("v_prediction", "flow", "reversed_flow", "edm"))
 
 
 def test_log_level_and_its_inverse() -> None:

@@ -43,14 +43,15 @@ from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import FilteredTable
-from sdediff.training.objective import TIME_LAWS, WEIGHTINGS, Objective
+from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS, Objective
+from sdediff.training.objective import Mixture
 from sdediff.types import Level, Pair, Split
 
 TABLES: dict[str, dict[str, Any]] = {
     "SDES": SDES, "NETWORKS": NETWORKS, "SAMPLERS": SAMPLERS, "PREDICTIONS": PREDICTIONS, "GRIDS": GRIDS,
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
-    "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS, "PROBES": PROBES, "LAWS": LAWS,
-    "CONTROLS": CONTROLS, "DECODERS": DECODERS,
+    "OBJECTIVES": OBJECTIVES, "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS,
+    "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS,
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def copies(table: dict[str, Any], held: Mapping[str, Any]) -> list[str]:
         where
         for where, value in held.items()
         if value is not table
-        and not where.endswith(".TOYS")  # a table of its own, of functions that draw points
+        and not where.endswith((".TOYS", ".SIZES"))  # tables of their own: functions that draw points, sizes
         and len(names.intersection(name for name in value if isinstance(name, str))) > 0.6 * len(names)
         and "mine" not in value
     ]
@@ -177,7 +178,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
         "SDES": Steeper, "NETWORKS": Own, "SAMPLERS": Heun(), "PREDICTIONS": Tilted(), "GRIDS": Power(1.5),
         "CONDITIONINGS": Stretched(), "VARIANCES": 0.5, "TIME_LAWS": TIME_LAWS["uniform"],
         "WEIGHTINGS": lambda sde, level, power=1.0: WEIGHTINGS["simple"](sde, level) ** power,
-        "DATASETS": DATASETS["digits"],
+        "OBJECTIVES": Mixture(denoising=2.0), "DATASETS": DATASETS["digits"],
     }  # fmt: skip
     for name, entry in entries.items():
         monkeypatch.setitem(TABLES[name], "mine", entry)
@@ -185,7 +186,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MINE = {
     "sde.name": "mine", "network.name": "mine", "model.prediction": "mine", "model.conditioning": "mine",
-    "training.time_law": "mine", "training.weighting": "mine",
+    "training.time_law": "mine", "training.weighting": "mine", "training.objective": "mine",
 }  # fmt: skip
 
 
@@ -219,12 +220,13 @@ def test_entries_of_ones_own_from_configuration_to_command_line(tmp_path: Path) 
     assert all("mine" in names for names in listed.values())
     assert sdediff.elbo(model, torch.zeros(2, 1, 4, 4, dtype=torch.uint8), steps=3, variance="mine").total.shape == (2,)
     sdediff.sample(model, (2, 1, 4, 4), solver=Ancestral("mine"), steps=3)
-    Objective(model.sde, "mine", "mine")
+    assert Objective(model.sde, "mine", "mine", "mine").mixture == Mixture(denoising=2.0)
 
 
 SETTINGS: dict[str, tuple[Callable[[Config], object], Any]] = {
     "model.prediction.factor": (lambda c: build(c, DataInfo((2,))).prediction, Tilted(0.25)),
     "model.conditioning.factor": (lambda c: build(c, DataInfo((2,))).interface, Stretched(0.25)),
+    "training.objective.denoising": (lambda c: c.training.objective, Named(name="mine", denoising=0.25)),
     "training.weighting.power": (lambda c: c.training.weighting, Named(name="mine", power=0.25)),
 }
 

@@ -19,13 +19,13 @@ from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SOLVERS
-from sdediff.training import TIME_LAWS, WEIGHTINGS
+from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS
 
 EPILOG = """\b
 Examples:
   sdediff info                    # the most recent run
   sdediff info --run runs/digits --json
-  sdediff info --list             # solvers, grids, processes, data sets
+  sdediff info --list             # solvers, grids, processes, networks, data sets
 """
 
 
@@ -56,7 +56,9 @@ def _any_run() -> bool:
 
 
 def _list_tables(console: Console) -> None:
-    console.say("\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.datasets()]))
+    console.say(
+        "\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.networks(), tables.datasets()])
+    )
     console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
     lists: dict[str, Mapping[str, object]] = {
         "solvers": SOLVERS,
@@ -66,6 +68,7 @@ def _list_tables(console: Console) -> None:
         "predictions": PREDICTIONS,
         "time_laws": TIME_LAWS,
         "weightings": WEIGHTINGS,
+        "objectives": OBJECTIVES,
         "data": DATASETS,
     }
     console.result(**{name: list(table) for name, table in lists.items()})
@@ -101,7 +104,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
         "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
     }
     if training is not None:
-        names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "seed")
+        names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "objective", "seed")
         lines["training"] = f"{facts['steps']} of {training['steps']} steps, " + ", ".join(
             f"{name} {training[name]}" for name in names
         )

@@ -12,6 +12,7 @@ from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
 from sdediff.data.toy import TOYS
 from sdediff.grids import GRIDS
+from sdediff.networks import NETWORKS, SIZES, parameter_count
 from sdediff.samplers import AUTO, SOLVERS, Sampler
 from sdediff.tables import FilteredTable
 
@@ -73,6 +74,22 @@ def summary(thing: object) -> str:
     """Return the first sentence of a docstring, without markup."""
     text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split()).replace("`", "")
     return re.split(r"\.(?: (?=[A-Z])|$)", text, maxsplit=1)[0]
+
+
+def networks(shape: tuple[int, ...] = (3, 32, 32)) -> str:
+    """List the networks with their sizes, and the number of weights of each for items of a shape."""
+    rows = [
+        [
+            name,
+            size,
+            f"{parameter_count(name, size, shape):,}",
+            ", ".join(f"{k}={v}" for k, v in made._asdict().items()),
+        ]
+        for name, sizes in SIZES.items()
+        for size, made in sizes.items()
+    ]
+    rows += [[name, "-", "-", summary(make)] for name, make in NETWORKS.items() if name not in SIZES]
+    return columns([["network", "size", f"weights for {shape}", "parameters"], *rows])
 
 
 def _signature(make: Callable[..., Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from sdediff.conditioning import CONDITIONINGS, chain_steps
+from sdediff.conditioning import CONDITIONINGS
 from sdediff.denoiser import ScoreModel
+from sdediff.instants import chain_steps
 from sdediff.interop.folder import INDEX_FILE
 from sdediff.interop.network import DiffusersNetwork, diffusers
 from sdediff.interop.schedulers import PREDICTION_TYPES, build_scheduler, chain_of, prediction_of

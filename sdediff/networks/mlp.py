@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from sdediff.networks.embedding import Embedding
+from sdediff.networks.dropout import activation
+from sdediff.networks.embedding import ConditionEmbedding, Embedding
+from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
+
+
+class MLPSize(NamedTuple):
+    """The parameters of the perceptron that make its size; see :class:`MLP`."""
+
+    width: int
+    blocks: int
+
+
+MLP_SIZES: dict[str, MLPSize] = {
+    "tiny": MLPSize(128, blocks=3),
+    "small": MLPSize(256, blocks=4),
+    "medium": MLPSize(512, blocks=6),
+    "large": MLPSize(1024, blocks=8),
+}
+"""Sizes by name."""
 
 
 class Block(nn.Module):
     """Residual block: norm, the embedding's scale and shift, two layers; the identity at the start."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.modulation = nn.Linear(width, 2 * width)
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
+        self.layers = nn.Sequential(nn.Linear(width, width), activation(dropout), zeroed(nn.Linear(width, width)))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map ``(B, width)`` to ``(B, width)``."""
@@ -30,45 +49,75 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """Residual perceptron; states of any shape are flattened and put back.
 
+    Whatever is left out is that of the named size.
+
     Args:
         shape: shape of one item.
+        size: a name of ``MLP_SIZES``.
         width: width of the hidden layers; even.
         blocks: number of residual blocks.
+        dropout: probability of the dropout in residual blocks.
+        classes: number of classes of the condition ``label``; label ``classes``, or none, is the null label.
+        features: number of features of the condition ``vector``; a row with a NaN, or none, is the null vector.
         outputs: the number of tensors like the state that are returned, side by side along the channels.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: for an unknown size, or a number that is not allowed.
+
+    >>> sdediff.networks.MLP((2,), size="small", features=3).config["width"]
+    256
     """
 
     def __init__(
         self,
         shape: Sequence[int],
         *,
-        width: int = 128,
-        blocks: int = 3,
+        size: str = "tiny",
+        width: int | None = None,
+        blocks: int | None = None,
+        dropout: float = 0.0,
+        classes: int | None = None,
+        features: int | None = None,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        size, self.outputs = math.prod(shape), outputs
-        if len(shape) < 1 or min(*shape, width, outputs) < 1 or blocks < 0:
+        chosen = sized(MLP_SIZES, size, "perceptron", width=width, blocks=blocks)
+        numbers, self.outputs = math.prod(shape), outputs
+        if len(shape) < 1 or min(*shape, chosen.width, outputs) < 1 or chosen.blocks < 0:
             raise ValueError(
-                f"shape, width and outputs must be positive, not {tuple(shape)}, {width} and {outputs}; "
-                f"the number of blocks is at least 0, not {blocks}"
+                f"shape, width and outputs must be positive, not {tuple(shape)}, {chosen.width} and {outputs}; "
+                f"the number of blocks is at least 0, not {chosen.blocks}"
             )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is a probability in [0, 1), not {dropout:g}")
         self.config = {
             "shape": list(shape),
-            "width": width,
-            "blocks": blocks,
+            **chosen._asdict(),
+            "dropout": dropout,
+            "classes": classes,
+            "features": features,
             "outputs": outputs,
         }
-        self.embedding = Embedding(width)
-        self.entry = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.exit = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, size * outputs)))
+        self.embedding = Embedding(chosen.width)
+        self.entry = nn.Linear(numbers, chosen.width)
+        self.blocks = nn.ModuleList(Block(chosen.width, dropout) for _ in range(chosen.blocks))
+        self.exit = nn.Sequential(
+            nn.LayerNorm(chosen.width), nn.SiLU(), zeroed(nn.Linear(chosen.width, numbers * outputs))
+        )
+        self.condition = ConditionEmbedding(chosen.width, classes, features)
 
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Map states ``(B, *shape)`` and a scalar each ``(B,)`` to ``outputs`` tensors like the states."""
-        embedding = self.embedding(conditioning)
+    def forward(
+        self, x: Tensor, conditioning: Tensor, label: Tensor | None = None, vector: Tensor | None = None
+    ) -> Tensor:
+        """Map states ``(B, *shape)``, a scalar each ``(B,)`` and conditions to ``outputs`` tensors like the states.
+
+        Args:
+            x: the states.
+            conditioning: a scalar each, of the noise level.
+            label: integers ``(B,)`` of 0 to ``classes``, which is the null label.
+            vector: features ``(B, features)``.
+        """
+        embedding = self.embedding(conditioning, self.condition(len(x), label, vector))
         hidden = self.entry(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)

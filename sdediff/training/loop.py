@@ -124,7 +124,7 @@ class _Trainer:
         self.main = bool(self.workers.is_main_process)
         self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
         self.model = build(config, data.info, fit_moments(data.train, data.info)).to(self.device)
-        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting)
+        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
         self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay

@@ -31,7 +31,7 @@ from sdediff.likelihood.bound.stratified import (
 )
 from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource, Stage
-from sdediff.numerics import choose, expand, sum_features
+from sdediff.numerics import choose, expand, sum_features, wide
 from sdediff.samplers.ancestral import VARIANCES
 from sdediff.samplers.bridge import bridge_std
 from sdediff.types import Level, Split
@@ -62,7 +62,7 @@ class Variance(NamedTuple):
             return self.fixed
         if split.fraction is None:
             raise ValueError('the model has no learned variance: choose variance="posterior" or "marginal"')
-        return split.fraction.double()
+        return wide(split.fraction)
 
 
 def reverse_variance(name: str) -> Variance:
@@ -128,9 +128,9 @@ class ChainSteps:
 
     def cost(self, split: Split, eps: Tensor, step: int | Tensor) -> Tensor:
         """Return the KL of the step from the state of ``split``, one for all or one a sample, float64 ``(B,)``."""
-        error = (split.eps - eps).double()
-        gain, span = (expand(_pick(values, step, error.device), error) for values in (self._gain, self._range))
-        log_rho = torch.as_tensor(-self._variance.fraction(split) * span, dtype=torch.float64, device=error.device)
+        error = wide(split.eps - eps)
+        gain, span = (expand(_pick(values, step, values.device), error) for values in (self._gain, self._range))
+        log_rho = torch.as_tensor(-self._variance.fraction(split) * span, dtype=error.dtype, device=error.device)
         return 0.5 * sum_features(torch.expm1(log_rho) - log_rho + log_rho.exp() * gain * error.square())
 
     def distribution(self, mass: Tensor) -> LevelDistribution:

@@ -26,7 +26,7 @@ from torch import Tensor
 from sdediff.data.levels import bin_width, level_count, plain
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors
-from sdediff.numerics import LOG_2PI, choose, log1mexp, softplus, sum_features
+from sdediff.numerics import LOG_2PI, choose, log1mexp, softplus, sum_features, wide
 from sdediff.types import DataInfo, Level, Split
 
 _TABLE_ENTRIES = 1 << 20  # entries of the table of levels by data that are computed together
@@ -35,7 +35,7 @@ _TABLE_ENTRIES = 1 << 20  # entries of the table of levels by data that are comp
 def log_gaussian(x0: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
     """Return the log-density of ``N(mean, std^2)`` at continuous data, nats: ``(B, *shape)`` to float64 ``(B,)``."""
     std = _as_tensor(std, x0)
-    return -sum_features(0.5 * (((x0.double() - mean.double()) / std).square() + LOG_2PI) + std.log())
+    return -sum_features(0.5 * (((wide(x0) - wide(mean)) / std).square() + LOG_2PI) + std.log())
 
 
 def log_discretised_gaussian(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
@@ -88,8 +88,9 @@ def log_level_posterior(x: Tensor, z: Tensor, std: float | Tensor, info: DataInf
 
 
 def _as_tensor(std: float | Tensor, x: Tensor) -> Tensor:
-    """Return a standard deviation in float64, on the device of ``x``."""
-    return torch.as_tensor(std, dtype=torch.float64, device=x.device)
+    """Return a standard deviation on the device of ``x``, in float64 where that has it."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.as_tensor(std, dtype=dtype, device=x.device)
 
 
 LogProb = Callable[[Tensor, Tensor | float], Tensor]
