@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdediff.data import DataWarning, load_dataset
 from sdediff.data.files import load_items
-from sdediff.data.images import IMAGE_SUFFIXES
+from sdediff.data.folders import IMAGE_SUFFIXES
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -170,7 +170,7 @@ def test_folders_of_folders_are_classes(tmp_path):
 def test_sizes_and_kinds_that_differ_are_refused_by_name(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     Image.fromarray(GREY[:4]).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"one size: .*b\.png has 7 x 4 pixels, .*a\.png has 7 x 5; crop or resize"):
+    with pytest.raises(ValueError, match=r"one size: .*b\.png has 7 x 4 pixels, .*a\.png has 7 x 5; data\.size"):
         load_items(tmp_path)
     Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"one kind: .*a\.png is grey, .*b\.png is grey of 16 bits"):
