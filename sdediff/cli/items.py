@@ -18,6 +18,7 @@ from sdediff.cli.runs import Run, run_config
 from sdediff.data import DATASETS, Dataset, Reading, load_dataset, to_levels, to_values
 from sdediff.data.dataset import Ids
 from sdediff.data.files import load_items
+from sdediff.data.held_out import check_held_out
 from sdediff.data.remarks import DataWarning, are_levels, levels_message
 from sdediff.denoiser import Denoiser
 
@@ -86,7 +87,9 @@ def _load_items(data: str | None, run: Run) -> DataItems:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
     if config is not None and own:  # with its own seed: another would hold out training data
-        return _held_out(config.data.load(), config.data.name)
+        dataset = config.data.load()
+        check_held_out(dataset, run.folder)
+        return _held_out(dataset, config.data.name)
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
