@@ -36,12 +36,15 @@ def without_gaps(parts: tuple[Items, ...], how: str, where: str) -> tuple[Items,
         fills = ", mean or median fills training items" * (len(parts) > 1)
         raise ValueError(f"{found}; data.missing=drop (--missing of train) leaves those out{fills}")
     if how == DROP:
-        warn(f"{found}; those items are left out")
-        return tuple(_whole(part, gap, where) for part, gap in zip(parts, gaps, strict=True))
-    rest = "; held-out items are left out" * any(bool(gap.any()) for gap in gaps[1:])
-    warn(f"{found}; they are filled with the {how} of the training items{rest}")
-    filled = parts[0]._replace(x=_filled(parts[0].x, how, where))
-    return (filled, *(_whole(part, gap, where) for part, gap in zip(parts[1:], gaps[1:], strict=True)))
+        first, done = _whole(parts[0], gaps[0], where), "those items are left out"
+    else:
+        first = parts[0]._replace(x=_filled(parts[0].x, how, where))
+        rest = "; held-out items are left out" * any(bool(gap.any()) for gap in gaps[1:])
+        done = f"they are filled with the {how} of the training items{rest}"
+    others = (_whole(part, gap, where) for part, gap in zip(parts[1:], gaps[1:], strict=True))
+    complete = (first, *others)
+    warn(f"{found}; {done}")
+    return complete
 
 
 def _incomplete(x: Tensor) -> Tensor:
