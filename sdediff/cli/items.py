@@ -46,8 +46,8 @@ class DataItems(NamedTuple):
 
     @property
     def named(self) -> dict[str, Ids]:
-        """What the items are in their source, as a column ``row`` or ``file``."""
-        return {} if self.ids is None else {"file" if self.ids.dtype.kind == "U" else "row": self.ids}
+        """What the items are in their source, as a column ``row`` or ``file_name``."""
+        return {} if self.ids is None else {"file_name" if self.ids.dtype.kind == "U" else "row": self.ids}
 
 
 def read_items(data: str | None, run: Run, number: int | None = None) -> DataItems:

@@ -96,11 +96,15 @@ class Dataset:
 def divide(items: Items, name: str, seed: int, share: float = HELD_OUT_SHARE) -> tuple[Items, Items]:
     """Return training items and held-out ones: a random ``share``, at least one; ``seed`` chooses which.
 
+    Items that are not called anything are called by their numbers.
+
     Raises:
         ValueError: if there are fewer than two items.
     """
     if len(items.x) < 2:
         raise ValueError(f"{name or 'the data'}: a hold-out needs at least 2 items, not {len(items.x)}")
+    if items.ids is None:
+        items = items._replace(ids=np.arange(len(items.x)))
     order = torch.randperm(len(items.x), generator=torch.Generator().manual_seed(seed))
     count = max(1, round(share * len(items.x)))
     return items.part(order[count:]), items.part(order[:count])

@@ -84,4 +84,4 @@ TOYS: dict[str, DrawPoints] = {
 def toy(name: str, seed: int = 0) -> Dataset:
     """Draw 20,000 points of ``TOYS[name]``, a fifth of them held out."""
     points = TOYS[name](POINTS, np.random.default_rng(seed % (1 << 64)))
-    return split(Items(torch.from_numpy(points).float(), ids=np.arange(POINTS)), DataInfo(shape=(2,), name=name), seed)
+    return split(Items(torch.from_numpy(points).float()), DataInfo(shape=(2,), name=name), seed)
