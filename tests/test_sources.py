@@ -206,7 +206,7 @@ def test_what_is_not_installed_is_named_with_the_cure(tmp_path, monkeypatch, mod
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     (tmp_path / "state.json").write_text("{}")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="pip install") as caught:
+    with pytest.raises(ValueError, match="pip install") as caught:
         load_dataset(tmp_path / "x.csv" if module == "pyarrow" else tmp_path)
     assert cure in str(caught.value)
 

@@ -36,7 +36,6 @@ def load_dataset(
 
     Raises:
         FileNotFoundError: if it is neither a name nor a path that exists.
-        ImportError: if a package that reads it is not installed; in one line.
         ValueError: if the data cannot be used; in one line.
 
     Warns:

@@ -42,7 +42,6 @@ def load_file(path: Path, seed: int = 0, reading: Reading = READING) -> Dataset:
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
-        ImportError: if a package that reads it is not installed.
         ValueError: if it cannot be read or used, in one line.
     """
     name = path.stem or str(path)
@@ -82,7 +81,6 @@ def load_items(
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
-        ImportError: if a package that reads it is not installed.
         ValueError: if it cannot be read or used, in one line.
     """
     source = open_source(path, reading)

@@ -46,13 +46,12 @@ def read_hub(source: str | Path, size: int | None) -> Hub:
         size: side to which images are resized and cropped.
 
     Raises:
-        ImportError: without ``datasets``.
-        ValueError: if it cannot be read.
+        ValueError: if it cannot be read, or ``datasets`` is not installed.
     """
     try:
         import datasets  # slow to import, and used nowhere else
     except ImportError:
-        raise ImportError(f"{source}: reading it needs datasets: {EXTRA}") from None
+        raise ValueError(f"{source}: reading it needs datasets: {EXTRA}") from None
     with readable(Path(source)):
         if isinstance(source, str):
             found = datasets.load_dataset(*source.removeprefix(PREFIX).split(":", 1))

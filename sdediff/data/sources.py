@@ -51,8 +51,7 @@ def open_source(path: Path, reading: Reading) -> Source:
 
     Raises:
         FileNotFoundError: if there is nothing.
-        ImportError: if a package that reads it is not installed.
-        ValueError: if it is of no kind that can be read, or damaged; in one line.
+        ValueError: if it is of no kind that can be read, damaged, or its reader is not installed; in one line.
     """
     if str(path).startswith(PREFIX):
         return _hub(str(path), path, reading)

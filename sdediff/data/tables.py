@@ -21,13 +21,12 @@ def read_table(path: Path) -> Table:
     """Read a file of columns; a first line of CSV that is all numbers is a row, and the columns get numbers as names.
 
     Raises:
-        ImportError: without pyarrow.
-        ValueError: if the file is damaged, or two columns have one name.
+        ValueError: if the file is damaged, two columns have one name, or pyarrow is not installed.
     """
     try:
         import pyarrow  # slow to import, and used nowhere else
     except ImportError:
-        raise ImportError(f"{path}: reading tables needs pyarrow: {EXTRA}") from None
+        raise ValueError(f"{path}: reading tables needs pyarrow: {EXTRA}") from None
     with readable(path):
         table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
         again = [name for name, count in Counter(table.column_names).items() if count > 1]
