@@ -20,6 +20,7 @@ from sdediff.data.missing import without_gaps
 from sdediff.data.reading import Reading
 from sdediff.data.remarks import warn
 from sdediff.data.sources import LABELS, OTHER_LABELS, TEST, Source, open_source
+from sdediff.data.storage import compact
 
 WRITTEN = ("samples", "levels", "latents")
 """Names of arrays that the commands write, whose axes are in order."""
@@ -102,7 +103,7 @@ def _read_items(source: Source, names: Sequence[str], reading: Reading, shape: t
         auto = reading.layout == AUTO
         if not (source.ordered or name in WRITTEN or (auto and x.shape[1:] == shape)):
             stored = tuple(x.shape[1:])
-            x = arrange(x, reading.layout, where, reading.kind).contiguous()
+            x = compact(arrange(x, reading.layout, where, reading.kind))
             notes = (_note(where, stored, x),) * (auto and reading.kind == AUTO)
     own = LABELS.get(name, OTHER_LABELS)
     if labels is None and own in source.arrays:

@@ -51,6 +51,11 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return taken
 
 
+def compact(x: Tensor) -> Tensor:
+    """Return items with their entries side by side; a view that memory cannot hold stays a view."""
+    return x.contiguous() if x.nbytes <= IN_MEMORY else x
+
+
 def single(array: Array) -> Array:
     """Return an array of floats ``(n, ...)`` in single precision of native order, itself where it is that already.
 
