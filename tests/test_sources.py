@@ -335,6 +335,13 @@ def test_a_folder_of_images_is_no_series(tmp_path):
     assert "the layout 'LC' is of series, channels last, not of kind 'image'" in refused("x", kind="image", layout="LC")
 
 
+def test_choices_that_change_nothing_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", N)
+    assert "data.size (--size) is of image files" in refused(tmp_path / "x.npy", size=8)
+    assert "data.label=a is a column of a table" in refused(tmp_path / "x.npy", label="a")
+    assert "digits is no file: how it is read cannot be chosen (size)" in refused("digits", size=8)
+
+
 # ---- saved sets ----------------------------------------------------------------------------------------------------
 
 

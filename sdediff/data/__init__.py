@@ -1,7 +1,7 @@
 """Data sets. ``DATASETS`` is the list of names; anything else is read as a path."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,8 @@ def load_dataset(
     """
     how = Reading(**reading)
     if str(name_or_path) in DATASETS:
+        if chosen := dict(asdict(how).items() - asdict(Reading()).items()):
+            raise ValueError(f"{name_or_path} is no file: how it is read cannot be chosen ({', '.join(chosen)})")
         return DATASETS[str(name_or_path)](seed)
     path = Path(name_or_path)
     if not (path.exists() or str(name_or_path).startswith(HUB)):

@@ -36,6 +36,7 @@ class Source(NamedTuple):
         classes: names of classes.
         tables: tables of named columns.
         files: name of the file of each item.
+        pictures: whether items are decoded from image files, which can be resized.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] = ()
     tables: Mapping[str, Callable[[], Table]] = {}
     files: Ids | None = None
+    pictures: bool = False
 
 
 def open_source(path: Path, reading: Reading) -> Source:
@@ -53,6 +55,13 @@ def open_source(path: Path, reading: Reading) -> Source:
         FileNotFoundError: if there is nothing.
         ValueError: if it is of no kind that can be read, damaged, or its reader is not installed; in one line.
     """
+    source = _open(path, reading)
+    if reading.size is not None and not source.pictures:
+        raise ValueError(f"{path}: data.size (--size) is of image files; arrays and tables are taken as they are")
+    return source
+
+
+def _open(path: Path, reading: Reading) -> Source:
     if str(path).startswith(PREFIX):
         return _hub(str(path), path, reading)
     if path.is_dir():
@@ -86,12 +95,12 @@ def _folder(path: Path, reading: Reading) -> Source:
     folder = read_folder(path, reading.size, reading.damaged)
     found = {"data": folder.images} | ({} if folder.labels is None else {OTHER_LABELS: folder.labels})
     arrays = {name: partial(_same, array) for name, array in found.items()}
-    return Source(path, arrays, ordered=True, classes=folder.classes, files=folder.files)
+    return Source(path, arrays, ordered=True, classes=folder.classes, files=folder.files, pictures=True)
 
 
 def _hub(source: str | Path, path: Path, reading: Reading) -> Source:
     hub = read_hub(source, reading.size)
-    return Source(path, hub.arrays, ordered=True, classes=hub.classes, tables=hub.tables)
+    return Source(path, hub.arrays, ordered=True, classes=hub.classes, tables=hub.tables, pictures=not hub.tables)
 
 
 def _same(array: Array) -> Array:
