@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from sdediff.data import DATASETS, TOYS, bin_width, load_dataset, to_levels, to_values
+from sdediff.data.entries import as_items
 from sdediff.data.toy import POINTS
 from sdediff.types import DataInfo
 
@@ -192,6 +193,14 @@ def test_bad_arrays_are_refused_in_one_line(tmp_path, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_dataset(tmp_path / "bad.npy")
     assert "\n" not in str(caught.value)
+
+
+def test_missing_values_are_kept_on_request_only():
+    x = np.array([[1.0, np.nan], [np.inf, 2.0]])
+    for gaps, message in ((False, "2 of 4 entries are NaN, infinite"), (True, "1 of 4 entries are infinite")):
+        with pytest.raises(ValueError, match=message):
+            as_items(x, "x", gaps=gaps)
+    assert as_items(x[:1], "x", gaps=True).isnan().tolist() == [[False, True]]
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path):

@@ -17,14 +17,19 @@ from sdediff.types import DataInfo
 _EXAMINED = 1 << 26  # most entries whose resolution is examined
 
 
-def as_items(array: Array, where: str) -> Tensor:
+def as_items(array: Array, where: str, *, gaps: bool = False) -> Tensor:
     """Return an array as items ``(n, ...)``: float32, or integers of their own type; views where that is possible.
 
     Bytes stay bytes, unexamined; a wider unsigned type becomes the signed one of its width where its values
-    allow that, which costs nothing. Missing values stay NaN.
+    allow that, which costs nothing.
+
+    Args:
+        array: items ``(n, ...)``.
+        where: name of the data.
+        gaps: whether floats may be NaN, for values that are missing.
 
     Raises:
-        ValueError: for another number type, no items, values that are infinite or are no levels.
+        ValueError: for another number type, no items, values that are not finite or are no levels.
     """
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{where}: data must be integers or floats, not {kind_of(array.dtype)}")
@@ -32,7 +37,7 @@ def as_items(array: Array, where: str) -> Tensor:
         raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
     if array.dtype.kind == "f":
         _check_resolution(array, where)
-        return _without_infinities(torch.from_numpy(single(array)), where)
+        return _finite(torch.from_numpy(single(array)), where, gaps=gaps)
     if array.dtype.kind == "b":
         return torch.from_numpy(array.view(np.uint8) != 0).view(torch.int8)  # files may hold other bytes than 0 and 1
     data = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -79,12 +84,11 @@ def _check_resolution(array: Array, where: str) -> None:
         )
 
 
-def _without_infinities(data: Tensor, where: str) -> Tensor:
-    count = sum(int(part.isinf().sum()) for part in in_parts(data))
-    if count:
-        raise ValueError(
-            f"{where}: {count} of {data.numel()} entries are infinite or beyond single precision; leave those items out"
-        )
+def _finite(data: Tensor, where: str, *, gaps: bool) -> Tensor:
+    good = (part.isfinite() | part.isnan() if gaps else part.isfinite() for part in in_parts(data))
+    if count := data.numel() - sum(int(part.sum()) for part in good):
+        are = f"{'' if gaps else 'NaN, '}infinite or beyond single precision"
+        raise ValueError(f"{where}: {count} of {data.numel()} entries are {are}; leave those items out")
     return data
 
 

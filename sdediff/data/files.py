@@ -96,12 +96,12 @@ def _read_items(source: Source, names: Sequence[str], reading: Reading, shape: t
     notes: tuple[str, ...] = ()
     name, found = _find(source, names, reading)
     if isinstance(found, Rows):
-        x, columns = as_items(found.rows, where), found.names
+        x, columns = as_items(found.rows, where, gaps=True), found.names
         classes, labels = found.classes, _labels(found.labels, len(x), f"{where}, {reading.label}")
     else:
         if reading.label is not None:
             raise ValueError(f"{where}: data.label={reading.label} is a column of a table, and this is an array")
-        x, columns, classes, labels = as_items(found, where), (), source.classes, None
+        x, columns, classes, labels = as_items(found, where, gaps=True), (), source.classes, None
         auto = reading.layout == AUTO
         if not (source.ordered or name in WRITTEN or (auto and x.shape[1:] == shape)):
             stored = tuple(x.shape[1:])
