@@ -11,6 +11,7 @@ import inspect
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,8 +19,9 @@ import torch
 from pydantic import Field
 
 from sdediff.conditioning import CONDITIONINGS
-from sdediff.data import LAYOUTS, Dataset, load_dataset
+from sdediff.data import Dataset, Reading, load_dataset
 from sdediff.data.layout import AUTO
+from sdediff.data.reading import REFUSE
 from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
 from sdediff.gaussian import Moments
@@ -48,19 +50,43 @@ class DataSection(Section):
     Attributes:
         name: a name of ``DATASETS``, or a path.
         seed: seed of the hold-out, and of synthetic points.
-        layout: the axes of an item in a file, a name of ``LAYOUTS``.
         standardise: whether the model sees continuous rows of a file with mean 0 and deviation 1 in each column; data
             and samples keep their units in any case.
+        flips: whether training images are mirrored left to right, half of them in every batch.
+        kind: what an item of a file is, a name of ``KINDS``.
+        layout: the axes of an item in a file, a name of ``LAYOUTS``.
+        size: side in pixels to which the images of a folder are resized and cropped.
+        missing: what becomes of missing values, a name of ``MISSING``.
+        text: what becomes of columns of a table that are no numbers, a name of ``TEXT``.
+        damaged: what becomes of damaged images of a folder, a name of ``DAMAGED``.
+        label: column of a table that holds the class of each row.
+        array: array of a file that holds several.
     """
 
     name: str = "digits"
     seed: Seed = 0
-    layout: str = AUTO
     standardise: bool = True
+    flips: bool = False
+    kind: str = AUTO
+    layout: str = AUTO
+    size: Natural | None = None
+    missing: str = REFUSE
+    text: str = REFUSE
+    damaged: str = REFUSE
+    label: str | None = None
+    array: str | None = None
+
+    def reading(self) -> Reading:
+        """Return the choices of the reader.
+
+        Raises:
+            ValueError: for a choice that is none, or choices that do not go together.
+        """
+        return Reading(**self.model_dump(exclude={"name", "seed", "standardise", "flips"}))
 
     def load(self) -> Dataset:
         """Load the data set, see :func:`~sdediff.data.load_dataset`."""
-        return load_dataset(self.name, self.seed, self.layout, standardise=self.standardise)
+        return load_dataset(self.name, self.seed, standardise=self.standardise, **asdict(self.reading()))
 
 
 class SdeSection(Named):
@@ -144,7 +170,7 @@ class Config(Section):
         network = config.network
         if network.name != "auto":
             network = network.typed(NETWORKS, "network", "network", given=_FROM_DATA)
-        choose(LAYOUTS, config.data.layout, "layout")
+        config.data.reading()  # which checks the choices
         typed = {
             "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
             "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),

@@ -42,6 +42,12 @@ class Stage(IntEnum):
     """Levels of the sampled terms of a bound; the step is their number."""
     BOUND_SAMPLED = -2
     """Noise of the sampled terms of a bound; the step is the number of the term."""
+    BATCH = -3
+    """Noise of a training batch; the step is the optimiser's, or -1 for held-out items."""
+    BATCH_VALUES = -4
+    """Dequantisation of a training batch, likewise."""
+    BATCH_FLIPS = -5
+    """Mirroring of the images of a training batch, likewise."""
 
 
 BROWNIAN_STEP = 1 << 32

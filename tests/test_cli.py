@@ -378,7 +378,7 @@ BAD = {
     "table suffix": (["likelihood", "--out", "x.xlsx"], "must end in one of: .npz, .csv; not"),
     "trace": (["likelihood", "--trace", "exakt"], "did you mean 'exact'?"),
     "no data": (["likelihood", "nowhere.npz"], "no data 'nowhere.npz': neither a path nor one of digits, "),
-    "NaN data": (["likelihood", "nan.npy"], "nan.npy: 1 of 192 entries are NaN or infinite"),
+    "NaN data": (["likelihood", "nan.npy"], "nan.npy: 1 of 192 values are missing, in 1 of 3 items"),
     "wrong shape": (["encode", "wide.npy"], "the run's items have shape (1, 8, 8), these (1, 9, 9)"),
     "levels": (["likelihood", "bright.npy"], "levels must lie in 0 .. 16; came 17 to 17"),
     "pickled data": (["encode", "objects.npy"], "pickled objects"),

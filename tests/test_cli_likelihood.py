@@ -109,8 +109,9 @@ def test_integers_are_in_bits_and_every_item_has_a_row(digits: Path, tmp_path: P
     assert figures["mean"] == pytest.approx(bits.mean(), abs=ROUNDING)
     assert figures["standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(6), abs=ROUNDING)
     table = rows(out)
-    assert list(table)[:3] == ["item", "bits_per_dim", "standard_error"]
+    assert list(table)[:4] == ["item", "row", "bits_per_dim", "standard_error"]
     assert table["item"].tolist() == list(range(6))
+    assert table["row"].tolist() == load_dataset("digits").held_out_ids[:6].tolist()
     np.testing.assert_allclose(table["bits_per_dim"], bits, atol=ROUNDING)
     np.testing.assert_allclose(table["standard_error"], errors, atol=ROUNDING)
     assert not list(tmp_path.glob("*.part"))

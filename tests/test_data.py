@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from sdediff.data import DATASETS, TOYS, bin_width, load_dataset, to_levels, to_values
+from sdediff.data.entries import as_items
 from sdediff.data.toy import POINTS
 from sdediff.types import DataInfo
 
@@ -175,8 +176,8 @@ def bad_arrays():
     nan = np.zeros((4, 2))
     nan[1, 1] = np.nan
     return {
-        "1 of 8 entries are NaN": nan,
-        "NaN or infinite": np.full((3, 2), np.inf),
+        "1 of 8 values are missing, in 1 of 4 items": nan,
+        "6 of 6 entries are infinite": np.full((3, 2), np.inf),
         "pickled": np.array([[1, None], [2, 3]], dtype=object),
         "integers or floats, not complex": np.zeros((3, 2), dtype=complex),
         "came -1 to 3": np.array([[-1, 3]]),
@@ -194,11 +195,20 @@ def test_bad_arrays_are_refused_in_one_line(tmp_path, message):
     assert "\n" not in str(caught.value)
 
 
+def test_missing_values_are_kept_on_request_only():
+    x = np.array([[1.0, np.nan], [np.inf, 2.0]])
+    for gaps, message in ((False, "2 of 4 entries are NaN, infinite"), (True, "1 of 4 entries are infinite")):
+        with pytest.raises(ValueError, match=message):
+            as_items(x, "x", gaps=gaps)
+    assert as_items(x[:1], "x", gaps=True).isnan().tolist() == [[False, True]]
+
+
 def test_bad_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.npy").write_bytes(b"no array at all")
     (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 cut short")
-    (tmp_path / "table.csv").write_text("1,2")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "junk").write_bytes(b"no data at all")
     np.savez(tmp_path / "two.npz", a=np.zeros((3, 2)), b=np.zeros((3, 2)))
     np.savez(tmp_path / "kinds.npz", x_train=np.zeros((3, 2)), x_test=np.zeros((3, 3)))
     (tmp_path / "ragged").mkdir()
@@ -210,7 +220,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         "empty": "holds no images",
         "junk.npy": "cannot be read",
         "junk.npz": "cannot be read",
-        "table.csv": ".npy, .npz or a folder",
+        "table.csv": "at least 2 items",
+        "junk": "data are .npy, .npz, .csv",
         "two.npz": "it holds a, b",
         "kinds.npz": "differ in kind",
         "ragged": "one size",

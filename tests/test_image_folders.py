@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sdediff.data import DataWarning, load_dataset
+from sdediff.data import DataWarning, Reading, load_dataset
 from sdediff.data.files import load_items
-from sdediff.data.images import IMAGE_SUFFIXES
+from sdediff.data.folders import IMAGE_SUFFIXES
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -170,7 +171,7 @@ def test_folders_of_folders_are_classes(tmp_path):
 def test_sizes_and_kinds_that_differ_are_refused_by_name(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     Image.fromarray(GREY[:4]).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"one size: .*b\.png has 7 x 4 pixels, .*a\.png has 7 x 5; crop or resize"):
+    with pytest.raises(ValueError, match=r"one size: .*b\.png has 7 x 4 pixels, .*a\.png has 7 x 5; data\.size"):
         load_items(tmp_path)
     Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"one kind: .*a\.png is grey, .*b\.png is grey of 16 bits"):
@@ -213,3 +214,108 @@ def test_damaged_images_are_read_or_named_in_one_line(tmp_path, suffix):
             refused.append(str(error))
     assert len(refused) >= 5
     assert all(path.name in line and "\n" not in line for line in refused)
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 100), (130, 40), (41, 57), (9, 12)])
+@pytest.mark.parametrize("mode", ["grey", "colour", "16 bits", "floats"])
+def test_sizes_that_differ_are_cropped_and_resized(tmp_path, shape, mode):
+    """A ramp stays a ramp: at the centre of each new pixel the value it had there, but near the border.
+
+    Samples of the cubic kernel have their centre of mass within 2 % of a new pixel of its own; bytes are rounded twice.
+    """
+    size, side = 16, min(shape)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    ramp = rows + 2 * columns
+    kinds = {"grey": np.uint8, "colour": np.uint8, "16 bits": np.uint16, "floats": np.float32}
+    scale = 250 if mode == "16 bits" else 1
+    pixels = (scale * ramp).astype(kinds[mode])
+    Image.fromarray(np.stack([pixels] * 3, axis=2) if mode == "colour" else pixels).save(tmp_path / "a.tif")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if side < size else "error")
+        found = load_items(tmp_path, reading=Reading(size=size)).x[0, 0].numpy().astype(float)
+    centre = [(length - side) // 2 + (np.arange(size) + 0.5) * side / size - 0.5 for length in shape]
+    expected = scale * (centre[0][:, None] + 2 * centre[1])
+    inner = slice(4, -4)
+    bound = 0.02 * scale * 3 * side / size + {"16 bits": 0.5, "floats": 0.0}.get(mode, 1.0)
+    assert found.shape == (size, size)
+    assert np.abs(found - expected)[inner, inner].max() <= bound
+    shifted = expected + scale * 3 * 0.5 * side / size  # by half a new pixel
+    assert np.abs(found - shifted)[inner, inner].max() > bound
+    assert np.abs(found - expected.T)[inner, inner].max() > bound
+
+
+def test_what_is_finer_than_the_new_pixels_does_not_alias(tmp_path):
+    """Stripes of one pixel become grey; picking the nearest pixels would leave them black and white."""
+    stripes = np.broadcast_to(np.arange(63) % 2 * 255, (63, 63)).astype(np.uint8)
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    found = load_items(tmp_path, reading=Reading(size=9)).x.float()
+    nearest = np.asarray(Image.fromarray(stripes).resize((9, 9), Image.Resampling.NEAREST), dtype=float)
+    assert float((found - 127.5).abs().max()) < 20
+    assert abs(nearest - 127.5).max() > 100
+
+
+def test_orientation_comes_before_the_crop(tmp_path):
+    """A photo on its side is the upright one's square."""
+    upright = np.zeros((60, 30), dtype=np.uint8)
+    upright[15:30] = 200
+    Image.fromarray(upright).save(tmp_path / "a.png")
+    turned = Image.fromarray(np.ascontiguousarray(upright.swapaxes(0, 1)[::-1]))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "b.png", exif=exif)
+    one, other = load_items(tmp_path, reading=Reading(size=10)).x
+    assert int((one.int() - other.int()).abs().max()) <= 1
+    assert float(one[0, 0].float().mean()) > 150 > 50 > float(one[0, -1].float().mean())
+
+
+def test_small_images_are_enlarged_with_a_word(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    with pytest.warns(DataWarning, match="1 of 1 images are smaller than the size, and enlarged"):
+        assert load_items(tmp_path, reading=Reading(size=8)).x.shape == (1, 1, 8, 8)
+
+
+def test_bilevel_images_that_are_resized_are_grey(tmp_path):
+    Image.fromarray(np.add.outer(np.arange(32), np.arange(32)) % 11 > 4).save(tmp_path / "a.png")
+    with pytest.warns(DataWarning, match="turned into grey"):
+        found = load_items(tmp_path, reading=Reading(size=8)).x
+    assert found.dtype == torch.uint8
+    assert len(found.unique()) > 2
+
+
+# ---- names and damage ----------------------------------------------------------------------------------------------
+
+
+def test_images_keep_the_names_of_their_files(tmp_path):
+    for i, name in enumerate(["b/x.png", "a/y.png", "a/x.png", "c/z.png", "c/w.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), i, dtype=np.uint8)).save(tmp_path / name)
+    data = load_dataset(tmp_path)
+    ids, images = [*data.train_ids, *data.held_out_ids], torch.cat([data.train, data.held_out])
+    named = dict(zip(ids, images[:, 0, 0, 0].tolist(), strict=True))
+    assert named == {"b/x.png": 0, "a/y.png": 1, "a/x.png": 2, "c/z.png": 3, "c/w.png": 4}
+
+
+@pytest.mark.parametrize("cut", [10, 200])
+def test_damaged_images_are_left_out_by_choice(tmp_path, cut):
+    """One without a header and one without its pixels: by name, and the labels and names of the others stay."""
+    big = RNG.integers(0, 256, (30, 30), dtype=np.uint8)
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(big).save(tmp_path / f"{name}.png")
+    content = (tmp_path / "a/1.png").read_bytes()
+    (tmp_path / "a/1.png").write_bytes(content[:cut])
+    with pytest.raises(ValueError, match=r"1\.png cannot be read: "):
+        load_items(tmp_path)
+    with pytest.warns(DataWarning, match=r"1 of 4 images are damaged and left out: a/1\.png"):
+        items = load_items(tmp_path, reading=Reading(damaged="skip"))
+    assert (items.ids.tolist(), items.labels.tolist()) == (["a/0.png", "b/0.png", "b/1.png"], [0, 1, 1])
+    assert all(np.array_equal(image[0].numpy(), big) for image in items.x)
+
+
+def test_a_folder_of_nothing_but_damage_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="all 1 images are damaged"):
+        load_items(tmp_path, reading=Reading(damaged="skip"))

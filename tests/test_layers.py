@@ -41,6 +41,8 @@ OWNERS = {
     "matplotlib": ("plots",),
     "click": ("cli",),
     "diffusers": ("interop",),
+    "pyarrow": ("data",),
+    "datasets": ("data",),
 }
 """Packages that only these may import."""
 

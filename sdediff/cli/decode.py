@@ -83,7 +83,7 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
 
 def _read_latents(path: Path) -> Latents:
     """Read a file of latents."""
-    z = load_items(path, ("latents",), layout=None).x
+    z = load_items(path, ("latents",), ordered=True).x
     texts: dict[str, str] = {}
     condition: dict[str, Tensor] = {}
     if path.suffix == ".npz":

@@ -55,7 +55,7 @@ def command(
     name = str(solver.name)
     solver.resolve(name)  # refuses options that do not fit
     run = open_run(frame.run, frame.device, frame.console)
-    items, described, _ = loaded = read_items(data, run, number)
+    items, described, *_ = loaded = read_items(data, run, number)
     run, condition = with_labels(run, frame.condition, labels, loaded)
     files = frame.plan(run.folder / "latents", "latents", ".npz")
     method: str | Sampler = name
@@ -74,7 +74,7 @@ def command(
     nfe = measured.items / len(items)
     arrays = {f"{CONDITION}{key}": value.numpy() for key, value in condition.items()}
     options = json.dumps(solver.options)
-    write_npz(files[".npz"], {"latents": z.numpy(), "solver": name, "options": options, **arrays})
+    write_npz(files[".npz"], {"latents": z.numpy(), "solver": name, "options": options, **loaded.named, **arrays})
     frame.finish(
         run,
         f"{len(z)} latents of {described}, solver {name}, NFE {nfe:g}, {measured.seconds:.2f} s",

@@ -15,6 +15,7 @@ from sdediff import evaluation, plots
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
+from sdediff.data.dataset import Ids
 from sdediff.evaluation import LIKELIHOOD_METHODS, Evaluation
 from sdediff.evaluation.methods import EFFECT, ERROR, TERM
 from sdediff.likelihood.result import ErrorBudget
@@ -35,11 +36,12 @@ class OutputFiles(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The evaluated items, the method, and the output."""
+    """The evaluated items, what they are called in their source, the method, and the output."""
 
     console: Console
     run: Run
     items: Tensor
+    called: Mapping[str, Ids]
     name: str
     method: str
     files: OutputFiles
@@ -71,7 +73,7 @@ def write_evaluation(task: Task, result: Evaluation, target: float | None) -> No
             console.note("  nothing is kept; with --out it would be")
         return
     if files.out is not None:
-        WRITERS[files.out.suffix](files.out, _in_order(result))
+        WRITERS[files.out.suffix](files.out, _in_order(result, task.called))
     if files.picture is not None:
         _draw_picture(task, result, files.picture)
     _print_evaluation(task, result, target)
@@ -116,11 +118,16 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
     )
 
 
-def _in_order(result: Evaluation) -> dict[str, Any]:
-    """Return the columns in the order of the data, the index first."""
+def _in_order(result: Evaluation, called: Mapping[str, Ids]) -> dict[str, Any]:
+    """Return the columns in the order of the data: the index first, then what the items are in their source."""
     order = np.argsort(result.columns["item"])
-    names = ("item", *(name for name in result.columns if name != "item"))
-    return {name: result.columns[name][order] for name in names}
+    item = result.columns["item"][order]
+    names = [name for name in result.columns if name != "item"]
+    return {
+        "item": item,
+        **{name: ids[item] for name, ids in called.items()},
+        **{name: result.columns[name][order] for name in names},
+    }
 
 
 def _draw_picture(task: Task, result: Evaluation, path: Path) -> None:

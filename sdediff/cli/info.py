@@ -59,7 +59,7 @@ def _list_tables(console: Console) -> None:
     console.say(
         "\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.networks(), tables.datasets()])
     )
-    console.say("\nDATA may also be a .npy or .npz file or a folder of images.")
+    console.say("\nDATA may also be a .npy, .npz, .csv, .parquet or IDX file, or a folder of images.")
     lists: dict[str, Mapping[str, object]] = {
         "solvers": SOLVERS,
         "grids": GRIDS,

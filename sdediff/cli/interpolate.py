@@ -62,7 +62,7 @@ def command(
     name = str(solver.name)
     solver.resolve(name)  # refuses options that do not fit
     run = frame.open()
-    items, described, _ = read_items(data, run)
+    items, described, *_ = read_items(data, run)
     pairs = _choose_pairs(pairs, len(items), described)
     files = frame.plan(run.folder / "interpolations", "paths", ".png", ".npz")
     method: str | Sampler = name

@@ -15,9 +15,10 @@ from sdediff import plots
 from sdediff.cli.console import ProgressReport, warnings_as_lines
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import Run, run_config
-from sdediff.data import DATASETS, Dataset, load_dataset, to_levels, to_values
+from sdediff.data import DATASETS, Dataset, Reading, load_dataset, to_levels, to_values
+from sdediff.data.dataset import Ids
 from sdediff.data.files import load_items
-from sdediff.data.layout import AUTO
+from sdediff.data.held_out import check_held_out
 from sdediff.data.remarks import DataWarning, are_levels, levels_message
 from sdediff.denoiser import Denoiser
 
@@ -35,11 +36,18 @@ class DataItems(NamedTuple):
         items: ``(n, *shape)`` in the order of their file, integer levels or floats.
         name: name of the items, for messages.
         labels: classes of the items, ``(n,)``, if the data have labels.
+        ids: numbers of the items' rows or names of their files, ``(n,)``.
     """
 
     items: Tensor
     name: str
     labels: Tensor | None
+    ids: Ids | None
+
+    @property
+    def named(self) -> dict[str, Ids]:
+        """What the items are in their source, as a column ``row`` or ``file_name``."""
+        return {} if self.ids is None else {"file_name" if self.ids.dtype.kind == "U" else "row": self.ids}
 
 
 def read_items(data: str | None, run: Run, number: int | None = None) -> DataItems:
@@ -56,7 +64,7 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> DataIte
         ValueError: if they cannot be read, or are not of the shape of the run's data.
     """
     with warnings_as_lines():
-        items, name, labels = _load_items(data, run)
+        items, name, labels, ids = _load_items(data, run)
     if len(items) == 0:
         raise ValueError(f"{name}: there are no items")
     if tuple(items.shape[1:]) != run.info.shape:
@@ -67,7 +75,10 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> DataIte
         to_values(items, run.info)  # refuses levels out of range
     elif are_levels(items, run.info):
         raise ValueError(f"{name}: {levels_message(run.info)}")
-    return DataItems(items[:number], name, None if labels is None else labels[:number])
+    first = slice(number)
+    return DataItems(
+        items[first], name, labels if labels is None else labels[first], ids if ids is None else ids[first]
+    )
 
 
 def _load_items(data: str | None, run: Run) -> DataItems:
@@ -76,16 +87,19 @@ def _load_items(data: str | None, run: Run) -> DataItems:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
     if config is not None and own:  # with its own seed: another would hold out training data
-        return _held_out(config.data.load(), config.data.name)
+        dataset = config.data.load()
+        check_held_out(dataset, run.folder)
+        return _held_out(dataset, config.data.name)
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
-    loaded = load_items(Path(name), ITEM_ARRAYS, AUTO if config is None else config.data.layout, run.info.shape)
-    return DataItems(loaded.x, name, loaded.labels)
+    reading = Reading() if config is None else config.data.reading()
+    loaded = load_items(Path(name), ITEM_ARRAYS, reading, run.info.shape)
+    return DataItems(loaded.x, name, loaded.labels, loaded.ids)
 
 
 def _held_out(dataset: Dataset, name: str) -> DataItems:
-    return DataItems(dataset.held_out, f"held-out {name}", dataset.held_out_labels)
+    return DataItems(dataset.held_out, f"held-out {name}", dataset.held_out_labels, dataset.held_out_ids)
 
 
 def as_values(items: Tensor, run: Run) -> Tensor:

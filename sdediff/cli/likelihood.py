@@ -152,12 +152,12 @@ def command(
     processes = evaluation.Processes(pick_device(frame.device))
     folder = frame.run or (find_run(frame.console) if MAIN else latest_run())
     run = open_run(folder, str(processes.device), frame.console)
-    items, name, _ = loaded = read_items(data, run, number)
+    items, name, *_ = loaded = read_items(data, run, number)
     condition = with_labels(run, frame.condition, labels, loaded)[1] or None
     if MAIN:
         frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
     _check_data(LIKELIHOOD_METHODS[method], given, items)
-    task = Task(frame.console, run, items, name, method, files)
+    task = Task(frame.console, run, items, loaded.named, name, method, files)
     settings = {**evaluation.identity(run.model, items, condition), "method": method, "seed": seed, **given}
     with evaluation_bar(task, MAIN) as report, _hint_at_force():
         result = evaluation.evaluate(

@@ -63,7 +63,7 @@ def command(
     console = Console(as_json)
     opened = open_run(run, device, console)
     if data is not None:
-        items, source, _ = read_items(data, opened, number)
+        items, source, *_ = read_items(data, opened, number)
         found = moments(opened.model, items)
         source = f"{len(items)} items of {source}"
     else:

@@ -13,10 +13,11 @@ from torch import Tensor
 from sdediff import plots
 from sdediff.cli.console import Console, warnings_as_lines
 from sdediff.cli.group import INTERRUPTED
-from sdediff.cli.options import COUNT, PATH, POSITIVE, device_option, json_option
+from sdediff.cli.options import COUNT, PATH, POSITIVE, TableName, device_option, json_option
 from sdediff.cli.runs import MAIN, find_run, pick_device, read_metrics
 from sdediff.config import PROCESSES, Config
-from sdediff.data import DATASETS
+from sdediff.data import DATASETS, KINDS
+from sdediff.data.reading import MISSING, REFUSE
 from sdediff.training import TrainResult, train
 from sdediff.training.loop import CONFIG, SAMPLES
 
@@ -28,7 +29,8 @@ EPILOG = f"""\b
 Examples:
   sdediff train
   sdediff train --data moons --steps 3000 --set sde.name=flow
-  sdediff train --data photos/ --run runs/photos --set network.width=64
+  sdediff train --data photos/ --size 64 --set data.flips=true --run runs/photos
+  sdediff train --data table.csv --missing drop --set data.text=drop
   sdediff train --resume --run runs/photos --steps 20000
   torchrun --nproc_per_node 2 -m -- sdediff train    # several processes, one batch
 
@@ -46,7 +48,14 @@ Processes, for --set sde.name=:
 
 @click.command("train", epilog=EPILOG)
 @click.option(
-    "--data", metavar="NAME|PATH", help="Data set, .npy or .npz file, or folder of images.  [default: digits]"
+    "--data", metavar="NAME|PATH", help="Data set, file (arrays, table, IDX) or folder of images.  [default: digits]"
+)
+@click.option("--kind", type=TableName(KINDS, "kind of data"), help=f"What an item of a file is: {', '.join(KINDS)}.")
+@click.option("--size", type=COUNT, help="Side in pixels to which images are resized and cropped.")
+@click.option(
+    "--missing",
+    type=TableName(MISSING, "treatment of missing values"),
+    help=f"What becomes of missing values: {', '.join(MISSING)}.  [default: {REFUSE}]",
 )
 @click.option("--config", "file", type=PATH, help="Settings, as TOML or JSON; other options override them.")
 @click.option("--run", type=PATH, help="Folder of the run.  [default: runs/<data>]")
@@ -61,6 +70,9 @@ Processes, for --set sde.name=:
 @json_option
 def command(
     data: str | None,
+    kind: str | None,
+    size: int | None,
+    missing: str | None,
     file: Path | None,
     run: Path | None,
     steps: int | None,
@@ -82,6 +94,9 @@ def command(
     chosen = pick_device(device)
     flags = {
         "data.name": data,
+        "data.kind": kind,
+        "data.size": size,
+        "data.missing": missing,
         "training.steps": steps,
         "training.batch_size": batch_size,
         "training.learning_rate": lr,
@@ -99,6 +114,8 @@ def command(
     with warnings_as_lines(show=MAIN):
         dataset = config.data.load()
     if MAIN:
+        for line in dataset.notes:
+            console.note(f"note: {line}")
         console.note(f"training on {config.data.name}: {dataset} ({chosen}), to {folder}")
 
     def draw(samples: Tensor, path: Path) -> None:

@@ -25,7 +25,8 @@ Members = Mapping[str, Callable[[], Array]]
 
 _SUFFIX = ".npy"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_RATIO = 1032  # the most bytes that deflate makes of one
+DEFLATE_RATIO = 1032
+"""The most bytes that deflate makes of one."""
 
 
 def members(path: Path) -> Members:
@@ -65,7 +66,7 @@ def _mapped(path: Path) -> Array:
 def _member(path: Path, name: str) -> Array:
     with readable(path), zipfile.ZipFile(path) as archive:
         size = archive.getinfo(name).file_size
-        if size > _RATIO * path.stat().st_size:
+        if size > DEFLATE_RATIO * path.stat().st_size:
             raise ValueError(f"{name} claims {size:,} bytes, more than the file can hold")
         with archive.open(name) as file:
             _check_header(file, size)

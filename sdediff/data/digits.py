@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from sdediff.data.dataset import Dataset
@@ -27,4 +28,6 @@ def digits(seed: int = 0) -> Dataset:
         info=DataInfo(shape=(1, 8, 8), levels=17, name="digits"),
         train_labels=labels[train],
         held_out_labels=labels[held_out],
+        train_ids=np.asarray(train),
+        held_out_ids=np.asarray(held_out),
     )

@@ -10,15 +10,23 @@ from torch import Tensor
 
 from sdediff.data.arrays import Array
 from sdediff.data.levels import LEVEL_LIMIT, extremes
+from sdediff.data.storage import single
 from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
+_EXAMINED = 1 << 26  # most entries whose resolution is examined
 
-def as_items(array: Array, where: str) -> Tensor:
+
+def as_items(array: Array, where: str, *, gaps: bool = False) -> Tensor:
     """Return an array as items ``(n, ...)``: float32, or integers of their own type; views where that is possible.
 
     Bytes stay bytes, unexamined; a wider unsigned type becomes the signed one of its width where its values
     allow that, which costs nothing.
+
+    Args:
+        array: items ``(n, ...)``.
+        where: name of the data.
+        gaps: whether floats may be NaN, for values that are missing.
 
     Raises:
         ValueError: for another number type, no items, values that are not finite or are no levels.
@@ -29,8 +37,7 @@ def as_items(array: Array, where: str) -> Tensor:
         raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
     if array.dtype.kind == "f":
         _check_resolution(array, where)
-        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
-            return _finite(torch.from_numpy(array.astype(np.float32, copy=False)), where)
+        return _finite(torch.from_numpy(single(array)), where, gaps=gaps)
     if array.dtype.kind == "b":
         return torch.from_numpy(array.view(np.uint8) != 0).view(torch.int8)  # files may hold other bytes than 0 and 1
     data = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -56,7 +63,11 @@ def _check_resolution(array: Array, where: str) -> None:
     Raises:
         ValueError: for a column that changes by no more than a thousand steps of single precision, or exceeds it.
     """
-    if array.ndim != 2 or array.dtype.itemsize <= 4 or not np.isfinite(array).all():
+    if array.ndim != 2 or array.dtype.itemsize <= 4:
+        return
+    array = array[: max(1, _EXAMINED // array.shape[1])]
+    array = array[np.isfinite(array).all(axis=1)]
+    if not len(array):
         return
     largest = np.abs(array).max(axis=0)
     if (largest > np.finfo(np.float32).max).any():
@@ -73,10 +84,11 @@ def _check_resolution(array: Array, where: str) -> None:
         )
 
 
-def _finite(data: Tensor, where: str) -> Tensor:
-    count = sum(int((~part.isfinite()).sum()) for part in in_parts(data))
-    if count:
-        raise ValueError(f"{where}: {count} of {data.numel()} entries are NaN or infinite; leave those items out")
+def _finite(data: Tensor, where: str, *, gaps: bool) -> Tensor:
+    good = (part.isfinite() | part.isnan() if gaps else part.isfinite() for part in in_parts(data))
+    if count := data.numel() - sum(int(part.sum()) for part in good):
+        are = f"{'' if gaps else 'NaN, '}infinite or beyond single precision"
+        raise ValueError(f"{where}: {count} of {data.numel()} entries are {are}; leave those items out")
     return data
 
 

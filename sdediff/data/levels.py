@@ -74,7 +74,12 @@ def to_values(x_int: Tensor, info: DataInfo, u: Tensor | None = None, dtype: tor
         raise ValueError(f"levels must lie in 0 .. {levels - 1}; came {low} to {high}")
     if dtype is None:
         dtype = torch.get_default_dtype() if u is None else u.dtype
-    position = x_int.to(dtype) if u is None else x_int.to(dtype) + (u.to(dtype) - 0.5)
+    return place(x_int, info, None if u is None else u.to(dtype), dtype)
+
+
+def place(x_int: Tensor, info: DataInfo, u: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Convert levels to the model's values as :func:`to_values` does, without checking them."""
+    position = x_int.to(dtype) if u is None else x_int.to(dtype) + (u - 0.5)
     return info.low + bin_width(info) * position
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ LARGEST, SMALLEST = 10.0, 0.1
 
 FEW = 256
 """Number of distinct values up to which a column of at least four times as many items is not continuous."""
+
+HEAVY = 15.0
+"""Kurtosis of a column with heavy tails: normal columns have 3, exponential ones 9."""
 
 _EXAMINED, _FEWEST, _LISTED = 1 << 20, 8, 3  # most entries examined; fewest items; most columns in a message
 
@@ -66,10 +69,17 @@ def levels_message(info: DataInfo) -> str:
     )
 
 
-def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
+def listed(names: Iterable[str]) -> str:
+    """Return the first few of several names, separated by commas."""
+    first = list(names)
+    return ", ".join(first[:_LISTED]) + ", ..." * (len(first) > _LISTED)
+
+
+def remarks(x: Tensor, info: DataInfo | None = None, names: Sequence[str] = ()) -> list[str]:
     """Return a line for each oddity of continuous data ``(n, *shape)``, each with its remedy.
 
-    A column is an entry of rows ``(D,)``, else a channel. Units are ignored where ``info`` has a shift or scale.
+    A column is an entry of rows ``(D,)``, else a channel; ``names`` are those of columns. Units are ignored where
+    ``info`` has a shift or scale.
     """
     x = x[: max(_FEWEST, _EXAMINED * len(x) // max(1, x.numel()))]
     if len(x) < _FEWEST:
@@ -86,12 +96,14 @@ def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
     units = ((mean.abs() > LARGEST) | (std > LARGEST) | (std < SMALLEST)) & ~constant & ~few
     if info is not None and has_units(info):
         units = torch.zeros_like(units)
+    z = (columns - mean) / std
+    heavy = (z.pow(4).mean(dim=0) > HEAVY) & ~constant & ~few & (x.ndim == 2)
     what = "column" if x.ndim == 2 else "channel"
     inside = "leave data.standardise on, or " if x.ndim == 2 else ""
 
     def line(found: Tensor, does: str, detail: Callable[[int], str], remedy: str) -> list[str]:
         places = [int(i) for i in found.nonzero()]
-        named = ", ".join(f"{i} ({detail(i)})" for i in places[:_LISTED]) + ", ..." * (len(places) > _LISTED)
+        named = listed(f"{names[i] if names else i} ({detail(i)})" for i in places)
         return [f"{len(places)} of {len(found)} {what}s {does}: {named}; {remedy}"] * bool(places)
 
     return [
@@ -107,6 +119,12 @@ def remarks(x: Tensor, info: DataInfo | None = None) -> list[str]:
             lambda i: f"{counts[i]} values",
             "a density has no bound there: make them a condition, store levels as integers, or spread the values by "
             "noise as wide as their distance",
+        ),
+        *line(
+            heavy,
+            "have heavy tails",
+            lambda i: f"kurtosis {z[:, i].pow(4).mean():.3g}, largest {z[:, i].abs().max():.3g} deviations off",
+            "train on the logarithm of those above 0, on asinh of others",
         ),
         *line(
             units,

@@ -1,7 +1,14 @@
-"""Batches as a function of ``(seed, step)``: resuming and the number of processes change nothing."""
+"""Batches as a function of ``(seed, step)``: resuming and the number of processes change nothing.
+
+Items stay as small as they are until they are on the device: indexed, mirrored, dequantised and noised there. The draws
+of an item depend on its place in the whole batch, so that a process draws for its own share alone. A set beyond
+``ON_DEVICE`` stays where it is, in memory or in its file, and a thread gathers the items of the next step while this
+one trains.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,11 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.data import to_model, to_values
+from sdediff.data import to_model
+from sdediff.data.levels import place
+from sdediff.noise import NoiseSource, Stage
 from sdediff.training.objective import stratified
 from sdediff.types import DataInfo
 
-_ORDER_STREAM, _NOISE_STREAM, _HELD_OUT_STREAM = 0, 1, 2
+ON_DEVICE = 1 << 31
+"""Bytes of the largest data set that lies on the device as a whole."""
+
+_ORDER_STREAM, _LEVELS_STREAM = 0, 1
+_HELD_OUT = -1  # step of the draws that never change
 
 
 class Batch(NamedTuple):
@@ -25,20 +38,6 @@ class Batch(NamedTuple):
     eps: Tensor
 
 
-def _rng(seed: int, stream: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((seed % (1 << 64), stream, index))
-
-
-def _make_batch(items: Tensor, info: DataInfo, rng: np.random.Generator) -> Batch:
-    """Dequantise integer items, standardise rows, choose noise levels one a stratum, draw the noise."""
-    eps = torch.from_numpy(rng.standard_normal(items.shape, dtype=np.float32))
-    u = stratified(rng.uniform(), torch.from_numpy(rng.permutation(len(items))), len(items))
-    if items.is_floating_point():
-        return Batch(to_model(items, info), u, eps)
-    offsets = torch.from_numpy(rng.random(items.shape, dtype=np.float32))
-    return Batch(to_values(items, info, offsets), u, eps)
-
-
 class Batches:
     """Batches of a run, each restricted to the share of one process.
 
@@ -46,39 +45,113 @@ class Batches:
         data: ``(n, *shape)``, integer levels or float32.
         info: description of the data.
         batch_size: size of the whole batch, over all processes.
-        seed: seed of the order, the dequantisation, the noise levels and the noise.
+        seed: seed of the order, the mirroring, the dequantisation, the noise levels and the noise.
         rank: index of this process.
         world: number of processes.
+        device: device of the batches.
+        flips: whether to mirror images left to right, each with probability 1/2.
 
     Raises:
-        ValueError: if the batch cannot be divided evenly.
+        ValueError: if the batch cannot be divided evenly, or items to mirror are no images.
     """
 
     def __init__(
-        self, data: Tensor, info: DataInfo, batch_size: int, seed: int, *, rank: int = 0, world: int = 1
+        self,
+        data: Tensor,
+        info: DataInfo,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        flips: bool = False,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} processes")
-        self.data, self.info, self.batch_size, self.seed = data, info, batch_size, seed
-        share = batch_size // world
+        if flips and len(info.shape) != 3:
+            raise ValueError(f"only images (C, H, W) are mirrored (data.flips), not items {info.shape}")
+        self.info, self.batch_size, self.seed = info, batch_size, seed
+        self.device, self.count, share = torch.device(device), len(data), batch_size // world
         self._share = slice(rank * share, (rank + 1) * share)
+        self._noise = NoiseSource(seed, (share, *info.shape), first=rank * share, device=device)
+        self._coins = NoiseSource(seed, (share, 1, 1, 1), first=rank * share, device=device) if flips else None
         self._order = lru_cache(maxsize=2)(self._permutation)
+        whole = data.nbytes <= ON_DEVICE
+        self.data = _in_place(data.to(self.device), info) if whole else data
+        self._thread = None if whole else ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Tensor]] | None = None
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return _rng(self.seed, _ORDER_STREAM, epoch).permutation(len(self.data))
+        return _rng(self.seed, _ORDER_STREAM, epoch).permutation(self.count)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Return the items of the whole batch of a step: epochs are permutations, and batches may span two of them."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(position, len(self.data))
-        return np.array([self._order(int(e))[i] for e, i in zip(epochs, places, strict=True)], dtype=np.int64)
+        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.count)
+        parts = [self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        return np.concatenate(parts)
+
+    def rows(self, step: int) -> Tensor:
+        """Return the items of this process's share of the batch of a step, int64 ``(B,)``, as of their labels."""
+        return torch.from_numpy(self.indices(step)[self._share])
 
     def __call__(self, step: int) -> Batch:
         """Return this process's share of the batch of a step."""
-        whole = _make_batch(self.data[self.indices(step)], self.info, _rng(self.seed, _NOISE_STREAM, step))
-        return Batch(*(tensor[self._share] for tensor in whole))
+        return self._batch(self._items(step), step)
+
+    def _items(self, step: int) -> Tensor:
+        """Return the items of a step on the device, and have those of the next one gathered."""
+        if self._thread is None:
+            return self.data[self.rows(step).to(self.device)]
+        now = self._next[1] if self._next and self._next[0] == step else self._thread.submit(self._gather, step)
+        self._next = step + 1, self._thread.submit(self._gather, step + 1)
+        return _in_place(now.result().to(self.device, non_blocking=True), self.info)
+
+    def _gather(self, step: int) -> Tensor:
+        items = self.data[self.rows(step)]
+        return items.pin_memory() if self.device.type == "cuda" else items
+
+    def _batch(self, items: Tensor, step: int) -> Batch:
+        """Return a batch of the items of a step: dequantised, mirrored, with a noise level a stratum, and noise."""
+        x0 = _values(items, self.info, self._noise, step)
+        if self._coins is not None:
+            x0 = torch.where(self._coins.normal(step, Stage.BATCH_FLIPS) < 0.0, x0.flip(-1), x0)
+        return Batch(x0, _levels(self.seed, step, self.batch_size)[self._share], self._noise.normal(step, Stage.BATCH))
 
 
-def held_out_batch(data: Tensor, info: DataInfo, seed: int, most: int = 1024) -> Batch:
+def held_out_batch(
+    data: Tensor, info: DataInfo, seed: int, most: int = 1024, device: torch.device | str = "cpu"
+) -> Batch:
     """Return held-out items with draws that never change, so that the losses of a run are comparable."""
-    return _make_batch(data[:most], info, _rng(seed, _HELD_OUT_STREAM, 0))
+    items = _in_place(data[:most].to(device), info)
+    noise = NoiseSource(seed, items.shape, device=device)
+    u = _levels(seed, _HELD_OUT, len(items))
+    return Batch(_values(items, info, noise, _HELD_OUT), u, noise.normal(_HELD_OUT, Stage.BATCH))
+
+
+def _in_place(items: Tensor, info: DataInfo) -> Tensor:
+    """Return rows of floats in the model's coordinates, levels as they are."""
+    return to_model(items, info) if items.is_floating_point() else items
+
+
+def _values(items: Tensor, info: DataInfo, noise: NoiseSource, step: int) -> Tensor:
+    """Dequantise levels, each with its own uniform number; floats pass."""
+    if items.is_floating_point():
+        return items
+    return place(items, info, _uniform(noise, step, Stage.BATCH_VALUES), noise.dtype)
+
+
+def _uniform(noise: NoiseSource, step: int, stage: Stage) -> Tensor:
+    """Draw uniform numbers in [0, 1), ``(B, *shape)``."""
+    uniform: Tensor = torch.special.ndtr(noise.normal(step, stage))
+    return uniform.clamp_(max=1.0 - 2.0**-24)
+
+
+def _levels(seed: int, step: int, count: int) -> Tensor:
+    """Draw uniforms for the noise levels of a whole batch, one a stratum in random order, float64 ``(count,)``."""
+    rng = _rng(seed, _LEVELS_STREAM, step + 1)
+    return stratified(rng.uniform(), torch.from_numpy(rng.permutation(count)), count)
+
+
+def _rng(seed: int, stream: int, index: int) -> np.random.Generator:
+    return np.random.default_rng((seed % (1 << 64), stream, index))

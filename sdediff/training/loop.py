@@ -22,6 +22,7 @@ from torch import Tensor
 from sdediff import checkpoint
 from sdediff.config import Config, build
 from sdediff.data import Dataset
+from sdediff.data.held_out import HELD_OUT, check_held_out, save_held_out
 from sdediff.data.units import fit_moments
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
@@ -29,7 +30,7 @@ from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
 from sdediff.progress import Progress
 from sdediff.training import ema
-from sdediff.training.batches import Batch, Batches, held_out_batch
+from sdediff.training.batches import Batches, held_out_batch
 from sdediff.training.objective import Objective
 from sdediff.training.record import BOARD, METRICS, Record
 from sdediff.training.state import STATE, load_state, save_state
@@ -99,6 +100,7 @@ def train(
     if data is None:
         data = config.data.load()
     if resume:
+        check_held_out(data, folder)
         data = _in_saved_units(data, folder)
     run = _Trainer(config, folder, device, data)
     step = run.restore() if resume else 0
@@ -108,6 +110,7 @@ def train(
         )
     if run.main and not resume:
         _clear(folder)
+        save_held_out(data, folder)
     run.workers.wait_for_everyone()
     return run.train(step, progress=progress, on_sample=on_sample)
 
@@ -136,8 +139,10 @@ class _Trainer:
             settings.seed,
             rank=self.workers.process_index,
             world=self.workers.num_processes,
+            device=self.device,
+            flips=config.data.flips,
         )
-        self.held_out = held_out_batch(data.held_out, data.info, settings.seed)
+        self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
         self.trained: Any = self.workers.prepare_model(self.model, device_placement=False)
 
     def train(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
@@ -185,7 +190,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         self.trained.train()
-        batch = self._to_device(self.batches(step))
+        batch = self.batches(step)
         loss = self.objective.loss(self.trained, batch.x0, batch.u, batch.eps).mean()
         self.optimizer.zero_grad()
         self.workers.backward(loss)
@@ -197,7 +202,7 @@ class _Trainer:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Return the mean loss of the moving average on held-out items, with the same draws every time."""
-        batch = self._to_device(self.held_out)
+        batch = self.held_out
         return float(self.objective.loss(self.average.eval(), batch.x0, batch.u, batch.eps).mean())
 
     def save(self, step: int) -> None:
@@ -225,9 +230,6 @@ class _Trainer:
         settings = self.config.training
         warm = min(1.0, (step + 1) / (settings.warmup + 1))
         return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return Batch(*(tensor.to(self.device) if tensor is not batch.u else tensor for tensor in batch))
 
     def _any_process(self, flag: bool) -> bool:
         """Return whether the flag is set in any process: all must stop at the same step."""
@@ -270,7 +272,7 @@ def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) ->
 def _clear(folder: Path) -> None:
     """Remove the files of an earlier run, and only those."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
+    for name in (CONFIG, HELD_OUT, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
         (folder / name).unlink(missing_ok=True)
     for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # files that users wrote there stay
         picture.unlink()
