@@ -40,6 +40,7 @@ OWNERS = {
     "matplotlib": ("plots",),
     "click": ("cli",),
     "diffusers": ("interop",),
+    "triton": ("noise",),
 }
 """Packages that only these may import."""
 
