@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.gaussian import Moments as Moments
     from sdediff.generation import sample as sample
     from sdediff.grids import GRIDS as GRIDS
+    from sdediff.guidance import Guided as Guided
     from sdediff.likelihood import BitsPerDim as BitsPerDim
     from sdediff.likelihood import Elbo as Elbo
     from sdediff.likelihood import LogLikelihood as LogLikelihood
@@ -61,6 +62,7 @@ _HOMES = {
     "gaussian": ("Moments",),
     "generation": ("sample",),
     "grids": ("GRIDS",),
+    "guidance": ("Guided",),
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
     "noise": ("BrownianPath", "NoiseSource"),
     "parametrization": ("PREDICTIONS",),

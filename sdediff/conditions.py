@@ -91,6 +91,42 @@ class Condition:
 
         return self.map(pick) if self else self
 
+    def followed_by(self, other: Condition, count: int) -> Condition:
+        """Return the rows of ``count`` items, then as many of another condition.
+
+        Numbers of another dtype are converted to that of the former where it has them, as it has not half a label.
+
+        Another condition of a single tensor stands for the only one of this, whatever its name.
+
+        Raises:
+            ValueError: for conditions of other tensors, or other shapes, and without one.
+        """
+        if not self:
+            raise ValueError("guidance needs a model under a condition: condition=...")
+        if len([*self._tensors()]) == len([*other._tensors()]) == 1:
+            (only,) = other._tensors()
+            other = self.map(lambda _: only)
+        same = len(self.positional) == len(other.positional) and self.named.keys() == other.named.keys()
+        if not same or any((a is None) != (b is None) for a, b in self._beside(other)):
+            raise ValueError("the null condition needs the same tensors as the condition, in a tuple or dict alike")
+
+        def both(a: Tensor, b: Tensor) -> Tensor:
+            if a.dtype != b.dtype and torch.equal(b.to(a.dtype).to(b.dtype), b):
+                b = b.to(a.dtype)
+            rows = [value.expand(count, *value.shape[1:]) for value in (a, b.to(a.device))]
+            if rows[0].shape != rows[1].shape:
+                raise ValueError(f"a row of the null condition is {tuple(b.shape[1:])}, not {tuple(a.shape[1:])}")
+            return torch.cat(rows)
+
+        joined = [None if a is None or b is None else both(a, b) for a, b in self._beside(other)]
+        head = len(self.positional)
+        return Condition(tuple(joined[:head]), dict(zip(self.named, joined[head:], strict=True)))
+
+    def _beside(self, other: Condition) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Return the pairs of tensors of two conditions of one structure."""
+        named = [(value, other.named[name]) for name, value in self.named.items()]
+        return [*zip(self.positional, other.positional, strict=True), *named]
+
     def check(self, items: int) -> None:
         """Refuse a condition that is not one row an item, or a single one.
 

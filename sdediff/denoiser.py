@@ -83,6 +83,10 @@ class Denoiser(nn.Module, ABC):
         """
         return self
 
+    def paired(self, null: Condition, count: int) -> Denoiser:
+        """Return the denoiser of ``count`` items twice, under their conditions and under ``null``, if it has any."""
+        raise ValueError(f"{type(self).__name__} takes no condition, and cannot be guided")
+
     def part(self, first: int, size: int, count: int) -> Denoiser:
         """Return the denoiser of up to ``size`` items from ``first`` on, of a batch of ``count``."""
         return self if first == 0 and size >= count else self.rows(slice(first, first + size))
@@ -255,6 +259,10 @@ class ScoreModel(Denoiser):
         if self.equivariance is None or self.equivariance.passed or self.condition:
             return self
         return self._under(self.condition, split=True)
+
+    def paired(self, null: Condition, count: int) -> ScoreModel:
+        """Return the model of ``count`` items twice: under their conditions, then under ``null``."""
+        return self._under(self.condition.followed_by(null, count))
 
     def check_batch(self, count: int) -> None:
         """Refuse a batch of ``count`` items if the condition belongs to another number of them."""

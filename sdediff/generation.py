@@ -25,7 +25,7 @@ from sdediff.options import (
     subset,
 )
 from sdediff.samplers import Sampler
-from sdediff.sampling import check_item, check_shape, resolve, solve
+from sdediff.sampling import check_item, check_shape, resolve, solve, told
 
 
 @overload
@@ -64,8 +64,9 @@ def sample(
             forward a step integrates with it. The solve then ends at ``t_min`` (for a chain at its first instant)
             rather than at 0, the density is that of the data with that much noise, and ``steps`` are 40 by default.
         **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``seed``, ``first``, ``batch_size``, ``prior``, ``t_from``,
-            ``dtype``, ``device``, ``progress``, ``condition``, ``differentiable``, ``keep_mode``, and of the density
-            ``trace`` and ``probes``, see :class:`~sdediff.options.SampleOptions`.
+            ``dtype``, ``device``, ``progress``, ``condition``, ``guidance``, ``null``, ``guidance_interval``,
+            ``differentiable``, ``keep_mode``, and of the density ``trace`` and ``probes``, see
+            :class:`~sdediff.options.SampleOptions`.
 
     Returns:
         Tensor ``(n, *shape)``, in the units of the data; with ``return_log_prob`` that and the log-densities in nats,
@@ -88,7 +89,7 @@ def sample(
     device, size = options.get("device"), options.get("batch_size")
     n, *item = check_shape(shape)
     check_item(model, item)
-    model = model.given(options.get("condition"))
+    model = told(model, options)
     model.check_batch(n)
     size = n if size is None else size
     check_count("batch_size", size)

@@ -65,8 +65,22 @@ class GradientOptions(TypedDict, total=False):
     differentiable: bool
 
 
-class SolveOptions(StepOptions, CallOptions, GradientOptions, total=False):
-    """The options of :func:`~sdediff.sampling.solve`: those of steps, network and gradients."""
+class GuidanceOptions(TypedDict, total=False):
+    """Classifier-free guidance, :class:`~sdediff.guidance.Guided`.
+
+    Attributes:
+        guidance: weight of the conditional answer against that under ``null``; none by default.
+        null: condition that stands for none, one row for all items: for K classes usually the label K.
+        guidance_interval: times ``(low, high)`` between which it guides; everywhere by default.
+    """
+
+    guidance: float | None
+    null: ConditionLike
+    guidance_interval: tuple[float, float] | None
+
+
+class SolveOptions(StepOptions, CallOptions, GuidanceOptions, GradientOptions, total=False):
+    """The options of :func:`~sdediff.sampling.solve`: those of steps, network, guidance and gradients."""
 
 
 class BatchOptions(TypedDict, total=False):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from sdediff.data.entries import kind_of
 from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.grids import GRIDS, Grid, graded
+from sdediff.guidance import guided
 from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
-from sdediff.options import GridLike, SolveOptions, StepOptions, check_count, check_options, subset
+from sdediff.options import GridLike, GuidanceOptions, SolveOptions, StepOptions, check_count, check_options, subset
 from sdediff.parametrization import check_signal
 from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS, Sampler
 from sdediff.samplers.auto import Auto
@@ -61,6 +63,18 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     if len(given) == 1:  # one tolerance given means both
         given = dict.fromkeys(tolerances, next(iter(given.values())))
     return dataclasses.replace(sampler, **given) if given else sampler  # type: ignore[type-var]
+
+
+def told(model: Denoiser, options: SolveOptions) -> Denoiser:
+    """Return the model under the condition and the guidance of a call."""
+    conditional = model.given(options.get("condition"))
+    return guided(conditional, options.get("guidance"), options.get("null"), options.get("guidance_interval"))
+
+
+def untold(options: SolveOptions) -> SolveOptions:
+    """Return the options of a call but for those of condition and guidance."""
+    own = {"condition", *GuidanceOptions.__annotations__}
+    return cast("SolveOptions", {name: value for name, value in options.items() if name not in own})
 
 
 def node_times(
@@ -136,8 +150,8 @@ def solve(
         seed: seed of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
         first: index of the batch's first sample.
         path: whether to return the states at all nodes.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``guidance``, ``null``,
+            ``guidance_interval``, ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
 
     Returns:
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
@@ -156,7 +170,7 @@ def solve(
     check_options(options, SolveOptions)
     check_state(x)
     check_item(model, x.shape[1:])
-    model = model.given(options.get("condition"))
+    model = told(model, options)
     flows = tracks_gradients(model, x, options.get("differentiable", False))
     sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde

@@ -23,7 +23,7 @@ from sdediff.numerics import expand, flatten
 from sdediff.options import SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import Sampler
 from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
-from sdediff.sampling import check_state, node_times, resolve, solve
+from sdediff.sampling import check_state, node_times, resolve, solve, told, untold
 
 DEFAULT_TOLERANCE = 1e-6
 
@@ -86,8 +86,8 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
             gives states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, from which :func:`decode`
             recovers ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes
             any ``(B, k, *shape)`` for such states.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``guidance``, ``null``,
+            ``guidance_interval``, ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
 
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
@@ -178,7 +178,8 @@ def interpolate(
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:
         raise ValueError(f"both ends need one shape; came {tuple(x_a.shape)} and {tuple(x_b.shape)}")
-    model = model.given(options.pop("condition", None))
+    model = told(model, options)
+    options = untold(options)
     model.check_batch(len(x_a))
     pairs = torch.arange(len(x_a), device=x_a.device)
     both, all_points = model.rows(pairs.repeat(2)), model.rows(pairs.repeat(points))

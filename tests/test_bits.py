@@ -137,8 +137,11 @@ def test_data_of_levels_cost_what_they_should(sde):
         mean, of_mean = float(chances @ cost), float((chances * error).norm())
         assert least / NATS - 5.0 * of_mean - 1e-4 < mean - entropy < most / NATS + 5.0 * of_mean + 1e-4
         assert 5.0 * of_mean < 0.1  # negative control: a tenth of a bit would be seen
-    uniform = bits_per_dim(GRID.model(sde), x, levels=5, t_from=result.t_from, **FINE)
-    assert float(chances @ uniform.bits_per_dim) > mean + 0.1
+    # a uniform law, which does not know that the data are levels, costs more: some 0.19 bits, of 0.02 errors each
+    coarse = {"rtol": 1e-3, "atol": 1e-3, "trace": "exact"}
+    uniform = bits_per_dim(GRID.model(sde), x.repeat(128, 1), levels=5, t_from=result.t_from, **coarse)
+    draws = uniform.bits_per_dim.reshape(128, 25) @ chances
+    assert float(draws.mean()) - entropy > 5.0 * float(draws.std()) / math.sqrt(128.0)
 
 
 # ---- several draws -------------------------------------------------------------------------------------------

@@ -154,6 +154,21 @@ def test_samples_are_the_librarys_under_the_condition(run: Path, tmp_path: Path)
         np.testing.assert_allclose(arrays["samples"], sample(model, (5, *SHAPE), condition=-1.5).numpy(), atol=1e-4)
 
 
+def test_guided_samples(run: Path, tmp_path: Path) -> None:
+    """Guidance of normals about c by the null condition d gives those about ``d + w (c - d)``."""
+    guide = ["--condition", "y=1", "--guidance", 3, "--null", "y=0.5"]
+    done("sample", "--run", run, "-n", 5, "--condition", "y=2", "--out", tmp_path / "x.npz", "--steps", 5)
+    figures = done("sample", "--run", run, "-n", 5, *guide, "--out", tmp_path / "y.npz", "--steps", 5)
+    with np.load(tmp_path / "x.npz") as expected, np.load(tmp_path / "y.npz") as arrays:
+        np.testing.assert_allclose(arrays["samples"], expected["samples"], atol=1e-4)
+    assert figures["guidance"] == "guidance 3 against y=[0.5]"
+    assert figures["nfe"] == 10
+    interval = ["--guidance-interval", 2, 3]  # never
+    figures = done("sample", "--run", run, "-n", 5, *guide, *interval, "--out", tmp_path / "z.npz", "--steps", 5)
+    assert figures["guidance"] == "guidance 3 against y=[0.5] from t = 2 to 3"
+    assert figures["nfe"] == 5
+
+
 COMMANDS = {
     "sample": ["sample", "-n", 3, "--steps", 2],
     "densities": ["sample", "-n", 3, "--steps", 2, "--log-prob"],
@@ -188,6 +203,10 @@ def test_every_command_tells_the_network_and_nothing_else(run: Path, name: str) 
         (["--condition", "y=cat"], "y: give a number, or several with commas between, not 'cat'"),
         (["--condition", "y="], "give a number"),
         (["--condition", f"y={2**70}"], "give a number"),
+        (["--condition", "y=1", "--guidance", "2"], "needs --condition NAME=VALUE, and --null NAME=VALUE"),
+        (["--condition", "y=1", "--null", "y=0"], "belong to guidance"),
+        (["--condition", "y=1", "--guidance", "2", "--null", "z=0"], "takes no z"),
+        (["--condition", "y=1", "--guidance", "nan", "--null", "y=0"], "must be a finite number"),
     ],
 )
 def test_what_is_no_condition_is_one_line(run: Path, args: list[str], message: str) -> None:

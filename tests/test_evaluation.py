@@ -23,7 +23,7 @@ from sdediff.conditions import Condition
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.denoiser import ScoreModel
-from sdediff.evaluation import Evaluation, PartialResults, evaluate, identity, mean_and_error, memory, order
+from sdediff.evaluation import Evaluation, PartialResults, evaluate, identity, mean_and_error, memory, order, resume
 from sdediff.evaluation.dataset import BLOCK, reached
 from sdediff.evaluation.memory import Microbatches, PeakMemory, fitting, peak_memory
 from sdediff.gaussian import Moments
@@ -126,7 +126,7 @@ def test_conditions_go_with_their_items(tmp_path, size):
         evaluate(told, items(37), condition=labels[1:])
 
 
-def test_a_file_of_other_settings_is_refused(tmp_path):
+def test_a_file_of_other_settings_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.part"
     evaluate(work, items(9), batch_size=3, partial=PartialResults(path, SETTINGS))
     before = path.read_bytes()
@@ -137,6 +137,10 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=f"begun with other settings .{settings}.$"):
             evaluate(work, items(9), batch_size=3, partial=PartialResults(path, message))
+    with monkeypatch.context() as other:
+        other.setattr(resume, "STREAM", 1)
+        with pytest.raises(ValueError, match=r"begun with other settings .noise stream 2, now 1.$"):
+            PartialResults(path, SETTINGS).read()
     assert path.read_bytes() == before
     assert evaluate(work, items(9), batch_size=3, partial=PartialResults(path, dict(SETTINGS))).done == 9
     for content in (b"", b"junk", before[: len(before) // 2]):

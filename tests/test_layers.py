@@ -18,6 +18,7 @@ LAYERS = {
     "files": 0, "interrupt": 0, "progress": 0,
     "sde": 1, "networks": 1, "data": 1,
     "grids": 2, "parametrization": 2, "instants": 2, "conditioning": 2, "denoiser": 2, "wrappers": 2,
+    "guidance": 2,
     "analytic": 3, "dynamics": 3, "integrators": 3,
     "samplers": 4,
     "options": 5, "sampling": 5,
@@ -43,6 +44,7 @@ OWNERS = {
     "diffusers": ("interop",),
     "pyarrow": ("data",),
     "datasets": ("data",),
+    "triton": ("noise",),
 }
 """Packages that only these may import."""
 

@@ -11,9 +11,25 @@ import torch
 from scipy import stats
 
 from sdediff import BrownianPath, NoiseSource
-from sdediff.noise import BROWNIAN_STEP, _box_muller
+from sdediff.noise import BROWNIAN_STEP
+from sdediff.noise.words import Key, stream_key
 
 DOUBLE = torch.float64
+
+
+def printed_word(key: Key, sample: int, number: int) -> int:
+    """A word by the formula of `sdediff.noise.words`, in Python's integers."""
+
+    def first(x: int) -> int:
+        return ((x ^ x >> 27) * 0x3C79AC492BA7B653) % 2**64
+
+    def second(x: int) -> int:
+        y = ((x ^ x >> 33) * 0x1C69B3F74AC4AE35) % 2**64
+        return y ^ y >> 27
+
+    golden = 0x9E3779B97F4A7C15
+    own = second(first((sample * golden + key.samples) % 2**64))
+    return second((first((number * golden + key.numbers) % 2**64) + own) % 2**64)
 
 
 def test_a_sample_s_noise_does_not_depend_on_its_batch() -> None:
@@ -23,6 +39,19 @@ def test_a_sample_s_noise_does_not_depend_on_its_batch() -> None:
         for k in (0, 13, 63):
             assert torch.equal(NoiseSource(7, (1, 3, 2), first=k).normal(step, stage)[0], z[k])
         assert torch.equal(NoiseSource(7, (3, 3, 2), samples=(63, 0, 13)).normal(step, stage), z[[63, 0, 13]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_sample_s_noise_is_the_same_to_the_bit_at_any_size(dtype: torch.dtype) -> None:
+    """Vectors, their remainders, short rows and blocks of the arithmetic round alike."""
+    for size in (1, 2, 3, 5, 7, 8, 9, 13, 31, 97, 1_001, 40_003):
+        count = max(2, 70_001 // size) if size < 10 else 5
+        whole = NoiseSource(1, (count, size), dtype=dtype)
+        z, u = whole.normal(0), whole.uniform(0)
+        for row in {0, 1, count // 2, count - 1}:
+            alone = NoiseSource(1, (1, size), first=row, dtype=dtype)
+            assert torch.equal(alone.normal(0)[0], z[row])
+            assert torch.equal(alone.uniform(0)[0], u[row])
 
 
 def test_order_of_draws_does_not_matter(global_generators_untouched: None) -> None:
@@ -45,6 +74,23 @@ def test_dtypes() -> None:
     assert (single.dtype, double.dtype) == (torch.float32, DOUBLE)
     assert float((double - double.float().double()).abs().max()) > 0.0
     assert torch.equal(NoiseSource(1, (2, 1000), dtype=torch.float16).normal(0), single.half())
+
+
+def test_any_integer_is_an_index_or_a_step() -> None:
+    """Up to 2^63 and beyond, in any order: indices count modulo 2^64."""
+    samples = (0, 2**63 - 1, 2**63, 5, 2**64 - 1, -1)
+    z = NoiseSource(1, (6, 9), samples=samples).normal(2**63, -7)
+    for row, sample in enumerate(samples):
+        assert torch.equal(NoiseSource(1, (1, 9), first=sample).normal(2**63, -7)[0], z[row])
+    assert torch.equal(z[4], z[5])
+    assert len({tuple(row.tolist()) for row in z}) == 5
+    assert torch.equal(NoiseSource(1, (4, 9), first=2**63 - 2).normal(2**63, -7)[1:3], z[1:3])
+
+
+def test_empty_shapes() -> None:
+    for shape in ((0, 3), (2, 0), (3,)):
+        assert NoiseSource(0, shape).normal(0).shape == shape
+        assert NoiseSource(0, shape).uniform(0).shape == shape
 
 
 def test_wrong_number_of_indices_is_refused() -> None:
@@ -103,21 +149,21 @@ def test_draws_are_standard_normal() -> None:
 
 
 def test_draws_are_the_transform_of_box_and_muller() -> None:
-    """Known answers: the words of the hashed stream, two by two, through the formula as it is printed."""
-    seed, samples, step, stage, size = 7, (2, 3, 11), -1, 4, 5
-    pairs = 3  # of a sample; the last normal of the last pair is spent
-    for dtype, width in ((torch.float32, 32), (DOUBLE, 64)):
-        key = [part for word in (seed, step % 2**64, stage) for part in (word % 2**32, word >> 32)]
-        stream = np.random.PCG64DXSM(np.random.SeedSequence(key)).random_raw(12 * pairs * 2)
-        words = [int(w) for word in stream for w in ((word,) if width == 64 else (word & 0xFFFFFFFF, word >> 32))]
+    """Known answers: the words of the stream through the formula as it is printed, cosines first."""
+    seed, samples, step, stage, size, pairs = 7, (2, 3, 11), -1, 4, 5, 3  # the last sine is spent
+    key = stream_key("normal", seed, step, stage)
+    for dtype, radius_bits in ((torch.float32, 32), (DOUBLE, 63)):
         rows = []
         for sample in samples:
-            own = words[sample * pairs * 2 : (sample + 1) * pairs * 2]
-            radii = [math.sqrt(-2.0 * math.log((u + 0.5) / 2**width)) for u in own[0::2]]
-            angles = [2.0 * math.pi * v / 2**width for v in own[1::2]]
-            rows.append([r * f(v) for r, v in zip(radii, angles, strict=True) for f in (math.cos, math.sin)][:size])
+            if dtype == DOUBLE:
+                both = [(printed_word(key, sample, 2 * i) >> 1, printed_word(key, sample, 2 * i + 1)) for i in range(3)]
+            else:
+                both = [(printed_word(key, sample, i) % 2**32, printed_word(key, sample, i)) for i in range(pairs)]
+            radii = [math.sqrt(-2.0 * math.log((u + 0.5) / 2**radius_bits)) for u, _ in both]
+            angles = [2.0 * math.pi * v / 2**64 for _, v in both]
+            rows.append([r * f(v) for f in (math.cos, math.sin) for r, v in zip(radii, angles, strict=True)][:size])
         came = NoiseSource(seed, (3, 5), samples=samples, dtype=dtype).normal(step, stage)
-        tolerance = 2e-6 if width == 32 else 1e-14  # a few roundings, and the angle's of pi
+        tolerance = 2e-6 if dtype == torch.float32 else 1e-14  # a few roundings, and the angle's of pi
         torch.testing.assert_close(came.double(), torch.tensor(rows, dtype=DOUBLE), rtol=tolerance, atol=tolerance)
 
 
@@ -141,6 +187,31 @@ def test_single_precision_has_the_tails_and_the_middle() -> None:
     angle = 2.0 * np.pi * np.random.Generator(np.random.PCG64(1)).random(z.size // 2)
     radius = np.sqrt(-2.0 * np.log(u))
     assert strange(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]))
+
+
+def not_uniform(u: np.ndarray) -> bool:
+    """Kolmogorov-Smirnov at 1e-6."""
+    return bool(stats.kstest(u, "uniform").pvalue < 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_uniforms_are_uniform_and_below_one(dtype: torch.dtype) -> None:
+    """And a function of sample, step and stage, independent of the normals there: a false alarm in 2e-6."""
+    source = NoiseSource(4, (64, 1000), dtype=dtype)
+    u = source.uniform(step=2, stage=1)
+    assert u.dtype == dtype
+    assert float(u.min()) >= 0.0
+    assert float(u.max()) < 1.0
+    assert not not_uniform(u.double().numpy().ravel())
+    assert not_uniform(u.double().numpy().ravel() ** 1.1)
+    assert torch.equal(NoiseSource(4, (2, 1000), samples=(63, 5), dtype=dtype).uniform(2, 1), u[[63, 5]])
+    normals = source.normal(step=2, stage=1)
+    assert not dependent(u.double().numpy().ravel(), normals.double().numpy().ravel())
+
+
+def test_uniforms_of_half_precision_stay_below_one() -> None:
+    u = NoiseSource(0, (1, 10_000), dtype=torch.bfloat16).uniform(0)
+    assert torch.equal(u, NoiseSource(0, (1, 10_000)).uniform(0))
 
 
 # ---- Brownian paths ------------------------------------------------------------------------------------------
@@ -208,17 +279,3 @@ def test_paths_have_ends() -> None:
         brownian().increment(0.0, 3.5)
     with pytest.raises(ValueError, match="is not within"):
         brownian().increment(1.0, 0.0)
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_the_smallest_word_has_a_finite_radius(kind: type) -> None:
-    """Words stand for the middles of their intervals: the uniform of word 0 is not 0, whose logarithm is infinite."""
-
-    class Zeros:
-        def random_raw(self, count: int) -> np.ndarray:
-            return np.zeros(count, dtype=np.uint64)
-
-    out = np.empty((3, 2), dtype=kind)
-    _box_muller(Zeros(), out)  # type: ignore[arg-type]
-    largest = math.sqrt(2.0 * (8 * out.itemsize + 1) * math.log(2.0))  # of the uniform 2^-33 or 2^-65
-    np.testing.assert_allclose(out, [[largest, 0.0]] * 3, rtol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from sdediff.denoiser import ScoreModel
 from sdediff.interrupt import Interrupt
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
-from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, train
+from sdediff.tensors import read_tensors, write_tensors
+from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, state, train
 from sdediff.training.batches import Batches, held_out_batch
 from sdediff.training.objective import stratified
 from sdediff.training.record import Record
@@ -307,6 +309,18 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(whole, tmp_path):
     again = train(settings(), tmp_path / "run", resume=True, progress=False)
     assert torch.equal(weights(again.model), weights(whole.model))
     assert [line["step"] for line in lines(tmp_path / "run") if "held_out_loss" in line] == [4, 8, 12]
+
+
+def test_a_run_of_another_stream_of_noise_is_refused(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole.run_dir, tmp_path / "run")
+    monkeypatch.setattr(state, "STREAM", 3)
+    with pytest.raises(ValueError, match=r"made with stream 2 of the noise, now it is 3; begin a new run$"):
+        train(settings(), folder, resume=True, progress=False)
+    tensors, metadata = read_tensors(folder / state.STATE)
+    del metadata["stream"]  # a state from before streams had versions
+    write_tensors(folder / state.STATE, tensors, metadata)
+    with pytest.raises(ValueError, match="made with stream 1"):
+        train(settings(), folder, resume=True, progress=False)
 
 
 def test_the_seed_decides_and_global_generators_are_left_alone(whole, tmp_path):

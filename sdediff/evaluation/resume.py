@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sdediff.conditions import Condition, ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.files import write
+from sdediff.noise import STREAM
 from sdediff.parametrization import Prediction
 
 RunSettings = Mapping[str, Any]
@@ -28,6 +29,7 @@ RunSettings = Mapping[str, Any]
 Columns = dict[str, NDArray[np.generic]]
 
 _SETTINGS, _SECONDS = "settings", "seconds"
+_STREAM = "noise stream"
 _CONDITION = "condition"
 _MODULE_ATTRIBUTES = {*vars(nn.Module())}
 """Attributes of every module: hooks, children, weights, which count elsewhere or not at all."""
@@ -112,15 +114,20 @@ class PartialResults:
     def write(self, columns: Columns, seconds: float) -> None:
         """Replace the file in one step."""
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {_SETTINGS: json.dumps(dict(self.settings)), _SECONDS: seconds, **columns}
+        arrays: dict[str, Any] = {_SETTINGS: json.dumps(self._all_settings()), _SECONDS: seconds, **columns}
         np.savez(buffer, **arrays)
         write(self.path, buffer.getvalue())
 
+    def _all_settings(self) -> dict[str, Any]:
+        """Return the run's settings and the version of the stream of its noise."""
+        return {**self.settings, _STREAM: STREAM}
+
     def _compare(self, before: RunSettings) -> None:
         """Refuse a file of other settings."""
+        own = self._all_settings()
         changed = [
             f"another {name}" if name in ("model", "data", _CONDITION) else f"{name} {before.get(name)}, now {now}"
-            for name, now in ((name, self.settings.get(name)) for name in {**before, **self.settings})
+            for name, now in ((name, own.get(name)) for name in {**before, **own})
             if before.get(name) != now
         ]
         if changed:

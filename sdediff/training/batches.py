@@ -115,7 +115,7 @@ class Batches:
         """Return a batch of the items of a step: dequantised, mirrored, with a noise level a stratum, and noise."""
         x0 = _values(items, self.info, self._noise, step)
         if self._coins is not None:
-            x0 = torch.where(self._coins.normal(step, Stage.BATCH_FLIPS) < 0.0, x0.flip(-1), x0)
+            x0 = torch.where(self._coins.uniform(step, Stage.BATCH_FLIPS) < 0.5, x0.flip(-1), x0)
         return Batch(x0, _levels(self.seed, step, self.batch_size)[self._share], self._noise.normal(step, Stage.BATCH))
 
 
@@ -138,13 +138,7 @@ def _values(items: Tensor, info: DataInfo, noise: NoiseSource, step: int) -> Ten
     """Dequantise levels, each with its own uniform number; floats pass."""
     if items.is_floating_point():
         return items
-    return place(items, info, _uniform(noise, step, Stage.BATCH_VALUES), noise.dtype)
-
-
-def _uniform(noise: NoiseSource, step: int, stage: Stage) -> Tensor:
-    """Draw uniform numbers in [0, 1), ``(B, *shape)``."""
-    uniform: Tensor = torch.special.ndtr(noise.normal(step, stage))
-    return uniform.clamp_(max=1.0 - 2.0**-24)
+    return place(items, info, noise.uniform(step, Stage.BATCH_VALUES), noise.dtype)
 
 
 def _levels(seed: int, step: int, count: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.documents import reason
+from sdediff.noise import STREAM
 from sdediff.tables import subtable
 from sdediff.tensors import check_finite, read_tensors, write_tensors
 
@@ -22,7 +23,7 @@ def save_state(
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
-    write_tensors(folder / STATE, tensors, {"step": str(step)})
+    write_tensors(folder / STATE, tensors, {"step": str(step), "stream": str(STREAM)})
 
 
 def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -33,12 +34,15 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
 
     Raises:
         FileNotFoundError: if the folder holds no state.
-        ValueError: if it is damaged or belongs to another model.
+        ValueError: if it is damaged, belongs to another model, or draws another stream of noise.
     """
     path = folder / STATE
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
     tensors, metadata = read_tensors(path)
+    stream = metadata.get("stream", "1")  # the first had no number
+    if stream != str(STREAM):
+        raise ValueError(f"{path} was made with stream {stream} of the noise, now it is {STREAM}; begin a new run")
 
     entries: dict[int, dict[str, Tensor]] = {}
     try:

@@ -91,7 +91,7 @@ def stratified_pairs(noise: NoiseSource, draws: int, stage: int) -> Tensor:
     The draws of an item are a function of the source's seed and the item's index alone.
     """
     source = NoiseSource(noise.seed, (len(noise.samples), draws), samples=noise.samples, dtype=torch.float64)
-    within = torch.special.ndtr(source.normal(draws, stage=stage)).clamp(max=1.0 - 2.0**-53).T
+    within = source.uniform(draws, stage=stage).T
     stratum = torch.arange(draws, dtype=torch.float64).div(2, rounding_mode="floor")[:, None]
     uniforms: Tensor = (stratum + within) * (2.0 / draws)
     return uniforms

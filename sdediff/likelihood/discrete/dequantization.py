@@ -204,7 +204,7 @@ class Uniform(Dequantisation):
         return sde.t_data
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
-        uniform = torch.special.ndtr(noise.normal(draw, stage=Stage.DEQUANTISATION))
+        uniform = noise.uniform(draw, stage=Stage.DEQUANTISATION)
         volume = torch.full((len(x),), log_bin_volume(info, x.shape[1:]), dtype=torch.float64, device=x.device)
         return WeightedValues(to_values(x, info, u=uniform, dtype=noise.dtype), volume)
 
