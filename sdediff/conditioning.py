@@ -113,7 +113,8 @@ def _interpolated(evaluate: Evaluate, sde: SDE, x: Tensor, level: Level) -> Spli
         return extrapolated
     earlier, share = evaluate(x, below), expand(_share(below, level, above), x)
     v = (1.0 - share) * _velocity(earlier, below) + share * _velocity(later, above)
-    v = torch.where(_below_first(position, x), _velocity(extrapolated, level), v)
+    if position.ndim:
+        v = torch.where(_below_first(position, x), _velocity(extrapolated, level), v)
     split = PREDICTIONS["v_prediction"].split(v, x, level)
     if later.fraction is not None and earlier.fraction is not None:
         split.fraction = (1.0 - share) * earlier.fraction + share * later.fraction
@@ -260,6 +261,8 @@ class ByInteger(Conditioning):
 
     def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
         label = to_nearest(_position(sde, level)).long() - 1 + self.offset
+        if isinstance(level.t, float):  # created on the device: no copy
+            return x.to(dtype), torch.full((x.shape[0],), int(label), device=x.device)
         return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
     def snap(self, sde: SDE, times: Tensor) -> Tensor:

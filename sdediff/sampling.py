@@ -136,8 +136,8 @@ def solve(
         seed: seed of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
         first: index of the batch's first sample.
         path: whether to return the states at all nodes.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``execution``,
+            ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
 
     Returns:
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.
@@ -156,7 +156,7 @@ def solve(
     check_options(options, SolveOptions)
     check_state(x)
     check_item(model, x.shape[1:])
-    model = model.given(options.get("condition"))
+    model = model.given(options.get("condition")).with_execution(options.get("execution"))
     flows = tracks_gradients(model, x, options.get("differentiable", False))
     sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde

@@ -86,8 +86,8 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
             gives states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, from which :func:`decode`
             recovers ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes
             any ``(B, k, *shape)`` for such states.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``execution``,
+            ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
 
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.
@@ -178,7 +178,7 @@ def interpolate(
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:
         raise ValueError(f"both ends need one shape; came {tuple(x_a.shape)} and {tuple(x_b.shape)}")
-    model = model.given(options.pop("condition", None))
+    model = model.given(options.pop("condition", None)).with_execution(options.pop("execution", None))
     model.check_batch(len(x_a))
     pairs = torch.arange(len(x_a), device=x_a.device)
     both, all_points = model.rows(pairs.repeat(2)), model.rows(pairs.repeat(points))

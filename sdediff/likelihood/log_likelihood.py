@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 
 from sdediff.data.units import log_scale
 from sdediff.denoiser import Denoiser
+from sdediff.execution import tf32_products
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.batch import PathSettings, solve_batch
@@ -79,8 +80,8 @@ def log_likelihood(
         data: levels and range of integer data; the model's own by default.
         draw: number of the draw of the probes and the dequantisation.
         **options: ``solver``, ``steps``, ``grid``, ``rtol``, ``atol``, ``trace``, ``probes``, ``noise``, ``prior``,
-            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
+            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``execution``,
+            ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
 
     Returns:
         A :class:`LogLikelihood`, in nats; of continuous data the density is in their own units.
@@ -99,7 +100,9 @@ def log_likelihood(
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
     probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
-    model, x, info = prepare_items(model, x, data, options.get("condition"))
+    model, x, info = prepare_items(model, x, data, options)
+    if options.get("differentiable", False):  # compiled networks have no second derivative
+        model = model.with_execution(replace(model.execution, compile=False))
     dim = x[0].numel()
     _check_numbers(probes, size, target_error)
     count = probes_for(options.get("trace", "auto"), probes, dim)
@@ -134,7 +137,7 @@ def log_likelihood(
         for begin in range(0, len(x), size):
             batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
             source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-            with evaluating(model, keep_mode):
+            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
                 yield _solve_items(denoiser, batch, info, settings, source, draw, steps)
             if progress is not None:
                 progress(begin + len(batch), len(x))

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdediff.bases import Axes
+from sdediff.execution import several_products, tf32_products
 
 VectorField = Callable[..., Tensor]
 """Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
@@ -99,7 +100,9 @@ def _forward(field: VectorField, y: Tensor) -> tuple[Tensor, Callable[[Tensor], 
         raise ValueError("the divergence needs a differentiable field: its value has no autograd history")
 
     def pull(cotangents: Tensor) -> Tensor:
-        return _products(value, leaf, cotangents.reshape(-1, *value.shape)).reshape(*cotangents.shape[:2], -1)
+        with several_products():
+            found = _products(value, leaf, cotangents.reshape(-1, *value.shape))
+        return found.reshape(*cotangents.shape[:2], -1)
 
     return value.detach(), pull
 
@@ -172,6 +175,7 @@ class _NodeFunction(torch.autograd.Function):
         value, result = function.evaluate(field, y, directions)
         # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.
         ctx.function, ctx.field, ctx.parameters = function, field, parameters
+        ctx.tf32 = torch.backends.cuda.matmul.allow_tf32  # the backward pass multiplies as this one does
         ctx.versions = [parameter._version for parameter in parameters]
         ctx.save_for_backward(y, value, directions)
         return value, result
@@ -183,7 +187,8 @@ class _NodeFunction(torch.autograd.Function):
         if [parameter._version for parameter in ctx.parameters] != ctx.versions:
             raise RuntimeError("a parameter was changed in place between the likelihood and its gradient")
         probes, of_products = ctx.function.products(directions.to(y), of_result)
-        gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
+        with tf32_products(ctx.tf32):
+            gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
         return None, None, None, *gradients
 
 
