@@ -42,9 +42,9 @@ _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Solver error, bits a dimension, above which an item is solved again where no number of steps is given, and the
 largest number of doublings of the steps, without and with a target error."""
 
-_PATH_BYTES, _ENTRY_BYTES, _MIN_ITEMS = 100_000_000, 110, 8
-"""Bytes of the paths of a microbatch, bytes of one entry of an item at a node, and the fewest items of a microbatch,
-below which forwards of the network are inefficient."""
+_PATH_BYTES, _PATH_BYTES_ON_DEVICE, _ENTRY_BYTES, _MIN_ITEMS = 100_000_000, 1_000_000_000, 110, 8
+"""Bytes of the paths of a microbatch on the CPU and on accelerators, bytes of one entry of an item at a node, and the
+fewest items of a microbatch, below which forwards of the network are inefficient."""
 
 
 def log_likelihood(
@@ -131,7 +131,7 @@ def log_likelihood(
     )
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
-    size = microbatch(len(settings.levels(steps)), dim) if size is None else size
+    size = microbatch(len(settings.levels(steps)), dim, x.device) if size is None else size
 
     def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):
@@ -148,9 +148,10 @@ def log_likelihood(
     return result
 
 
-def microbatch(nodes: int, dim: int) -> int:
+def microbatch(nodes: int, dim: int, device: torch.device) -> int:
     """Return the number of items that are solved together, whose tensors at all nodes take at most ``_PATH_BYTES``."""
-    return max(_MIN_ITEMS, _PATH_BYTES // (_ENTRY_BYTES * nodes * dim))
+    most = _PATH_BYTES if device.type == "cpu" else _PATH_BYTES_ON_DEVICE
+    return max(_MIN_ITEMS, most // (_ENTRY_BYTES * nodes * dim))
 
 
 def _solve_items(

@@ -191,7 +191,7 @@ class HutchinsonTrace(Trace):
 
     def evaluate(self, field: VectorField, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
         probes = self.probes(node)
-        velocity, products = products_through(self.parameters, field, y, probes)
+        velocity, products = products_through(self.parameters, field, y, probes, self.batched)
         return velocity, self.divergence(probes, products, node)
 
     def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
