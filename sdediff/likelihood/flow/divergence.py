@@ -34,18 +34,19 @@ VectorField = Callable[..., Tensor]
 """Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
 states of the items with the indices ``rows``, with repeats or without."""
 
-_MAX_COTANGENTS = 1 << 16  # entries of the cotangents of one backward pass: more overflow the caches and are slower
-_MAX_ON_DEVICE = (
-    1 << 23
-)  # the same on accelerators, which are slower with fewer; where memory does not hold them, fewer
+_MAX_COTANGENTS, _MAX_ON_DEVICE = 1 << 16, 1 << 23
+"""Entries of the cotangents of one backward pass, on the CPU, where more overflow the caches and are slower, and on
+accelerators, which are slower with fewer."""
 
 
 class BatchedPass:
-    """The cotangents that one backward pass of a network takes: as many as memory holds, or one where a layer has no
-    batching rule, such as fused attention or convolutions in channels-last order.
+    """Backward passes of a network that take several cotangents each.
+
+    They take as many as memory holds, or one where a layer has no batching rule, such as fused attention or
+    convolutions in channels-last order.
 
     Attributes:
-        most: their largest number; found out by the first passes along a path.
+        most: the largest number of them; found out by the first passes along a path.
     """
 
     def __init__(self) -> None:
