@@ -20,6 +20,7 @@ sampling and likelihood below 1.1. Cost: under five minutes on either.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 import sdediff
-from sdediff import NoiseSource
+from sdediff import Moments, NoiseSource
 from sdediff.execution import Execution
 from sdediff.networks import UNet
 
@@ -165,7 +166,7 @@ def diffusers_solve(kind: str, x: Tensor, output: Tensor, steps: int) -> Callabl
 def times(device: torch.device, small: bool) -> list[Row]:
     """Time draws of noise and steps beside a network that costs nothing."""
     rows, steps, least = list[Row](), 20, 0.05 if small else 0.2
-    for shape in [(64, 3, 32, 32)] if small else [(64, 3, 32, 32), (256, 3, 64, 64)]:
+    for shape in [(1, 2), (64, 3, 32, 32)] if small else [(1, 2), (64, 3, 32, 32), (256, 3, 64, 64)]:
         source, counter = NoiseSource(0, shape, device=device), iter(range(1 << 30))
         found = in_turn(
             {
@@ -183,6 +184,11 @@ def times(device: torch.device, small: bool) -> list[Row]:
             name: partial(sdediff.solve, model, x, name, steps=steps)
             for name in ("ode", "dpm++2m", "unipc2", "sde", "sde-dpm++2m", "ancestral")
         }
+        dim = math.prod(shape[1:])
+        known = Moments(torch.zeros(shape[1:]), torch.linspace(0.1, 1.0, dim, dtype=torch.float64))
+        whitened = sdediff.ScoreModel(Free(0.1 * output).to(device), model.sde, "v_prediction", moments=known)
+        for name in ("ode", "sde"):
+            works[f"{name}, moments"] = partial(sdediff.solve, whitened, x, name, steps=steps)
         works["a x + b eps"] = lambda x=x, output=output: [1.01 * x + 0.1 * output for _ in range(steps)]
         peers = {"diffusers DPM++2M": "dpmsolver++", "diffusers SDE-DPM++2M": "sde-dpmsolver++"}
         try:
@@ -193,7 +199,7 @@ def times(device: torch.device, small: bool) -> list[Row]:
         for name, taken in found.items():
             row = {"what": f"step {name} {shape}", "us": 1e6 * taken / steps}
             if peers and name not in peers:
-                noisy = name in sdediff.SAMPLERS and sdediff.SAMPLERS[name].stochastic
+                noisy = name.startswith(("sde", "ancestral"))
                 row["ratio"] = taken / found[list(peers)[noisy]]
             rows.append(row)
     return rows
