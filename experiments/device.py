@@ -13,8 +13,8 @@ small one of ours), over the same network's bare forwards and backward passes: 2
 of AdamW. Float32, and bfloat16 with channels last, compiled where there is a GPU.
 
 Expected on a GPU, as the project's targets: noise at most 2; steps of ``"ode"`` and multistep methods at most 0.6, of
-stochastic ones at most 1, of diffusers'; sampling 1.01, likelihood 1.05, training 1.05. On one core of a CPU: parity 0,
-sampling and likelihood below 1.1. Cost: under five minutes on either.
+stochastic ones at most 1, of diffusers'; sampling 1.01, likelihood 1.05, training 1.05. On one thread of a CPU, in
+processor time: parity 0, sampling below 1.1, likelihood, of a network of 0.2 M, below 1.5. Cost: under five minutes.
 """
 
 from __future__ import annotations
@@ -55,15 +55,16 @@ def wait(device: torch.device) -> None:
 
 def seconds(work: Callable[[], object], device: torch.device, least: float, repeats: int = 5) -> float:
     """Return the median seconds of some work, after a warm-up, in samples of at least ``least`` seconds."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     work()
     wait(device)
     taken, count = list[float](), 1
     while len(taken) < repeats:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             work()
         wait(device)
-        passed = time.perf_counter() - start
+        passed = clock() - start
         if passed < least and count < 1000:
             count = max(count + 1, min(1000, int(1.2 * count * least / max(passed, 1e-6))))
             continue
