@@ -2,9 +2,10 @@
 
     sdediff train --data digits && python -m experiments.precision runs/digits
 
-The same probes, dequantisation and starts in every precision: float32, bfloat16 and float16 by autocast. The bits are those of the run's held-out items, and their difference from float32 item by item, its
-mean and its RMS, to be read beside the stated standard error of the probes. The samples' RMS difference from float32,
-at the same number of steps, is to be read beside the solver's error: their RMS difference from four times the steps.
+The same probes, dequantisation and starts in every precision: float32, bfloat16 and float16 by autocast. The bits are
+those of the run's held-out items, and their difference from float32 item by item, its mean and its RMS, to be read
+beside the stated standard error of the probes. The samples' RMS difference from float32, at the same number of steps,
+is to be read beside the solver's error: their RMS difference from four times the steps.
 
 Expected on a digits network of 600 training steps, 60 items: bfloat16 shifts the mean by 3e-5 bits/dim (RMS 4e-4, where
 the probes' error of one item is 0.014) and the samples by 0.002, about as much as the solver's own error in 20 steps
@@ -18,6 +19,7 @@ import math
 from pathlib import Path
 
 import click
+
 import sdediff
 from sdediff.data import load_dataset
 from sdediff.execution import AUTOCASTS, Execution

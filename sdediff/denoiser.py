@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdediff.conditioning import CONDITIONINGS, ByLevel, Conditioning, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
-from sdediff.execution import Execution, NetworkRunner, lay_out
+from sdediff.execution import Execution, NetworkRunner
 from sdediff.foreign import Equivariance, modules_of, twin_of
 from sdediff.gaussian import Moments
 from sdediff.numerics import choose, expand
@@ -225,13 +225,10 @@ class ScoreModel(Denoiser):
         )
         if self.interface.labels:
             chain_steps(sde)
-        self.moments = moments
-        self.data = data
-        self.learned_variance = learned_variance
-        self.condition = Condition()
+        self.moments, self.data = moments, data
+        self.learned_variance, self.condition = learned_variance, Condition()
         self.equivariance = None if isinstance(network, nn.Module) else Equivariance(network)
-        self.execution = Execution()
-        self.runner = NetworkRunner()
+        self.execution, self.runner = Execution(), NetworkRunner()
         self.split_batch = False
 
     def __repr__(self) -> str:
@@ -239,8 +236,7 @@ class ScoreModel(Denoiser):
         name = getattr(self.network, "__qualname__", type(self.network).__qualname__)
         count = sum(parameter.numel() for parameter in self.parameters())
         options = f", prediction={type(self.prediction).__name__}, conditioning={self.conditioning!r}"
-        options += ", learned_variance=True" if self.learned_variance else ""
-        options += f", {self.execution}" if self.execution != Execution() else ""
+        options += ", learned_variance=True" * self.learned_variance + f", {self.execution}".rstrip(", ")
         return f"ScoreModel({name} of {count:,} parameters, {self.sde!r}{options}, data={self.data!r})"
 
     def forward(self, x: Tensor, level: Level) -> Split:
@@ -277,10 +273,8 @@ class ScoreModel(Denoiser):
             return self
         if execution.compile and isinstance(self.interface, ByLevel):
             raise ValueError("a network with conditioning 'level', as exact denoisers have, cannot be compiled")
-        if execution.channels_last:
-            lay_out(self)
         twin = twin_of(self)
-        twin.execution = execution
+        twin.execution = execution.laid_out(self)
         return twin
 
     def check_batch(self, count: int) -> None:

@@ -63,6 +63,13 @@ class Execution:
         words.append({None: "", True: "TF32", False: "no TF32"}[self.tf32])
         return ", ".join(word for word in words if word)
 
+    def laid_out(self, module: nn.Module) -> Execution:
+        """Return the execution, after laying the weights of convolutions out for it, in place."""
+        if self.channels_last:
+            for parameter in module.parameters():
+                parameter.data = channels_last(parameter.data)
+        return self
+
     def context(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the context of a forward on a device."""
         return nullcontext() if self.autocast is None and self.tf32 is None else self._context(device)
@@ -128,12 +135,6 @@ def several_products() -> AbstractContextManager[Any]:
 def channels_last(x: Tensor) -> Tensor:
     """Return an image or volume ``(B, C, ...)`` with its channels last in memory, any other tensor as it is."""
     return x.contiguous(memory_format=_LAYOUTS[x.ndim]) if x.ndim in _LAYOUTS else x
-
-
-def lay_out(module: nn.Module) -> None:
-    """Lay the weights of convolutions out with their channels last, in place."""
-    for parameter in module.parameters():
-        parameter.data = channels_last(parameter.data)
 
 
 @contextmanager
