@@ -125,11 +125,19 @@ class NetworkRunner:
         return run
 
 
-def several_products() -> AbstractContextManager[Any]:
-    """Return the context in which one forward of a compiled network has several backward passes, and is compiled so."""
+@contextmanager
+def several_products() -> Iterator[None]:
+    """Enter a context in which a forward of a compiled network may have several backward passes, and is compiled so."""
     from torch._functorch import config
 
-    return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else nullcontext()
+    if not hasattr(config, "donated_buffer"):  # of torch 2.6 and later
+        yield
+        return
+    before, config.donated_buffer = config.donated_buffer, False  # config.patch makes a class each time
+    try:
+        yield
+    finally:
+        config.donated_buffer = before
 
 
 def channels_last(x: Tensor) -> Tensor:
