@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.estimation import moments as moments
     from sdediff.evaluation.solvers import Comparison as Comparison
     from sdediff.evaluation.solvers import compare as compare
+    from sdediff.execution import Execution as Execution
     from sdediff.gaussian import Moments as Moments
     from sdediff.generation import sample as sample
     from sdediff.grids import GRIDS as GRIDS
@@ -59,6 +60,7 @@ _HOMES = {
     "estimation": ("moments",),
     "evaluation.solvers": ("Comparison", "compare"),
     "denoiser": ("Denoiser", "ScoreModel"),
+    "execution": ("Execution",),
     "gaussian": ("Moments",),
     "generation": ("sample",),
     "grids": ("GRIDS",),

@@ -167,6 +167,8 @@ class ByInteger(Conditioning):
 
     def inputs(self, x: Tensor, level: Level, dtype: torch.dtype, sde: SDE) -> tuple[Tensor, Tensor]:
         label = to_nearest(position_of(sde, level)).long() - 1 + self.offset
+        if isinstance(level.t, float):  # created on the device: no copy
+            return x.to(dtype), torch.full((x.shape[0],), int(label), device=x.device)
         return x.to(dtype), label.to(x.device).expand(x.shape[0]).clone()
 
     def snap(self, sde: SDE, times: Tensor) -> Tensor:

@@ -7,22 +7,23 @@ split. :class:`ScoreModel` is built from a network; :mod:`sdediff.wrappers` chan
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.conditioning import CONDITIONINGS, Conditioning
+from sdediff.conditioning import CONDITIONINGS, ByLevel, Conditioning
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
-from sdediff.foreign import Equivariance, modules_of, tensor_of
+from sdediff.execution import Execution, NetworkRunner
+from sdediff.foreign import Equivariance, modules_of, twin_of
 from sdediff.gaussian import Moments
 from sdediff.instants import chain_steps
 from sdediff.numerics import choose, expand
-from sdediff.parametrization import PREDICTIONS, Prediction
+from sdediff.parametrization import PREDICTIONS, Prediction, split_output
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split, Time
 
@@ -36,6 +37,7 @@ class Denoiser(nn.Module, ABC):
         data: shape, levels, range and units of the data where known, else ``None``. States are in the model's
             coordinates, ``(x - data.shift) / data.scale``.
         prediction: parametrisation of the network, which gives its errors in the velocity; the velocity by default.
+        execution: how the network is run.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
     >>> model.denoise(torch.zeros(1, 2), 1.0).round(decimals=2)  # pure noise: the mean of the data
@@ -46,6 +48,7 @@ class Denoiser(nn.Module, ABC):
     moments: Moments | None
     data: DataInfo | None
     prediction: Prediction = PREDICTIONS["v_prediction"]
+    execution: Execution = Execution()
 
     @abstractmethod
     def forward(self, x: Tensor, level: Level) -> Split:
@@ -74,6 +77,16 @@ class Denoiser(nn.Module, ABC):
         twin = twin_of(self)
         twin.moments = moments
         return twin
+
+    def with_execution(self, execution: Execution | None) -> Denoiser:
+        """Return the denoiser whose network is run in another way, with the same parameters; ``None`` for the present.
+
+        Raises:
+            ValueError: if the denoiser has no network that can be run so.
+        """
+        if execution is not None and execution != self.execution:
+            raise ValueError(f"{type(self).__name__} has no network whose precision or compilation could be chosen")
+        return self
 
     def rows(self, index: Rows) -> Denoiser:
         """Return the denoiser of some items of its batch, with their conditions.
@@ -217,11 +230,10 @@ class ScoreModel(Denoiser):
         )
         if self.interface.labels:
             chain_steps(sde)
-        self.moments = moments
-        self.data = data
-        self.learned_variance = learned_variance
-        self.condition = Condition()
+        self.moments, self.data = moments, data
+        self.learned_variance, self.condition = learned_variance, Condition()
         self.equivariance = None if isinstance(network, nn.Module) else Equivariance(network)
+        self.execution, self.runner = Execution(), NetworkRunner()
         self.split_batch = False
 
     def __repr__(self) -> str:
@@ -229,7 +241,7 @@ class ScoreModel(Denoiser):
         name = getattr(self.network, "__qualname__", type(self.network).__qualname__)
         count = sum(parameter.numel() for parameter in self.parameters())
         options = f", prediction={type(self.prediction).__name__}, conditioning={self.conditioning!r}"
-        options += ", learned_variance=True" if self.learned_variance else ""
+        options += ", learned_variance=True" * self.learned_variance + f", {self.execution}".rstrip(", ")
         return f"ScoreModel({name} of {count:,} parameters, {self.sde!r}{options}, data={self.data!r})"
 
     def forward(self, x: Tensor, level: Level) -> Split:
@@ -264,6 +276,16 @@ class ScoreModel(Denoiser):
         """Return the model of ``count`` items twice: under their conditions, then under ``null``."""
         return self._under(self.condition.followed_by(null, count))
 
+    def with_execution(self, execution: Execution | None) -> ScoreModel:
+        """Return the model whose network is run in another way, with the same parameters; ``None`` for the present."""
+        if execution is None or execution == self.execution:
+            return self
+        if execution.compile and isinstance(self.interface, ByLevel):
+            raise ValueError("a network with conditioning 'level', as exact denoisers have, cannot be compiled")
+        twin = twin_of(self)
+        twin.execution = execution.laid_out(self)
+        return twin
+
     def check_batch(self, count: int) -> None:
         """Refuse a batch of ``count`` items if the condition belongs to another number of them."""
         self.condition.check(count)
@@ -280,29 +302,8 @@ class ScoreModel(Denoiser):
         dtype = x.dtype if parameter is None else parameter.dtype
         state, conditioning = self.interface.inputs(x, level, dtype, self.sde)
         state = state.clone() if state is x else state
-        condition = self.condition.arguments(x, dtype)
+        network, execution = self.network, self.execution
         if self.equivariance is not None and self.split_batch and not self.equivariance.passed:
-            output = self.equivariance.evaluate(state, conditioning)
-        else:
-            output = tensor_of(self.network(state, conditioning, *condition.positional, **condition.named))
-        wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else x.shape
-        if output.shape != wanted:
-            twice = " and its learned variance" if self.learned_variance else ""
-            raise ValueError(f"the network returned {tuple(output.shape)} for a state {tuple(x.shape)}{twice}")
-        output = output.to(x.dtype)
-        if not self.learned_variance:
-            return self.prediction.split(output, x, level)
-        output, variance = output.chunk(2, dim=1)
-        split = self.prediction.split(output, x, level)
-        split.fraction = 0.5 * (variance + 1.0)
-        return split
-
-
-DenoiserT = TypeVar("DenoiserT", bound=Denoiser)
-
-
-def twin_of(denoiser: DenoiserT) -> DenoiserT:
-    """Return a shallow copy of a denoiser, with its own table of modules."""
-    twin = copy.copy(denoiser)
-    twin.__dict__["_modules"] = dict(denoiser._modules)
-    return twin
+            network, execution = self.equivariance.evaluate, replace(execution, compile=False)
+        output = self.runner(execution, network, state, conditioning, self.condition.arguments(x, dtype))
+        return split_output(self.prediction, output, x, level, self.learned_variance)

@@ -6,14 +6,17 @@ tensors passed to them are copies.
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def modules_of(network: Callable[..., Any]) -> list[nn.Module]:
@@ -113,6 +116,13 @@ def evaluating(model: nn.Module, keep_mode: bool = False) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def twin_of(module: ModuleT) -> ModuleT:
+    """Return a shallow copy of a module, with its own table of modules."""
+    twin = copy.copy(module)
+    twin.__dict__["_modules"] = dict(module._modules)
+    return twin
 
 
 def tensor_of(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from sdediff.data.units import log_scale, to_data
 from sdediff.denoiser import Denoiser, check_denoiser
+from sdediff.execution import tf32_products
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
@@ -64,8 +65,8 @@ def sample(
             forward a step integrates with it. The solve then ends at ``t_min`` (for a chain at its first instant)
             rather than at 0, the density is that of the data with that much noise, and ``steps`` are 40 by default.
         **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``seed``, ``first``, ``batch_size``, ``prior``, ``t_from``,
-            ``dtype``, ``device``, ``progress``, ``condition``, ``guidance``, ``null``, ``guidance_interval``,
-            ``differentiable``, ``keep_mode``, and of the density ``trace`` and ``probes``, see
+            ``dtype``, ``device``, ``progress``, ``condition``, ``execution``, ``guidance``, ``null``,
+            ``guidance_interval``, ``differentiable``, ``keep_mode``, and of the density ``trace`` and ``probes``, see
             :class:`~sdediff.options.SampleOptions`.
 
     Returns:
@@ -142,7 +143,7 @@ def sample(
             ).x
         else:
             trace = subset(options, TraceOptions)
-            with evaluating(model, keep_mode):
+            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
                 found = sample_with_density(own, x, path, source, moments=moments, progress=report, **trace)
             x = found.x
             densities.append(found.log_prob - log_scale(model.data))

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -71,11 +72,30 @@ class Grid(ABC):
             raise ValueError(f"steps must be at least 1, not {steps}")
         if t_from == t_to:
             raise ValueError(f"t_from and t_to must differ; both are {t_from:g}")
-        times = self.nodes(sde, steps, t_from, t_to)
-        times[0], times[-1] = t_from, t_to
+        question = self, sde, steps, t_from, t_to
+        times = (_kept_nodes if _is_hashable(question) else _nodes)(*question).clone()
         if bool((times.diff() * math.copysign(1.0, t_to - t_from) <= 0.0).any()):
             raise ValueError(f"{steps} steps from {t_from:g} to {t_to:g} are too many: two nodes coincide")
         return times
+
+
+def _nodes(grid: Grid, sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
+    times = grid.nodes(sde, steps, t_from, t_to)
+    times[0], times[-1] = t_from, t_to
+    return times
+
+
+_kept_nodes = lru_cache(maxsize=64)(_nodes)
+"""Nodes by grid, process, steps and ends, once for all solves: some take longer than twenty steps of a solver."""
+
+
+def _is_hashable(value: object) -> bool:
+    """Return whether a value can be a key: not where a process of the user's has arrays."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def graded(grid: Grid, sde: SDE, steps: int, t_from: float, t_to: float, order: int) -> Tensor:

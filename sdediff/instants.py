@@ -102,7 +102,8 @@ def interpolated(evaluate: Evaluate, sde: SDE, x: Tensor, level: Level) -> Split
         return extrapolated
     earlier, share = evaluate(x, below), expand(_share(below, level, above), x)
     v = (1.0 - share) * _velocity(earlier, below) + share * _velocity(later, above)
-    v = torch.where(_below_first(position, x), _velocity(extrapolated, level), v)
+    if position.ndim:
+        v = torch.where(_below_first(position, x), _velocity(extrapolated, level), v)
     split = PREDICTIONS["v_prediction"].split(v, x, level)
     if later.fraction is not None and earlier.fraction is not None:
         split.fraction = (1.0 - share) * earlier.fraction + share * later.fraction

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdediff.conditions import ConditionLike
+from sdediff.execution import Execution
 from sdediff.grids import Grid
 from sdediff.samplers.base import Progress, Sampler
 
@@ -47,11 +48,13 @@ class CallOptions(TypedDict, total=False):
         keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
             put into evaluation mode for the call.
         progress: function called as ``progress(done, total)``.
+        execution: how the network is run, an :class:`~sdediff.execution.Execution`; by default as the model says.
     """
 
     condition: ConditionLike
     keep_mode: bool
     progress: Progress | None
+    execution: Execution | None
 
 
 class GradientOptions(TypedDict, total=False):
@@ -91,7 +94,7 @@ class BatchOptions(TypedDict, total=False):
             batch size.
         first: index of the first item.
         batch_size: number of items solved at a time; all by default, but in likelihoods as many as keep their paths in
-            about 100 MB.
+            about 100 MB, or 1 GB on accelerators.
     """
 
     seed: int

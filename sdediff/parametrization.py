@@ -54,6 +54,25 @@ class Linear(Prediction):
         return Split.linear(x, output, *self.halves(level), scale=level.scale)
 
 
+def split_output(prediction: Prediction, output: Tensor, x: Tensor, level: Level, learned_variance: bool) -> Split:
+    """Turn what a network returned at the state ``x`` ``(B, *shape)`` into a split.
+
+    Raises:
+        ValueError: if the output is not of the state's shape, with twice the channels for a learned variance.
+    """
+    wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if learned_variance else x.shape
+    if output.shape != wanted:
+        twice = " and its learned variance" if learned_variance else ""
+        raise ValueError(f"the network returned {tuple(output.shape)} for a state {tuple(x.shape)}{twice}")
+    output = output.to(x.dtype)
+    if not learned_variance:
+        return prediction.split(output, x, level)
+    output, variance = output.chunk(2, dim=1)
+    split = prediction.split(output, x, level)
+    split.fraction = 0.5 * (variance + 1.0)
+    return split
+
+
 _NOTHING = 1e6
 """Gain by which single precision leaves nothing of the data but rounding."""
 _SMALLEST = 1e-7

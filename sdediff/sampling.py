@@ -66,14 +66,14 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
 
 
 def told(model: Denoiser, options: SolveOptions) -> Denoiser:
-    """Return the model under the condition and the guidance of a call."""
-    conditional = model.given(options.get("condition"))
+    """Return the model under the condition, the execution and the guidance of a call."""
+    conditional = model.given(options.get("condition")).with_execution(options.get("execution"))
     return guided(conditional, options.get("guidance"), options.get("null"), options.get("guidance_interval"))
 
 
 def untold(options: SolveOptions) -> SolveOptions:
-    """Return the options of a call but for those of condition and guidance."""
-    own = {"condition", *GuidanceOptions.__annotations__}
+    """Return the options of a call but for those of condition, execution and guidance."""
+    own = {"condition", "execution", *GuidanceOptions.__annotations__}
     return cast("SolveOptions", {name: value for name, value in options.items() if name not in own})
 
 
@@ -150,8 +150,9 @@ def solve(
         seed: seed of the solver's noise; sample k's noise depends on ``(seed, first + k, step)`` alone.
         first: index of the batch's first sample.
         path: whether to return the states at all nodes.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``guidance``, ``null``,
-            ``guidance_interval``, ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``execution``, ``guidance``,
+            ``null``, ``guidance_interval``, ``differentiable`` and ``keep_mode``, see
+            :class:`~sdediff.options.SolveOptions`.
 
     Returns:
         A :class:`~sdediff.types.Solution`: ``x``, ``nfe``, ``times``, ``path``.

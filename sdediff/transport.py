@@ -86,8 +86,9 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
             gives states ``(B, k, *shape)``, the latents and the k - 1 nodes before them, from which :func:`decode`
             recovers ``x`` to rounding, in as many forwards. A model that does not know the shape of its items takes
             any ``(B, k, *shape)`` for such states.
-        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``guidance``, ``null``,
-            ``guidance_interval``, ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.SolveOptions`.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``progress``, ``condition``, ``execution``, ``guidance``,
+            ``null``, ``guidance_interval``, ``differentiable`` and ``keep_mode``, see
+            :class:`~sdediff.options.SolveOptions`.
 
     Raises:
         ValueError: for a stochastic solver, or as :func:`~sdediff.sampling.solve`.

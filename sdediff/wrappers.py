@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import has_units
-from sdediff.denoiser import Denoiser, twin_of
+from sdediff.denoiser import Denoiser
+from sdediff.execution import Execution
+from sdediff.foreign import twin_of
 from sdediff.gaussian import Moments
 from sdediff.numerics import expand, flatten
 from sdediff.types import DataInfo, Level, Scalar, Split
@@ -36,6 +38,7 @@ class Around(Denoiser):
     prediction = property(lambda self: self.inner.prediction)
     dtype = property(lambda self: self.inner.dtype)
     device = property(lambda self: self.inner.device)
+    execution = property(lambda self: self.inner.execution)
 
     def nfe(self, level: Level) -> int:
         """Return the number of forwards of the denoiser inside."""
@@ -52,6 +55,10 @@ class Around(Denoiser):
     def with_moments(self, moments: Moments | None) -> Self:
         """Return the wrapper around the denoiser with other moments."""
         return self.around(self.inner.with_moments(moments))
+
+    def with_execution(self, execution: Execution | None) -> Self:
+        """Return the wrapper around the denoiser that is run in another way."""
+        return self.around(self.inner.with_execution(execution))
 
     def rows(self, index: Rows) -> Self:
         """Return the wrapper around the denoiser of some items."""

@@ -173,3 +173,18 @@ def test_who_gets_a_graded_start() -> None:
     assert torch.equal(node_times(SAMPLERS["ab4"], instants, 20, None, ends), instants.snap(plain))
     full = GRIDS["reference"](model.sde, 20, 1.0, 0.0)
     assert torch.equal(node_times(SAMPLERS["ab4"], model, 20, None, (1.0, 0.0)), full)
+
+
+def test_kept_nodes_are_the_same_and_nobody_elses() -> None:
+    first = GRIDS["mixed"](VPSDE(), 7, 1.0, 0.0)
+    expected = first.clone()
+    first.zero_()  # what is done to one solve's nodes
+    assert torch.equal(GRIDS["mixed"](VPSDE(), 7, 1.0, 0.0), expected)
+    assert not torch.equal(GRIDS["mixed"](VPSDE(beta_max=10.0), 7, 1.0, 0.0), expected)
+
+
+def test_processes_that_are_no_keys_have_nodes_too() -> None:
+    class Listed(VPSDE):
+        __hash__ = None  # type: ignore[assignment]  # as of one with an array among its fields
+
+    assert torch.equal(GRIDS["mixed"](Listed(), 7, 1.0, 0.0), GRIDS["mixed"](VPSDE(), 7, 1.0, 0.0))

@@ -228,6 +228,39 @@ def test_layers_that_cannot_be_batched_have_a_divergence():
         torch.testing.assert_close(seen, expected, rtol=1e-13, atol=1e-13)
 
 
+def test_a_pass_that_memory_does_not_hold_is_halved_and_the_next_is_not_tried(monkeypatch):
+    probes = PROBES["gaussian"].draw(torch.arange(3 * 5 * 32, dtype=torch.float64).sin().reshape(3, 5, 32))
+    _, expected = value_and_products(field, Y, probes)
+    tried, backward = [], divergence._backward
+
+    def small(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+        tried.append(len(cotangents))
+        if len(cotangents) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return backward(value, leaf, cotangents)
+
+    monkeypatch.setattr(divergence, "_backward", small)
+    batched = divergence.BatchedPass()
+    for passes in ([5, 2, 2, 1], [2, 2, 1]):
+        tried.clear()
+        torch.testing.assert_close(value_and_products(field, Y, probes, batched)[1], expected, rtol=1e-12, atol=1e-13)
+        assert tried == passes
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_layers_that_cannot_be_batched_are_found_out_once_a_path(trace, monkeypatch):
+    tried, backward = [], divergence._backward
+
+    def counted(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+        tried.append(len(cotangents))
+        return backward(value, leaf, cotangents)
+
+    monkeypatch.setattr(divergence, "_backward", counted)
+    log_likelihood(ScoreModel(lambda x, t: Unbatched.apply(x), VPSDE()), Y, steps=3, trace=trace, probes=4)
+    assert sum(size > 1 for size in tried) == 1
+    assert tried[0] > 1
+
+
 def test_nothing_of_autograd_is_left_behind():
     model = ScoreModel(lambda x, t: padded(x), VPSDE())
     expected = log_likelihood(model, Y, steps=2)

@@ -133,7 +133,9 @@ def test_gradient_is_that_of_finite_differences(options, own):
     assert abs(float(sum((g * v).sum() for g, v in zip(found[1:], along[1:], strict=True))) - exact) < error
 
 
-def recorded(parameters: object, field: divergence.VectorField, y: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def recorded(
+    parameters: object, field: divergence.VectorField, y: Tensor, directions: Tensor, _: object = None
+) -> tuple[Tensor, Tensor]:
     """A look that leaves its whole graph, as autograd does if nothing is done about it."""
     leaf = y if y.requires_grad else y.detach().requires_grad_()
     value = field(leaf)

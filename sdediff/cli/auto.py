@@ -25,7 +25,7 @@ class Task(NamedTuple):
         run: the run, whose model has its condition.
         model: the model that is solved: the run's, or that with its wrappers.
         items: number of items of the condition; 1 where it is the same for all.
-        setting: condition and wrappers in words; ``None`` where choices are not kept, as under labels.
+        setting: condition, wrappers and execution in words; ``None`` where choices are not kept, as under labels.
     """
 
     run: Run
@@ -40,7 +40,8 @@ class Task(NamedTuple):
         """Return the task of a run under a condition, by default for its own model."""
         items = max((len(value) for value in condition.values()), default=1)
         told = [f"{name}={condition[name].tolist()}" for name in sorted(condition)]
-        setting = None if items > 1 else "; ".join([*told, *([wrappers] if wrappers else [])])
+        words = [word for word in (wrappers, str(run.model.execution)) if word]
+        setting = None if items > 1 else "; ".join([*told, *words])
         return cls(run, run.model if model is None else model, items, setting)
 
 

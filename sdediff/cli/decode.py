@@ -58,7 +58,7 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
         options = file.options
     rows = {key: value if len(value) == 1 else value[:number] for key, value in file.condition.items()}
     condition = tuple({**rows, **dict(frame.condition)}.items())
-    run = with_condition(open_run(frame.run, frame.device, frame.console), condition)
+    run = with_condition(open_run(frame.run, frame.device, frame.console, frame.execution), condition)
     same = (name, options) == (file.solver, file.options)
     z = _check_latents(file.z[:number], latents, run, states_of(SOLVERS[name]), same)
     files = frame.plan(run.folder / "decoded", latents.stem, ".png", ".npz")

@@ -54,7 +54,7 @@ def command(
     """
     name = str(solver.name)
     solver.resolve(name)  # refuses options that do not fit
-    run = open_run(frame.run, frame.device, frame.console)
+    run = open_run(frame.run, frame.device, frame.console, frame.execution)
     items, described, *_ = loaded = read_items(data, run, number)
     run, condition = with_labels(run, frame.condition, labels, loaded)
     files = frame.plan(run.folder / "latents", "latents", ".npz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,19 @@ import click
 
 from sdediff.cli.conditions import Assignments, condition_option, with_condition
 from sdediff.cli.console import Console
-from sdediff.cli.options import PATH, Decorator, device_option, force_option, json_option, together
+from sdediff.cli.options import (
+    PATH,
+    Decorator,
+    device_option,
+    execution_options,
+    force_option,
+    json_option,
+    together,
+)
 from sdediff.cli.output import plan
 from sdediff.cli.runs import Measurement, Run, counting, open_run
 from sdediff.denoiser import Denoiser
+from sdediff.execution import Execution
 
 _FILE_KINDS = {".png": "picture", ".npz": "numbers", ".csv": "numbers"}
 
@@ -32,6 +41,7 @@ class CommandFrame:
         condition: values of ``--condition``.
         out: value of ``--out``.
         force: whether files may be replaced.
+        execution: how the network is run.
     """
 
     console: Console
@@ -40,10 +50,11 @@ class CommandFrame:
     condition: Assignments
     out: Path | None
     force: bool
+    execution: Execution
 
     def open(self) -> Run:
         """Open the run, its model under the condition for all items."""
-        return with_condition(open_run(self.run, self.device, self.console), self.condition)
+        return with_condition(open_run(self.run, self.device, self.console, self.execution), self.condition)
 
     def plan(self, folder: Path, name: str, *suffixes: str) -> dict[str, Path]:
         """Choose the output files, see :func:`~sdediff.cli.output.plan`."""
@@ -73,19 +84,23 @@ class CommandFrame:
 
 
 def frame_options(out: str | None = None) -> Decorator[Any]:
-    """Add ``--condition --device --out --force --json``; the command gets them, and ``--run``, as ``frame``.
+    """Add ``--condition --device --out --force --json`` and the execution; the command gets them as ``frame``.
+
+    ``--run`` goes into it, too.
 
     Args:
         out: help text of ``--out``; ``None`` for a command without output files.
     """
     files = () if out is None else (click.option("--out", type=PATH, help=out), force_option)
-    options = together(condition_option, device_option, *files, json_option)
+    options = together(condition_option, device_option, execution_options, *files, json_option)
 
     def apply(command: Callable[..., Any]) -> Any:
         @functools.wraps(command)
         def framed(*, as_json: bool, out: Path | None = None, force: bool = False, **values: Any) -> Any:
             run, device, condition = (values.pop(name) for name in ("run", "device", "condition"))
-            return command(frame=CommandFrame(Console(as_json), run, device, condition, out, force), **values)
+            execution = Execution(**{field.name: values.pop(field.name) for field in fields(Execution)})
+            frame = CommandFrame(Console(as_json), run, device, condition, out, force, execution)
+            return command(frame=frame, **values)
 
         return options(framed)
 

@@ -151,7 +151,7 @@ def command(
     files = _plan_files(frame, picture)
     processes = evaluation.Processes(pick_device(frame.device))
     folder = frame.run or (find_run(frame.console) if MAIN else latest_run())
-    run = open_run(folder, str(processes.device), frame.console)
+    run = open_run(folder, str(processes.device), frame.console, frame.execution)
     items, name, *_ = loaded = read_items(data, run, number)
     condition = with_labels(run, frame.condition, labels, loaded)[1] or None
     if MAIN:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from sdediff.cli.group import choices, nearest
+from sdediff.execution import AUTOCASTS
 
 if TYPE_CHECKING:
     from sdediff.samplers import Sampler
@@ -135,6 +136,12 @@ run_option = click.option("--run", type=PATH, help="Folder of the run.  [default
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest available."
+)
+execution_options = together(
+    click.option("--autocast", type=TableName(AUTOCASTS, "precision"), help="Precision of the network: bf16 or fp16."),
+    click.option("--compile", is_flag=True, help="Compile the network; the first forward then takes minutes."),
+    click.option("--channels-last", is_flag=True, help="Lay images out with their channels last."),
+    click.option("--tf32/--no-tf32", default=None, help="TF32 on CUDA.  [default: torch's own; off in likelihoods]"),
 )
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")

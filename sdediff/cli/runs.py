@@ -16,6 +16,7 @@ from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.execution import Execution
 from sdediff.training.loop import CONFIG
 from sdediff.training.record import read_record
 from sdediff.types import DataInfo
@@ -40,8 +41,8 @@ class Run(NamedTuple):
     device: torch.device
 
 
-def open_run(folder: Path | None, device: str, console: Console) -> Run:
-    """Load the model of a run, the most recent one by default.
+def open_run(folder: Path | None, device: str, console: Console, execution: Execution | None = None) -> Run:
+    """Load the model of a run, the most recent one by default, whose network is run as ``execution`` says.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -49,7 +50,7 @@ def open_run(folder: Path | None, device: str, console: Console) -> Run:
     """
     chosen = pick_device(device)
     folder = find_run(console) if folder is None else folder
-    model = load(folder, device=chosen)
+    model = load(folder, device=chosen).with_execution(execution)
     folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
     if model.data is None:
         raise ValueError(f"the model in {folder} does not say what its data are (save it with data=DataInfo(...))")

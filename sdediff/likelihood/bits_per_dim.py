@@ -124,8 +124,8 @@ def bits_per_dim(
         t_from: time of the data's end of the path, instead of the dequantisation's own; its noise follows.
         target_error: largest error of path and probes of every draw, in bits a dimension, as in ``log_likelihood``.
         **options: ``solver``, ``steps``, ``grid``, ``rtol``, ``atol``, ``trace``, ``probes``, ``noise``, ``prior``,
-            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
+            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``execution``,
+            ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
 
     Raises:
         ValueError: for float data, integers outside the levels, unknown levels or names, an importance bound from
@@ -139,9 +139,10 @@ def bits_per_dim(
     """
     check_options(options, LikelihoodOptions)
     given: dict[str, Any] = {**options}
-    condition, progress, size = (given.pop(name, None) for name in ("condition", "progress", "batch_size"))
+    condition, execution = (given.pop(name, None) for name in ("condition", "execution"))
+    progress, size = (given.pop(name, None) for name in ("progress", "batch_size"))
     check_denoiser(model)
-    model = model.given(condition)
+    model = model.given(condition).with_execution(execution)
     check_items(x, model.data)
     model.check_batch(len(x))
     info = integer_data(x, model.data, levels, low, high)

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.units import log_scale
 from sdediff.denoiser import Denoiser
+from sdediff.execution import tf32_products
 from sdediff.foreign import evaluating
 from sdediff.gaussian import GaussianErrors, Moments, prior_moments
 from sdediff.likelihood.bound.chain import BoundBatch, Terms
@@ -159,8 +160,8 @@ def elbo(
             and variance 1 where the model has none), whose mean is given: less noise, the same expectation; ``"none"``
             leaves the terms as drawn.
         data: levels and range of integer data; the model's own by default.
-        **options: ``prior`` at the last instant, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition`` and
-            ``keep_mode``, see :class:`~sdediff.options.ElboOptions`.
+        **options: ``prior`` at the last instant, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``,
+            ``execution`` and ``keep_mode``, see :class:`~sdediff.options.ElboOptions`.
 
     Raises:
         ValueError: for options that are unknown or do not go together; for data that are not finite or not of the
@@ -173,7 +174,7 @@ def elbo(
     tensor([True])
     """
     check_options(options, ElboOptions)
-    model, x, info = prepare_items(model, x, data, options.get("condition"))
+    model, x, info = prepare_items(model, x, data, options)
     make_decoder(decoder, x, info)
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
@@ -191,7 +192,7 @@ def elbo(
         x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
         items = BoundBatch(x0, noise, make_decoder(decoder, batch, info), make_control(x0, data_moments))
-        with evaluating(model, options.get("keep_mode", False)):
+        with evaluating(model, options.get("keep_mode", False)), tf32_products(bool(model.execution.tf32)):
             terms = selected.run(model.part(begin, size, len(x)), items)
         if info is None:
             terms = terms._replace(reconstruction=terms.reconstruction + log_scale(model.data))

@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 
 from sdediff.data.units import log_scale
 from sdediff.denoiser import Denoiser
+from sdediff.execution import tf32_products
 from sdediff.foreign import NOTHING_TO_DIFFERENTIATE, evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.batch import PathSettings, solve_batch
@@ -41,9 +42,9 @@ _PATH_ERROR, _DOUBLINGS = 1e-3, {False: 2, True: 4}
 """Solver error, bits a dimension, above which an item is solved again where no number of steps is given, and the
 largest number of doublings of the steps, without and with a target error."""
 
-_PATH_BYTES, _ENTRY_BYTES, _MIN_ITEMS = 100_000_000, 110, 8
-"""Bytes of the paths of a microbatch, bytes of one entry of an item at a node, and the fewest items of a microbatch,
-below which forwards of the network are inefficient."""
+_PATH_BYTES, _PATH_BYTES_ON_DEVICE, _ENTRY_BYTES, _MIN_ITEMS = 100_000_000, 1_000_000_000, 110, 8
+"""Bytes of the paths of a microbatch on the CPU and on accelerators, bytes of one entry of an item at a node, and the
+fewest items of a microbatch, below which forwards of the network are inefficient."""
 
 
 def log_likelihood(
@@ -79,8 +80,8 @@ def log_likelihood(
         data: levels and range of integer data; the model's own by default.
         draw: number of the draw of the probes and the dequantisation.
         **options: ``solver``, ``steps``, ``grid``, ``rtol``, ``atol``, ``trace``, ``probes``, ``noise``, ``prior``,
-            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``differentiable`` and
-            ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
+            ``t_to``, ``seed``, ``first``, ``batch_size``, ``progress``, ``condition``, ``execution``,
+            ``differentiable`` and ``keep_mode``, see :class:`~sdediff.options.LikelihoodOptions`.
 
     Returns:
         A :class:`LogLikelihood`, in nats; of continuous data the density is in their own units.
@@ -99,7 +100,9 @@ def log_likelihood(
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
     probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
-    model, x, info = prepare_items(model, x, data, options.get("condition"))
+    model, x, info = prepare_items(model, x, data, options)
+    if options.get("differentiable", False):  # compiled networks have no second derivative
+        model = model.with_execution(replace(model.execution, compile=False))
     dim = x[0].numel()
     _check_numbers(probes, size, target_error)
     count = probes_for(options.get("trace", "auto"), probes, dim)
@@ -128,13 +131,13 @@ def log_likelihood(
     )
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
-    size = microbatch(len(settings.levels(steps)), dim) if size is None else size
+    size = microbatch(len(settings.levels(steps)), dim, x.device) if size is None else size
 
     def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):
             batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
             source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-            with evaluating(model, keep_mode):
+            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
                 yield _solve_items(denoiser, batch, info, settings, source, draw, steps)
             if progress is not None:
                 progress(begin + len(batch), len(x))
@@ -145,9 +148,10 @@ def log_likelihood(
     return result
 
 
-def microbatch(nodes: int, dim: int) -> int:
+def microbatch(nodes: int, dim: int, device: torch.device) -> int:
     """Return the number of items that are solved together, whose tensors at all nodes take at most ``_PATH_BYTES``."""
-    return max(_MIN_ITEMS, _PATH_BYTES // (_ENTRY_BYTES * nodes * dim))
+    most = _PATH_BYTES if device.type == "cpu" else _PATH_BYTES_ON_DEVICE
+    return max(_MIN_ITEMS, most // (_ENTRY_BYTES * nodes * dim))
 
 
 def _solve_items(

@@ -32,6 +32,7 @@ from sdediff.samplers.per_sample import (
     levels_at,
     longest_steps,
     rms,
+    rms_of_both,
 )
 from sdediff.types import Level
 
@@ -134,7 +135,8 @@ class Adaptive(PerSampleSampler):
         table = _differences(flatten(value), state, there)
         inside = divided_difference_weights(here, there, nodes, len(orders))
         y = state.y + _weighted_sum(inside * (orders <= state.order[:, None]), table)
-        size = rms(table) / self.tolerance(rms(state.y))[:, None]
+        differences, states = rms_of_both(table, state.y)
+        size = differences / self.tolerance(states)[:, None]
         fits = np.abs(ahead[row, state.order]) * size[row, state.order] <= _REJECT
         moved = state._replace(y=y, table=table, nodes=nodes, filled=state.filled + 1)
         return self._plan(moved if fits.all() else _accept(fits, moved, state), fits, size, target)

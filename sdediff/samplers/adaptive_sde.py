@@ -35,6 +35,7 @@ from sdediff.samplers.per_sample import (
     clock_of_level,
     levels_at,
     rms,
+    rms_of_both,
 )
 from sdediff.types import Level
 
@@ -159,7 +160,8 @@ class AdaptiveSDE(PerSampleSampler):
         value = flatten(velocity(frame(guess.reshape(-1, *shape), level, state.rows), level))
         change = bend * (value - state.value)
         y = guess + change
-        error = rms(change) / self.tolerance(rms(state.y))
+        changes, states = rms_of_both(change, state.y)
+        error = changes / self.tolerance(states)
         fits = error <= 1.0
         factor = np.clip((_PLANNED / np.maximum(error, 1e-12)) ** (1.0 / _POWER), 0.1, np.where(fits, 4.0, 0.7))
         length = (state.here - there) * factor

@@ -55,7 +55,8 @@ class PerSampleSampler(AdaptiveSampler):
 
 def select(state: StateT, mask: BoolArray) -> StateT:
     """Select samples from a named tuple of tensors and arrays with one row a sample."""
-    rows = (a[torch.from_numpy(mask).to(a.device)] if isinstance(a, Tensor) else a[mask] for a in state)
+    index = torch.from_numpy(np.flatnonzero(mask))  # of a mask the device would have to say how many it selects
+    rows = (a[index.to(a.device)] if isinstance(a, Tensor) else a[mask] for a in state)
     selected: StateT = type(state)(*rows)
     return selected
 
@@ -85,9 +86,17 @@ def levels_at(sde: SDE, clocks: FloatArray, last: BoolArray, stop: Level[float])
 
 
 def rms(values: Tensor) -> FloatArray:
-    """Return the RMS over the last dimension, on the host: the one synchronisation of a step."""
-    found: FloatArray = values.detach().square().mean(dim=-1).sqrt().cpu().double().numpy()
-    return np.nan_to_num(found, nan=1e100, posinf=1e100)
+    """Return the RMS over the last dimension of ``(b, ...)``, on the host."""
+    return rms_of_both(values, values)[0]
+
+
+def rms_of_both(one: Tensor, other: Tensor) -> tuple[FloatArray, FloatArray]:
+    """Return the RMS over the last dimension of two ``(b, ...)``, on the host: the one synchronisation of a step."""
+    parts = [values.detach().square().mean(dim=-1).sqrt() for values in (one, other)]
+    flat = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1).cpu().double().numpy()
+    found = np.nan_to_num(flat, nan=1e100, posinf=1e100)
+    first, second = np.split(found, [parts[0][0].numel()], axis=1)
+    return first.reshape(parts[0].shape), second.reshape(parts[1].shape)
 
 
 def check_step_lengths(length: FloatArray) -> None:

@@ -18,7 +18,6 @@ velocity (those that predict epsilon, the score or the sample) are solved with t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,20 +25,19 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sdediff.dynamics import Frame
-from sdediff.gaussian import Moments, Whitened
+from sdediff.gaussian import Whitened
 from sdediff.grids import Grid
-from sdediff.numerics import combine, flatten
 from sdediff.parametrization import Prediction
 from sdediff.samplers.base import Noise, StepSampler
 from sdediff.samplers.clocks import FloatArray
+from sdediff.samplers.coordinates import Coordinates, PlainCoordinates, RelativeUpdate, WhitenedCoordinates
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.interpolation import cos_phi, kernel_weights
 from sdediff.samplers.multistep import adams
-from sdediff.types import Level, Split
+from sdediff.types import Level
 
 _NOISE_SHARE = 0.03
 """Share of a network's error that is one of the noise half, ``1 / cos`` as large in the velocity, whatever the network
@@ -47,79 +45,6 @@ predicts: what a velocity network learned at ``sigma / alpha`` of thousands is n
 _LAST_SHARE, _CLEAN_ANGLE, _ERROR_SHARE = 0.15, 0.005, 0.03
 """Share of the steps that are the last ones, angle below which a solve ends on the data, and share of the largest error
 that any of the last steps may have."""
-
-
-class RelativeUpdate(NamedTuple):
-    """``keep u + sum of weights * slopes + std z``: arrays ``(C,)`` and ``(slopes, C)``, C coordinates or 1 for all."""
-
-    keep: FloatArray
-    weights: FloatArray
-    std: FloatArray
-
-
-class Coordinates(ABC):
-    """Coordinates of a solve; ``variances`` ``(D,)`` are those of the data, ``None`` where they are unknown."""
-
-    variances: FloatArray | None
-
-    @abstractmethod
-    def from_frame(self, y: Tensor, level: Level[float]) -> Tensor:
-        """Return the coordinates of the state ``y`` of the variance-preserving frame."""
-
-    @abstractmethod
-    def to_frame(self, u: Tensor, level: Level[float]) -> Tensor:
-        """Return the state of the frame at the coordinates ``u``."""
-
-    @abstractmethod
-    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
-        """Return ``du / d phi``, the slope."""
-
-    @abstractmethod
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
-        """Apply the update of a step."""
-
-
-class PlainCoordinates(Coordinates):
-    """The frame itself, for a model that does not know the moments of its data."""
-
-    variances = None
-
-    def from_frame(self, y: Tensor, level: Level[float]) -> Tensor:
-        return y
-
-    def to_frame(self, u: Tensor, level: Level[float]) -> Tensor:
-        return u
-
-    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
-        return split.mix(-level.sin, level.cos)
-
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
-        terms = [(float(update.keep[0]), u), *zip(update.weights[:, 0].tolist(), slopes, strict=True)]
-        return combine([*terms, (float(update.std[0]), noise(0))] if update.std.any() else terms)
-
-
-class WhitenedCoordinates(Coordinates):
-    """Principal axes of the data's Gaussian, each in its own units; states are ``(B, D)``."""
-
-    def __init__(self, moments: Moments, like: Tensor) -> None:
-        self.white, self.shaped = Whitened(moments), like
-        self.variances = self.white.std.square().numpy()
-
-    def from_frame(self, y: Tensor, level: Level[float]) -> Tensor:
-        return self.white.whiten(y, self.white.at(level))
-
-    def to_frame(self, u: Tensor, level: Level[float]) -> Tensor:
-        return self.white.unwhiten(u, self.white.at(level), self.shaped)
-
-    def slope(self, split: Split, u: Tensor, level: Level[float]) -> Tensor:
-        return self.white.slope(split, u, self.white.at(level))
-
-    def update(self, update: RelativeUpdate, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
-        keep, weights, std = (torch.from_numpy(array).to(u) for array in update)
-        total = u * keep
-        for row, slope in zip(weights, slopes, strict=True):
-            total = total.addcmul_(slope, row)
-        return total.addcmul_(self.white.rotate(flatten(noise(0))), std) if update.std.any() else total
 
 
 class RelativeHistory(NamedTuple):
@@ -200,19 +125,22 @@ class Relative(StepSampler):
         """Compute the updates of every step of the grid, and the coordinates of the state."""
         # an error that a prediction magnifies would be magnified again by the units of coordinates of small variance
         moments = frame.moments if frame.prediction.steady and self.use_moments else None
-        coordinates = PlainCoordinates() if moments is None else WhitenedCoordinates(moments, y)
-        variances = None if coordinates.variances is None else tuple(coordinates.variances.tolist())
+        white = None if moments is None else Whitened(moments)
+        variances = None if white is None else tuple(white.std.square().tolist())
         updates = _relative_updates(self, tuple(levels), variances, frame.prediction)
-        return RelativeHistory(updates, 0, coordinates, coordinates.from_frame(y, levels[0]), [])
+        coordinates: Coordinates = PlainCoordinates(levels, updates)
+        if white is not None:
+            coordinates = WhitenedCoordinates(white, y, levels, updates)
+        return RelativeHistory(updates, 0, coordinates, coordinates.start(y), [])
 
     def step(
         self, denoise: Frame, y: Tensor, here: Level[float], there: Level[float], noise: Noise, carry: RelativeHistory
     ) -> tuple[Tensor, RelativeHistory]:
         """Take a step; one forward."""
-        update, coordinates = carry.updates[carry.done], carry.coordinates
-        slopes = [coordinates.slope(denoise(y, here), carry.u, here), *carry.slopes][: len(update.weights)]
-        u = coordinates.update(update, carry.u, slopes, noise)
-        return coordinates.to_frame(u, there), carry._replace(done=carry.done + 1, u=u, slopes=slopes)
+        done, coordinates = carry.done, carry.coordinates
+        slopes = [coordinates.slope(denoise(y, here), carry.u, done), *carry.slopes][: len(carry.updates[done].weights)]
+        u = coordinates.update(done, carry.u, slopes, noise)
+        return coordinates.to_frame(u, done), carry._replace(done=done + 1, u=u, slopes=slopes)
 
 
 @lru_cache(maxsize=64)

@@ -37,7 +37,6 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from sdediff.conditions import ConditionLike
 from sdediff.data.levels import bin_width, to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import has_units, to_model
@@ -45,6 +44,7 @@ from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.likelihood.discrete.decoder import log_level_posterior
 from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import LOG_2PI, single, sum_features
+from sdediff.options import CallOptions
 from sdediff.sampling import check_state
 from sdediff.sde import SDE
 from sdediff.types import DataInfo
@@ -101,22 +101,22 @@ def check_items(x: Tensor, data: DataInfo | None) -> None:
 
 
 def prepare_items(
-    model: Denoiser, x: Tensor, data: DataInfo | None, condition: ConditionLike
+    model: Denoiser, x: Tensor, data: DataInfo | None, options: CallOptions
 ) -> tuple[Denoiser, Tensor, DataInfo | None]:
-    """Return the model under its condition, the data in its coordinates, and of integers their levels and range.
+    """Return the model as the options say, the data in its coordinates, and of integers their levels and range.
 
     Args:
         model: a denoiser with its process.
         x: data ``(B, *shape)`` in their units, or integers.
         data: levels and range of integer data, instead of the model's own.
-        condition: condition of each item.
+        options: options of the call, of which condition and execution are taken.
 
     Raises:
         TypeError: if the model is no denoiser.
         ValueError: as :func:`check_items` and :func:`integer_data`.
     """
     check_denoiser(model)
-    model = model.given(condition)
+    model = model.given(options.get("condition")).with_execution(options.get("execution"))
     check_items(x, model.data)
     x = to_model(single(x), model.data)
     model.check_batch(len(x))

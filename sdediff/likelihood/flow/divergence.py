@@ -18,6 +18,7 @@ node is its state, value and probes (Griewank & Walther 2000; Chen et al. 2016).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,27 +28,73 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdediff.bases import Axes
+from sdediff.execution import several_products, tf32_products
 
 VectorField = Callable[..., Tensor]
 """Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
 states of the items with the indices ``rows``, with repeats or without."""
 
-_MAX_COTANGENTS = 1 << 16  # entries of the cotangents of one backward pass: more overflow the caches and are slower
+_MAX_COTANGENTS, _MAX_ON_DEVICE = 1 << 16, 1 << 23
+"""Entries of the cotangents of one backward pass, on the CPU, where more overflow the caches and are slower, and on
+accelerators, which are slower with fewer."""
 
 
-def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor | Axes) -> tuple[Tensor, Tensor]:
+class BatchedPass:
+    """Backward passes of a network that take several cotangents each.
+
+    They take as many as memory holds, or one where a layer has no batching rule, such as fused attention or
+    convolutions in channels-last order.
+
+    Attributes:
+        most: the largest number of them; found out by the first passes along a path.
+    """
+
+    def __init__(self) -> None:
+        self.most = sys.maxsize
+
+    def products(self, value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+        """Return ``J^T`` times cotangents ``(K, B, *shape)``, in as few backward passes as can be."""
+        parts, done = [], 0
+        while done < len(cotangents):
+            part = cotangents[done : done + self.most]
+            try:
+                parts.append(_backward(value, leaf, part))
+            except torch.cuda.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.most = len(part) // 2
+            except RuntimeError:
+                if len(part) == 1:
+                    raise
+                self.most = 1
+            else:
+                done += len(part)
+        return torch.cat(parts)
+
+
+def _backward(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+    """Return ``J^T`` times cotangents ``(K, B, *shape)`` by one backward pass."""
+    if len(cotangents) == 1:
+        return torch.autograd.grad(value, leaf, cotangents[0], retain_graph=True)[0][None]
+    return torch.autograd.grad(value, leaf, cotangents, retain_graph=True, is_grads_batched=True)[0]
+
+
+def value_and_diagonal(
+    field: VectorField, y: Tensor, axes: Tensor | Axes, batched: BatchedPass | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a field, the exact diagonal of its Jacobian and its squares: one forward, ``D`` vector-Jacobian products.
 
     Args:
         field: vector field ``(B, *shape) -> (B, *shape)``, each sample on its own.
         y: states, ``(B, *shape)``.
         axes: orthonormal rows ``(D, D)``, the directions along which the diagonal is taken, or what makes them.
+        batched: what is known of the field's backward passes.
 
     Returns:
         The value ``(B, *shape)`` and, of every row q, ``q . J q`` and ``|J^T q|^2``: ``(B, 2, D)``. The sum of the
         first is the divergence, that of the second the squared norm of J.
     """
-    value, pull = _forward(field, y)
+    value, pull = _forward(field, y, batched)
     count = len(y)
     parts = []
     for rows in _chunks(axes, y):
@@ -59,7 +106,7 @@ def value_and_diagonal(field: VectorField, y: Tensor, axes: Tensor | Axes) -> tu
 
 def _chunks(axes: Tensor | Axes, y: Tensor) -> Iterator[Tensor]:
     """Yield the rows that one backward pass at the states ``y`` takes, in their dtype."""
-    size = chunk_size(y)
+    size = most_cotangents(y)
     if isinstance(axes, Tensor):
         yield from torch.split(axes.to(y), size)
     else:
@@ -67,29 +114,34 @@ def _chunks(axes: Tensor | Axes, y: Tensor) -> Iterator[Tensor]:
             yield axes.rows(start, min(start + size, axes.dim)).to(y)
 
 
-def value_and_products(field: VectorField, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_products(
+    field: VectorField, y: Tensor, probes: Tensor, batched: BatchedPass | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a field and its transposed Jacobian times each probe: one forward, one batched backward pass.
 
     Args:
         field: vector field ``(B, *shape) -> (B, *shape)``, each sample on its own.
         y: states, ``(B, *shape)``.
         probes: random probes, ``(B, K, D)``.
+        batched: what is known of the field's backward passes.
 
     Returns:
         The value ``(B, *shape)`` and the products ``J^T e`` of ``(B, K, D)``, without autograd history. The sum of
         ``e * J^T e`` over the last dimension is an unbiased estimate of the divergence for each probe.
     """
-    value, pull = _forward(field, y)
-    products = [pull(part.transpose(0, 1)).transpose(0, 1) for part in torch.split(probes, chunk_size(y), dim=1)]
+    value, pull = _forward(field, y, batched)
+    parts = torch.split(probes, most_cotangents(y), dim=1)
+    products = [pull(part.transpose(0, 1)).transpose(0, 1) for part in parts]
     return value, torch.cat(products, dim=1)
 
 
-def chunk_size(y: Tensor) -> int:
-    """Return the number of cotangents that one backward pass at the states ``y`` takes."""
-    return max(1, _MAX_COTANGENTS // max(1, y.numel()))
+def most_cotangents(y: Tensor) -> int:
+    """Return the largest number of cotangents that one backward pass at the states ``y`` is to take."""
+    entries = _MAX_COTANGENTS if y.device.type == "cpu" else _MAX_ON_DEVICE
+    return max(1, entries // max(1, y.numel()))
 
 
-def _forward(field: VectorField, y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _forward(field: VectorField, y: Tensor, batched: BatchedPass | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return the value, detached, and the map from cotangents ``(K, B, D)`` to ``J^T`` times them, ``(K, B, D)``."""
     # Callers may run under no_grad or inference_mode; the divergence needs autograd all the same.
     with torch.inference_mode(False), torch.enable_grad():
@@ -97,21 +149,14 @@ def _forward(field: VectorField, y: Tensor) -> tuple[Tensor, Callable[[Tensor], 
         value = field(leaf)
     if not value.requires_grad:
         raise ValueError("the divergence needs a differentiable field: its value has no autograd history")
+    batched = BatchedPass() if batched is None else batched
 
     def pull(cotangents: Tensor) -> Tensor:
-        return _products(value, leaf, cotangents.reshape(-1, *value.shape)).reshape(*cotangents.shape[:2], -1)
+        with several_products():
+            found = batched.products(value, leaf, cotangents.reshape(-1, *value.shape))
+        return found.reshape(*cotangents.shape[:2], -1)
 
     return value.detach(), pull
-
-
-def _products(value: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
-    """Return ``J^T`` times cotangents ``(K, B, *shape)``, in one backward pass where every layer can be batched."""
-    if len(cotangents) > 1:
-        try:
-            return torch.autograd.grad(value, leaf, cotangents, retain_graph=True, is_grads_batched=True)[0]
-        except RuntimeError:  # a layer without a batching rule: fused attention, convolutions in channels-last order
-            pass
-    return torch.stack([torch.autograd.grad(value, leaf, one, retain_graph=True)[0] for one in cotangents])
 
 
 _VALUE_TOLERANCE = 1e-2
@@ -122,11 +167,11 @@ class _Directional(NamedTuple):
     """A function of a field's Jacobian along directions.
 
     Attributes:
-        evaluate: function ``(field, y, directions) -> (value, result)``.
+        evaluate: function ``(field, y, directions, batched) -> (value, result)``.
         products: function ``(directions, gradient of result) -> (probes e, gradient of J^T e)``, ``(B, K, D)`` each.
     """
 
-    evaluate: Callable[[VectorField, Tensor, Tensor], tuple[Tensor, Tensor]]
+    evaluate: Callable[[VectorField, Tensor, Tensor, BatchedPass | None], tuple[Tensor, Tensor]]
     products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -146,17 +191,26 @@ def diagonal_through(
 
 
 def products_through(
-    parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, probes: Tensor
+    parameters: Sequence[Tensor] | None,
+    field: VectorField,
+    y: Tensor,
+    probes: Tensor,
+    batched: BatchedPass | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`value_and_products` with gradients as in :func:`diagonal_through`."""
-    return _evaluate(_PRODUCTS, parameters, field, y, probes)
+    return _evaluate(_PRODUCTS, parameters, field, y, probes, batched)
 
 
 def _evaluate(
-    function: _Directional, parameters: Sequence[Tensor] | None, field: VectorField, y: Tensor, directions: Tensor
+    function: _Directional,
+    parameters: Sequence[Tensor] | None,
+    field: VectorField,
+    y: Tensor,
+    directions: Tensor,
+    batched: BatchedPass | None = None,
 ) -> tuple[Tensor, Tensor]:
     if parameters is None:
-        return function.evaluate(field, y, directions)
+        return function.evaluate(field, y, directions, batched)
     apply = _NodeFunction.apply
     results: tuple[Tensor, Tensor] = apply(function, field, directions, y, *parameters)  # type: ignore[no-untyped-call]
     return results
@@ -169,9 +223,10 @@ class _NodeFunction(torch.autograd.Function):
     def forward(
         ctx: Any, function: _Directional, field: VectorField, directions: Tensor, y: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        value, result = function.evaluate(field, y, directions)
+        value, result = function.evaluate(field, y, directions, None)
         # The parameters themselves, not what hooks on saved tensors make of them: they are differentiated by identity.
         ctx.function, ctx.field, ctx.parameters = function, field, parameters
+        ctx.tf32 = torch.backends.cuda.matmul.allow_tf32  # the backward pass multiplies as this one does
         ctx.versions = [parameter._version for parameter in parameters]
         ctx.save_for_backward(y, value, directions)
         return value, result
@@ -183,7 +238,8 @@ class _NodeFunction(torch.autograd.Function):
         if [parameter._version for parameter in ctx.parameters] != ctx.versions:
             raise RuntimeError("a parameter was changed in place between the likelihood and its gradient")
         probes, of_products = ctx.function.products(directions.to(y), of_result)
-        gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
+        with tf32_products(ctx.tf32):
+            gradients = _pull_back(ctx.field, y, value, ctx.parameters, (of_value, probes, of_products))
         return None, None, None, *gradients
 
 
@@ -194,7 +250,8 @@ def _pull_back(
     of_value, *sides = wanted
     totals: list[Tensor | None] = [None] * (1 + len(parameters))
     items = torch.arange(len(y), device=y.device)
-    for probes, of_products in zip(*(torch.split(side, chunk_size(y), dim=1) for side in sides), strict=True):
+    size = max(1, _MAX_COTANGENTS // y.numel())  # of copies of the states, whose graphs are kept
+    for probes, of_products in zip(*(torch.split(side, size, dim=1) for side in sides), strict=True):
         # Copies of the states, one a probe: vmap does not have the second derivative of every layer.
         e, g = (side.transpose(0, 1).reshape(-1, *y.shape[1:]) for side in (probes, of_products))
         leaf = y.detach().repeat(probes.shape[1], *(1,) * (y.ndim - 1)).requires_grad_()

@@ -121,8 +121,8 @@ def node_variance(law: ProbeLaw, of_nodes: ProbeProducts, node: int) -> Tensor:
 def _single_probe_variance(of_nodes: ProbeProducts, node: int) -> Tensor:
     """Return ``sum_{i != j} S_ij^2`` of a node, ``(B,)``: the sum of the variances of one probe's shares."""
     own = of_nodes.shares(node)
-    if own.shape[1] > 1:
-        return own.var(dim=1).sum(dim=1)
+    if own.shape[1] > 1:  # torch's own variance over a short dimension takes ten times as long
+        return (own - own.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2)) / (own.shape[1] - 1)
     own, expected, dim = own[:, 0], of_nodes.interpolated(node), own.shape[2]
     if expected is None:  # nothing to compare with: the bound |M|_F^2
         return own.square().sum(dim=1)
@@ -191,7 +191,7 @@ class HutchinsonTrace(Trace):
 
     def evaluate(self, field: VectorField, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
         probes = self.probes(node)
-        velocity, products = products_through(self.parameters, field, y, probes)
+        velocity, products = products_through(self.parameters, field, y, probes, self.batched)
         return velocity, self.divergence(probes, products, node)
 
     def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sdediff.gaussian import Whitened
-from sdediff.likelihood.flow.divergence import VectorField, diagonal_through, value_and_diagonal
+from sdediff.likelihood.flow.divergence import BatchedPass, VectorField, diagonal_through, value_and_diagonal
 from sdediff.numerics import wide
 from sdediff.samplers.interpolation import kernel_weights
 from sdediff.types import Level
@@ -140,6 +140,7 @@ class Trace(ABC):
     whitened: Whitened = field(default_factory=lambda: Whitened(None), kw_only=True)
     weights: Sequence[NodeWeights] = field(default=(), kw_only=True)
     counts: Sequence[int] = field(default=(), kw_only=True)
+    batched: BatchedPass = field(default_factory=BatchedPass, kw_only=True)
 
     def at_nodes(self, levels: Sequence[Level[float]], whitened: Whitened) -> Self:
         """Return the estimator at the nodes of a path."""
@@ -179,7 +180,7 @@ class ExactTrace(Trace):
     def evaluate(self, field: VectorField, y: Tensor, node: int) -> tuple[Tensor, NodeDivergence]:
         axes = self.whitened.axes(y)
         if self.parameters is None:  # a few axes at a time
-            velocity, rows = value_and_diagonal(field, y, axes)
+            velocity, rows = value_and_diagonal(field, y, axes, self.batched)
         else:
             velocity, rows = diagonal_through(self.parameters, field, y, axes.matrix)
         (diagonal, squares), (factors, rate) = wide(rows).unbind(dim=1), self.weights[node]
