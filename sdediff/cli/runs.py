@@ -16,7 +16,7 @@ from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
-from sdediff.training.loop import CONFIG
+from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
 from sdediff.types import DataInfo
 

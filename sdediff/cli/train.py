@@ -18,7 +18,7 @@ from sdediff.cli.runs import MAIN, find_run, pick_device, read_metrics
 from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS
 from sdediff.training import TrainResult, train
-from sdediff.training.loop import CONFIG, SAMPLES
+from sdediff.training.folder import CONFIG, SAMPLES
 
 RUNS = Path("runs")
 DEFAULTS = Config().training
@@ -106,7 +106,7 @@ def command(
 
     result = train(config, folder, data=dataset, resume=resume, force=force, device=str(chosen), on_sample=draw)
     if MAIN:
-        _print_result(result, console)
+        _print_result(result, folder, console)
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
@@ -119,9 +119,8 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
 
 
-def _print_result(result: TrainResult, console: Console) -> None:
+def _print_result(result: TrainResult, folder: Path, console: Console) -> None:
     """Print the losses, the files and the next command, and draw the curves of the losses."""
-    folder = result.run_dir
     metrics = read_metrics(folder)
     lines = {"training": "loss", "held out": "held_out_loss"}
     plots.curves({name: metrics[key] for name, key in lines.items() if key in metrics}, folder / "loss.png")
