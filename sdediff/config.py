@@ -179,11 +179,12 @@ class Config(Section):
             ValueError: for what is no network, or parameters that the class does not take.
         """
         name, section = path_of(network), self.network
+        parameters = section.parameters if section.name in ("auto", name) else {}
         if isinstance(network, nn.Module):
-            if section.parameters and section.name == name:
-                raise ValueError(f"a network that is there already takes no parameters, not {section.parameters}")
+            if parameters:
+                raise ValueError(f"a network that is built already takes no parameters, not {', '.join(parameters)}")
             return self.model_copy(update={"network": NetworkSection(name=name)})
-        named = NetworkSection(name=name, **section.parameters)
+        named = NetworkSection(name=name, **parameters)
         return self.model_copy(update={"network": named.typed({name: network}, "network", "network", given=_FROM_DATA)})
 
 

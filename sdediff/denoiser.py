@@ -8,7 +8,7 @@ split. :class:`ScoreModel` is built from a network; :mod:`sdediff.wrappers` chan
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdediff.conditioning import CONDITIONINGS, Conditioning, chain_steps
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
+from sdediff.denoising import Learner
 from sdediff.foreign import Equivariance, modules_of, tensor_of
 from sdediff.gaussian import Moments
 from sdediff.numerics import choose, expand
@@ -26,7 +27,7 @@ from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split, Time
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(nn.Module, Learner):
     """A denoiser of one process, with all that a solver needs.
 
     Attributes:

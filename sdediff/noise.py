@@ -42,6 +42,8 @@ class Stage(IntEnum):
     """Levels of the sampled terms of a bound; the step is their number."""
     BOUND_SAMPLED = -2
     """Noise of the sampled terms of a bound; the step is the number of the term."""
+    LOSS = -12
+    """Draws of a training loss at a step: the noise, then the levels, then the dequantisation, three stages."""
 
 
 BROWNIAN_STEP = 1 << 32

@@ -1,29 +1,71 @@
-"""What the network is told of each item in training: class labels, some of them withheld, or other conditions."""
+"""What the network is told of each item in training: its class or a vector, withheld from some of the items."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sdediff.conditions import ConditionLike
 from sdediff.networks import Levelled
 
 _STREAM = 3
-"""The stream of the withheld labels; those of :mod:`~sdediff.training.batches` are lower."""
+"""The stream of the withheld conditions; those of :mod:`~sdediff.training.batches` are lower."""
 
 
-def class_count(network: object) -> int | None:
-    """Return how many classes a network knows: the parameter ``classes`` it was built with, ``None`` without.
+class Told(NamedTuple):
+    """What a network can be told.
 
-    The label of an item whose class is withheld is that number.
+    Attributes:
+        classes: number of classes, its parameter ``classes``; that number is the label of a class that is withheld.
+        features: number of features of a vector, its parameter ``features``; NaN stands for a vector that is withheld.
     """
-    inner = network.network if isinstance(network, Levelled) else network
-    config = vars(inner).get("config") if isinstance(inner, nn.Module) else None
-    count = config.get("classes") if isinstance(config, Mapping) else None
-    return count if isinstance(count, int) else None
+
+    classes: int | None
+    features: int | None
+
+    @classmethod
+    def by(cls, network: object) -> Told:
+        """Return what a network can be told, by the parameters it was built from."""
+        inner = network.network if isinstance(network, Levelled) else network
+        config = vars(inner).get("config") if isinstance(inner, nn.Module) else None
+        found = [config.get(name) if isinstance(config, Mapping) else None for name in cls._fields]
+        return cls(*(value if isinstance(value, int) else None for value in found))
+
+    def condition(self, rows: Tensor) -> ConditionLike:
+        """Return rows ``(B, ...)`` as the network's argument: ``vector`` by its name, everything else as the first."""
+        return {"vector": rows} if self.features is not None and rows.is_floating_point() else rows
+
+    def withheld(self, rows: Tensor) -> float | None:
+        """Return the value of a row that is withheld, ``None`` if the network has none."""
+        if rows.is_floating_point():
+            return None if self.features is None else math.nan
+        return self.classes
+
+    def check(self, rows: Tensor | None, items: int) -> None:
+        """Refuse conditions that are not one row an item, and labels that the network does not know.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if rows is None:
+            raise ValueError(f"a network of {self.classes} classes needs labels, and the data have none")
+        if len(rows) != items:
+            raise ValueError(f"the condition has {len(rows)} rows for {items} items: give one row an item")
+        if self.classes is None or (rows.is_floating_point() and self.features is not None):
+            return
+        if rows.ndim != 1 or rows.is_floating_point():
+            raise ValueError(f"class labels are whole numbers, one an item, not {tuple(rows.shape)} of {rows.dtype}")
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(
+                f"a network of {self.classes} classes knows labels 0 .. {self.classes - 1}; came {low} to {high}"
+            )
 
 
 class Labels:
@@ -31,12 +73,12 @@ class Labels:
 
     Args:
         rows: the condition of each item: labels, int64 ``(n,)``, or floats ``(n, ...)``.
-        seed: seed of the choice of withheld labels.
-        withheld: label of an item whose class is withheld; ``None`` where none are.
-        dropout: share of the items whose class is withheld.
+        seed: seed of the choice of what is withheld.
+        withheld: value of a row that is withheld; ``None`` where none are.
+        dropout: share of the items whose row is withheld.
     """
 
-    def __init__(self, rows: Tensor, seed: int, *, withheld: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, rows: Tensor, seed: int, *, withheld: float | None = None, dropout: float = 0.0) -> None:
         self.rows, self.seed, self.withheld, self.dropout = rows, seed, withheld, dropout
 
     def __call__(self, step: int, items: NDArray[np.int64]) -> Tensor:
@@ -45,23 +87,5 @@ class Labels:
         if self.withheld is None or self.dropout == 0.0:
             return rows
         draws = np.random.default_rng((self.seed % (1 << 64), _STREAM, step)).random(len(items))
-        return torch.where(torch.from_numpy(draws) < self.dropout, self.withheld, rows)
-
-
-def check_labels(rows: Tensor | None, items: int, classes: int | None) -> None:
-    """Refuse conditions that are not one row an item, and labels that the network does not know.
-
-    Raises:
-        ValueError: in one line.
-    """
-    if rows is None:
-        raise ValueError(f"a network of {classes} classes needs labels, and the data have none")
-    if len(rows) != items:
-        raise ValueError(f"the condition has {len(rows)} rows for {items} items: give one row an item")
-    if classes is None:
-        return
-    if rows.ndim != 1 or rows.is_floating_point():
-        raise ValueError(f"class labels are whole numbers, one an item, not {tuple(rows.shape)} of {rows.dtype}")
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"a network of {classes} classes knows labels 0 .. {classes - 1}; came {low} to {high}")
+        hidden = torch.from_numpy(draws < self.dropout).reshape(-1, *(1,) * (rows.ndim - 1))
+        return rows.masked_fill(hidden, self.withheld)

@@ -22,7 +22,7 @@ from sdediff.foreign import OwnNetwork
 from sdediff.likelihood import bits_per_dim, log_likelihood
 from sdediff.training import ema
 from sdediff.training.batches import Batch, Batches, held_out_batch
-from sdediff.training.labels import Labels, check_labels, class_count
+from sdediff.training.labels import Labels, Told
 from sdediff.training.objective import Objective
 from sdediff.training.schedules import rate_factor
 from sdediff.training.state import Restored, restore, save_state
@@ -32,7 +32,7 @@ _FORMATS = {3: torch.channels_last, 4: torch.channels_last_3d}
 """Memory formats with the channels last, by the number of an item's axes."""
 
 
-class _Told(nn.Module):
+class _Conditioned(nn.Module):
     """A model that is told a condition with every call, as several processes need to wrap it."""
 
     def __init__(self, model: ScoreModel) -> None:
@@ -48,14 +48,14 @@ class _Told(nn.Module):
 class _Trained(Denoiser):
     """The denoiser that the objective evaluates: the wrapped model under the condition of a batch."""
 
-    def __init__(self, told: nn.Module, model: ScoreModel, condition: Condition) -> None:
+    def __init__(self, conditioned: nn.Module, model: ScoreModel, condition: Condition) -> None:
         super().__init__()
-        self.told, self.condition = told, condition
+        self.conditioned, self.condition = conditioned, condition
         self.sde, self.moments, self.data, self.prediction = model.sde, model.moments, model.data, model.prediction
 
     def forward(self, x: Tensor, level: Level) -> Split:
         """Split the state ``x`` ``(B, *shape)`` at ``level``."""
-        split: Split = self.told(x, level, self.condition)
+        split: Split = self.conditioned(x, level, self.condition)
         return split
 
 
@@ -119,20 +119,21 @@ class Trainer:
             raise ValueError(f"{share} items of a batch cannot be shared evenly by {settings.accumulate} parts")
         self._share = slice(rank * share, (rank + 1) * share)
         self.held_out = held_out_batch(data.held_out, data.info, settings.seed)
+        self.told = Told.by(self.model.network)
         self.labels = self._labels(conditional)
         if settings.compile and isinstance(self.model.network, nn.Module):
             self.model.network.compile()
-        self.trained: Any = self.workers.prepare_model(_Told(self.model), device_placement=False)
+        self.trained: Any = self.workers.prepare_model(_Conditioned(self.model), device_placement=False)
 
     def _labels(self, conditional: bool) -> Labels | None:
         """Return the conditions of the training items, if the network is told any."""
-        data, settings, classes = self.data, self.config.training, class_count(self.model.network)
-        if classes is None and not conditional:
+        data, settings = self.data, self.config.training
+        if self.told == (None, None) and not conditional:
             return None
         for rows, items in ((data.train_labels, data.train), (data.held_out_labels, data.held_out)):
-            check_labels(rows, len(items), classes)
-        assert data.train_labels is not None
-        return Labels(data.train_labels, settings.seed, withheld=classes, dropout=settings.label_dropout)
+            self.told.check(rows, len(items))
+        rows = torch.as_tensor(data.train_labels)
+        return Labels(rows, settings.seed, withheld=self.told.withheld(rows), dropout=settings.label_dropout)
 
     def step(self, step: int) -> Tensor:
         """Take one optimiser step and return the mean loss of this process's share of the batch."""
@@ -156,9 +157,9 @@ class Trainer:
     def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
         """Yield the parts of this process's share of a batch, each with the condition of its items."""
         count, whole = self.config.training.accumulate, self.batches(step)
-        told = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share]
+        rows = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share].chunk(count)
         for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
-            yield self._to_device(Batch(*fields)), Condition.of(None if told is None else told.chunk(count)[i])
+            yield self._to_device(Batch(*fields)), Condition.of(None if rows is None else self.told.condition(rows[i]))
 
     def loss(self, model: Denoiser, batch: Batch) -> Tensor:
         """Return the mean loss of a batch in training, the network in the precision of the settings."""
@@ -169,7 +170,7 @@ class Trainer:
     def held_out_condition(self, count: int) -> ConditionLike:
         """Return the condition of the first held-out items, from the first one again where they are too few."""
         rows = self.data.held_out_labels if self.labels is not None else None
-        return None if rows is None else rows[torch.arange(count) % len(rows)]
+        return None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)])
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
