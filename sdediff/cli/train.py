@@ -146,7 +146,7 @@ def command(
             on_sample=draw,
         )
     if MAIN:
-        _print_result(result, folder, console)
+        _print_result(result, folder, console, f" --network {config.network.name}" * (network is not None))
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
@@ -176,7 +176,7 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
 
 
-def _print_result(result: TrainResult, folder: Path, console: Console) -> None:
+def _print_result(result: TrainResult, folder: Path, console: Console, own: str) -> None:
     """Print the losses, the files and the next command, and draw the curves of the losses."""
     metrics = read_metrics(folder)
     lines = {"training": "loss", "held out": "held_out_loss"}
@@ -190,7 +190,7 @@ def _print_result(result: TrainResult, folder: Path, console: Console) -> None:
         )
     console.say(f"  run       {folder}")
     console.say(f"  pictures  {folder / SAMPLES}/, {folder / 'loss.png'}")
-    console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}")
+    console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}{own}")
     console.result(
         run=folder,
         steps=result.steps,

@@ -6,7 +6,7 @@ and the run goes on from the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -41,12 +41,13 @@ def save_state(
     """Write weights, their moving average and the optimiser's moments after ``step`` steps; keep some older states."""
     tensors = {f"trained.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
+    moments = optimizer.state_dict()["state"]  # of parameters that never had a gradient there are none
+    for index, entries in moments.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
     for age in reversed(range(1, keep)):
         if (folder / _name(age - 1)).is_file():
             (folder / _name(age - 1)).replace(folder / _name(age))
-    write_tensors(folder / STATE, tensors, {"step": str(step)})
+    write_tensors(folder / STATE, tensors, {"step": str(step), "optimised": str(len(moments))})
     for path in list(states(folder))[keep:]:
         path.unlink()
 
@@ -106,7 +107,9 @@ def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: to
         for name, value in subtable(tensors, "optimizer.").items():
             index, _, entry = name.partition(".")
             entries.setdefault(int(index), {})[entry] = value
-        _check_entries(entries, optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimised = int(metadata["optimised"]) if "optimised" in metadata else None  # which older files do not say
+        _check_entries(entries, parameters, optimised)
         step = int(metadata["step"])
         if step < 0:
             raise ValueError(f"it was written after {step} steps")
@@ -118,11 +121,11 @@ def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: to
     return step
 
 
-def _check_entries(entries: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+def _check_entries(entries: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor], optimised: int | None) -> None:
     """Refuse entries that differ between parameters, or are neither of a parameter's shape nor one number."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {frozenset(entry) for entry in entries.values()}
-    if entries and (set(entries) != set(range(len(parameters))) or len(names) > 1):
+    wanted = len(parameters) if optimised is None else optimised
+    if entries and (len(entries) != wanted or not set(entries) <= set(range(len(parameters))) or len(names) > 1):
         raise ValueError("it is of an optimiser of other parameters")
     for index, entry in entries.items():
         for name, value in entry.items():
