@@ -29,6 +29,8 @@ class TrainingSection(Section):
         weight_decay: AdamW's weight decay.
         clip: bound on the norm of the gradient.
         ema: decay of the moving average of the weights, which is the saved model.
+        averages: widths of further averages of the weights, snapshots of which are kept at the checkpoints, so that
+            ``sdediff average`` makes a model of any width after the fact; ``[0.05, 0.1]`` is usual.
         time_law: distribution of the noise levels, an entry of ``TIME_LAWS``.
         weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``.
         label_dropout: share of the items whose class is withheld, for networks with a parameter ``classes``.
@@ -57,6 +59,7 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
     clip: Positive = 1.0
     ema: Share = 0.995
+    averages: tuple[Positive, ...] = ()
     time_law: Entry = "uniform"
     weighting: Entry = "velocity"
     label_dropout: Share = 0.1

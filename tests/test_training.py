@@ -31,6 +31,7 @@ from sdediff.training.objective import stratified
 from sdediff.training.record import Record, read_record
 from sdediff.training.schedules import rate_factor
 from sdediff.training.state import states
+from sdediff.training.trainer import _check_distribution
 from sdediff.types import DataInfo
 
 PROCESSES = [VPSDE(), CosineVPSDE(), SubVPSDE(), VESDE(), ExponentialVESDE(), RectifiedFlow(), DDPM.linear(100)]
@@ -448,8 +449,9 @@ def test_training_finds_the_gaussian(tmp_path):
 
 
 def test_two_processes_train_like_one(tmp_path):
-    """Two gloo processes, each with half of every batch, against one with all of it: equal up to float32 sums."""
-    config = settings(training__steps=6, training__checkpoint_every=0)
+    """Two gloo processes, each with half of every batch, in two parts, against one with all of it: equal up to float32
+    sums."""
+    config = settings(training__steps=6, training__checkpoint_every=0, training__accumulate=2)
     (tmp_path / "c.json").write_text(config.to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(Path(__file__).parent / "distributed_train.py"), str(tmp_path / "c.json"), str(tmp_path / "two")]
@@ -457,7 +459,7 @@ def test_two_processes_train_like_one(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes=2 steps=6" in done.stdout
-    one = train(config, tmp_path / "one", progress=False)
+    one = train(settings(training__steps=6, training__checkpoint_every=0), tmp_path / "one", progress=False)
     half = train(settings(training__steps=6, training__batch_size=8), tmp_path / "half", progress=False)
     two, one, half = (weights(model) for model in (load(tmp_path / "two"), one.model, half.model))
     # Adam divides by the gradient's own size, so that a weight whose gradient is all rounding goes anywhere. Those are
@@ -466,6 +468,14 @@ def test_two_processes_train_like_one(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "two")] == [line["step"] for line in lines(tmp_path / "one")]
     loss = [[line["loss"] for line in lines(tmp_path / run) if "loss" in line] for run in ("one", "two")]
     assert np.allclose(*loss, rtol=1e-5)
+
+
+def test_shared_weights_are_refused():
+    """Averages, states and clipping take whole weights: a launcher's sharding is an error, not a wrong model."""
+    for kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        _check_distribution(kind)
+    with pytest.raises(ValueError, match="FSDP is not supported"):
+        _check_distribution("FSDP")
 
 
 def test_damaged_lines_of_the_metrics_block_nothing(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from sdediff import checkpoint
 from sdediff.config import Config
 from sdediff.data import Dataset
+from sdediff.training.averages import PATTERN, SNAPSHOTS
 from sdediff.training.record import BOARD, METRICS
 from sdediff.training.schedules import rate_factor
 from sdediff.training.state import ASIDE, states
@@ -84,6 +85,7 @@ def clear_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = (checkpoint.DESCRIPTION, checkpoint.TENSORS)
     own = [folder / name for name in (CONFIG, METRICS, ASIDE, *model)] + [folder / BEST / name for name in model]
-    for path in [*own, *states(folder), *(folder / SAMPLES).glob(f"{PICTURE}*")]:  # files that users wrote there stay
+    own += [*states(folder), *(folder / SNAPSHOTS).glob(PATTERN)]
+    for path in [*own, *(folder / SAMPLES).glob(f"{PICTURE}*")]:  # files that users wrote there stay
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / BOARD, ignore_errors=True)

@@ -36,11 +36,14 @@ def save_state(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    further: Sequence[nn.Module] = (),
     keep: int = 1,
 ) -> None:
-    """Write weights, their moving average and the optimiser's moments after ``step`` steps; keep some older states."""
+    """Write weights, their averages and the optimiser's moments after ``step`` steps; keep some older states."""
     tensors = {f"trained.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for place, other in enumerate(further):
+        tensors |= {f"further.{place}.{name}": value for name, value in other.state_dict().items()}
     moments = optimizer.state_dict()["state"]  # of parameters that never had a gradient there are none
     for index, entries in moments.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
@@ -65,7 +68,13 @@ def states(folder: Path) -> Iterator[Path]:
 
 
 def restore(
-    folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, *, main: bool = True
+    folder: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    further: Sequence[nn.Module] = (),
+    main: bool = True,
 ) -> Restored:
     """Restore the newest state that can be read; damaged ones are set aside by the main process.
 
@@ -76,7 +85,7 @@ def restore(
     damage: dict[Path, ValueError] = {}
     for path in states(folder):
         try:
-            step = load_state(path, network, average, optimizer)
+            step = load_state(path, network, average, optimizer, further)
         except ValueError as error:
             damage[path] = error
             continue
@@ -90,8 +99,14 @@ def restore(
     raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
 
 
-def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore weights, moving average and optimiser from one file in place.
+def load_state(
+    path: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    further: Sequence[nn.Module] = (),
+) -> int:
+    """Restore weights, their averages and the optimiser from one file in place.
 
     Returns:
         The number of steps done.
@@ -115,6 +130,8 @@ def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: to
             raise ValueError(f"it was written after {step} steps")
         network.load_state_dict(subtable(tensors, "trained."))
         average.load_state_dict(subtable(tensors, "average."))
+        for place, other in enumerate(further):
+            other.load_state_dict(subtable(tensors, f"further.{place}."))
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {reason(error)}") from None

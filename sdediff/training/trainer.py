@@ -21,6 +21,7 @@ from sdediff.denoiser import Denoiser, ScoreModel
 from sdediff.foreign import OwnNetwork
 from sdediff.likelihood import bits_per_dim, log_likelihood
 from sdediff.training import ema
+from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
 from sdediff.training.labels import Labels, Told
 from sdediff.training.objective import Objective
@@ -101,6 +102,7 @@ class Trainer:
         self.workers: Any = Accelerator(
             cpu=torch.device(device).type == "cpu", log_with=list(trackers) or None, project_dir=folder
         )
+        _check_distribution(str(self.workers.distributed_type.value))
         self.main = bool(self.workers.is_main_process)
         self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
         self.model = build(config, data.info, fit_moments(data.train, data.info), network=network).to(self.device)
@@ -109,6 +111,7 @@ class Trainer:
             self.model.to(memory_format=self.format)  # type: ignore[call-overload]
         self.objective = Objective(self.model.sde, settings.time_law, settings.weighting)
         self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
+        self.averages = Averages(self.model.network, settings.averages)  # type: ignore[arg-type]  # a module
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
         )
@@ -152,6 +155,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
         ema.update(self.average, self.model, settings.ema, step)
+        self.averages.update(self.model.network, step)  # type: ignore[arg-type]
         return total
 
     def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
@@ -200,12 +204,15 @@ class Trainer:
 
     def save(self, folder: Path, step: int) -> None:
         """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
-        save_state(folder, step, self.model, self.average, self.optimizer, keep=self.config.training.keep)
+        self.averages.save(folder, step)
+        further, keep = self.averages.networks, self.config.training.keep
+        save_state(folder, step, self.model, self.average, self.optimizer, further=further, keep=keep)
         checkpoint.save(self.average, folder, force=True)
 
     def restore(self, folder: Path) -> Restored:
         """Restore the newest checkpoint that can be read."""
-        found = restore(folder, self.model, self.average, self.optimizer, main=self.main)
+        further = self.averages.networks
+        found = restore(folder, self.model, self.average, self.optimizer, further=further, main=self.main)
         if self.main and found.step == self.config.training.steps:  # no further step will write the model
             checkpoint.save(self.average, folder, force=True)
         return found
@@ -222,6 +229,16 @@ class Trainer:
         if self.format is not None:
             x0, eps = (tensor.contiguous(memory_format=self.format) for tensor in (x0, eps))
         return Batch(x0, batch.u, eps)
+
+
+def _check_distribution(kind: str) -> None:
+    """Refuse ways to share a model among processes in which none has all of its weights.
+
+    Raises:
+        ValueError: naming the way.
+    """
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"training shares batches among processes, each with the whole model; {kind} is not supported")
 
 
 def _memory_format(shape: tuple[int, ...]) -> torch.memory_format:
