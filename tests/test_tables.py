@@ -44,13 +44,14 @@ from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import FilteredTable
 from sdediff.training.objective import TIME_LAWS, WEIGHTINGS, Objective
+from sdediff.training.schedules import SCHEDULES, rate_factor
 from sdediff.types import Level, Pair, Split
 
 TABLES: dict[str, dict[str, Any]] = {
     "SDES": SDES, "NETWORKS": NETWORKS, "SAMPLERS": SAMPLERS, "PREDICTIONS": PREDICTIONS, "GRIDS": GRIDS,
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
     "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS, "PROBES": PROBES, "LAWS": LAWS,
-    "CONTROLS": CONTROLS, "DECODERS": DECODERS,
+    "CONTROLS": CONTROLS, "DECODERS": DECODERS, "SCHEDULES": SCHEDULES,
 }  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
         "SDES": Steeper, "NETWORKS": Own, "SAMPLERS": Heun(), "PREDICTIONS": Tilted(), "GRIDS": Power(1.5),
         "CONDITIONINGS": Stretched(), "VARIANCES": 0.5, "TIME_LAWS": TIME_LAWS["uniform"],
         "WEIGHTINGS": lambda sde, level, power=1.0: WEIGHTINGS["simple"](sde, level) ** power,
-        "DATASETS": DATASETS["digits"],
+        "DATASETS": DATASETS["digits"], "SCHEDULES": lambda step, steps, power=1.0: (1.0 - step / steps) ** power,
     }  # fmt: skip
     for name, entry in entries.items():
         monkeypatch.setitem(TABLES[name], "mine", entry)
@@ -185,7 +186,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MINE = {
     "sde.name": "mine", "network.name": "mine", "model.prediction": "mine", "model.conditioning": "mine",
-    "training.time_law": "mine", "training.weighting": "mine",
+    "training.time_law": "mine", "training.weighting": "mine", "training.schedule": "mine",
 }  # fmt: skip
 
 
@@ -226,6 +227,7 @@ SETTINGS: dict[str, tuple[Callable[[Config], object], Any]] = {
     "model.prediction.factor": (lambda c: build(c, DataInfo((2,))).prediction, Tilted(0.25)),
     "model.conditioning.factor": (lambda c: build(c, DataInfo((2,))).interface, Stretched(0.25)),
     "training.weighting.power": (lambda c: c.training.weighting, Named(name="mine", power=0.25)),
+    "training.schedule.power": (lambda c: rate_factor(c.training.schedule, 0, 3, 4), 0.25**0.25),
 }
 
 

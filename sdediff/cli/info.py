@@ -20,7 +20,7 @@ from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SOLVERS
-from sdediff.training import TIME_LAWS, WEIGHTINGS
+from sdediff.training import SCHEDULES, TIME_LAWS, WEIGHTINGS
 
 EPILOG = """\b
 Examples:
@@ -67,6 +67,7 @@ def _list_tables(console: Console) -> None:
         "predictions": PREDICTIONS,
         "time_laws": TIME_LAWS,
         "weightings": WEIGHTINGS,
+        "schedules": SCHEDULES,
         "data": DATASETS,
     }
     console.result(**{name: list(table) for name, table in lists.items()})
