@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from distributed_train import ToldUNet
 from sdediff.analytic import Gaussian
 from sdediff.checkpoint import load
 from sdediff.config import Config
@@ -449,9 +450,9 @@ def test_training_finds_the_gaussian(tmp_path):
 
 
 def test_two_processes_train_like_one(tmp_path):
-    """Two gloo processes, each with half of every batch, in two parts, against one with all of it: equal up to float32
-    sums."""
-    config = settings(training__steps=6, training__checkpoint_every=0, training__accumulate=2)
+    """Two gloo processes, each with half of every batch and its labels, in two parts, against one with all of it: equal
+    up to float32 sums."""
+    config = settings(network__classes=10, training__steps=6, training__checkpoint_every=0, training__accumulate=2)
     (tmp_path / "c.json").write_text(config.to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(Path(__file__).parent / "distributed_train.py"), str(tmp_path / "c.json"), str(tmp_path / "two")]
@@ -459,9 +460,10 @@ def test_two_processes_train_like_one(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes=2 steps=6" in done.stdout
-    one = train(settings(training__steps=6, training__checkpoint_every=0), tmp_path / "one", progress=False)
-    half = train(settings(training__steps=6, training__batch_size=8), tmp_path / "half", progress=False)
-    two, one, half = (weights(model) for model in (load(tmp_path / "two"), one.model, half.model))
+    own = {"network": ToldUNet, "progress": False}
+    one = train(config.updated({"training.accumulate": 1}), tmp_path / "one", **own)
+    half = train(config.updated({"training.accumulate": 1, "training.batch_size": 8}), tmp_path / "half", **own)
+    two, one, half = (weights(m) for m in (load(tmp_path / "two", network=ToldUNet), one.model, half.model))
     # Adam divides by the gradient's own size, so that a weight whose gradient is all rounding goes anywhere. Those are
     # few: in the mean square the distance is far below that of half the items, which one process alone would see.
     assert float((two - one).square().mean()) < 1e-2 * float((half - one).square().mean())
