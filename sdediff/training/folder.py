@@ -29,7 +29,7 @@ _MAY_CHANGE = {
 
 
 class TrainingWarning(UserWarning):
-    """A remark on a run that goes on: another checkpoint than the last one, another course of the learning rate."""
+    """A remark on a run that goes on, such as from another checkpoint than the last one."""
 
 
 def check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:

@@ -124,7 +124,8 @@ def train(
         FloatingPointError: if the loss blows up; the checkpoints before that stand.
 
     Warns:
-        TrainingWarning: if another checkpoint than the newest is taken, or the learning rate takes another course.
+        TrainingWarning: if another checkpoint than the newest is taken, the learning rate takes another course, or a
+            held-out likelihood has no value yet.
     """
     folder = None if run_dir is None else Path(run_dir)
     if network is not None:
@@ -242,8 +243,12 @@ class _Loop:
                 checkpoint.save(trainer.average, self.folder / BEST, force=True)
             self._add(step, held_out_loss=self.held_out)
         if settings.bits_every and (end or _due(step, settings.bits_every)):
-            name, mean, error = trainer.held_out_likelihood(settings.bits_items)
-            self._add(step, **{name: mean, f"{name}_error": error})
+            try:
+                name, mean, error = trainer.held_out_likelihood(settings.bits_items)
+            except FloatingPointError as fault:  # of a network that has learned too little yet
+                warnings.warn(f"no likelihood after {step:,} steps: {fault}", TrainingWarning, stacklevel=2)
+            else:
+                self._add(step, **{name: mean, f"{name}_error": error})
 
     def _keep(self, step: int, *, end: bool) -> None:
         """Write checkpoint and preview."""

@@ -16,7 +16,7 @@ from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, log_likelihood
-from sdediff.training import Objective, TrainResult, ema, train
+from sdediff.training import Objective, TrainingWarning, TrainResult, ema, train
 from sdediff.training.batches import (
     _HELD_OUT_STREAM,
     _NOISE_STREAM,
@@ -209,6 +209,21 @@ def test_held_out_likelihoods_are_the_librarys(tmp_path: Path, name: str) -> Non
     assert column(tmp_path / "run", f"{key}_error")[-1] == pytest.approx(error, rel=1e-5)
     steps = [row["step"] for row in result.metrics if key in row]
     assert steps == [2, 4]
+
+
+def test_a_likelihood_without_a_value_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a network that has learned too little: a warning, no line, and the steps go on."""
+    from sdediff.training import trainer
+
+    def fails(*_: object) -> None:
+        raise FloatingPointError("the error exceeds the number")
+
+    plain = run(tmp_path / "plain")
+    monkeypatch.setattr(trainer.Trainer, "held_out_likelihood", fails)
+    with pytest.warns(TrainingWarning, match="no likelihood after 9 steps: the error exceeds the number"):
+        result = run(tmp_path / "run", bits_every=9)
+    assert torch.equal(weights(result.model), weights(plain.model))
+    assert column(tmp_path / "run", "log_likelihood") == []
 
 
 def test_the_first_preview_comes_after_a_minute_at_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
