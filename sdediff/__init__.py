@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.sde import ExponentialVESDE as ExponentialVESDE
     from sdediff.sde import RectifiedFlow as RectifiedFlow
     from sdediff.sde import SubVPSDE as SubVPSDE
+    from sdediff.training.entry import train as train
     from sdediff.transport import decode as decode
     from sdediff.transport import encode as encode
     from sdediff.transport import interpolate as interpolate
@@ -71,6 +72,7 @@ _HOMES = {
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"),
+    "training.entry": ("train",),
     "transport": ("decode", "encode", "interpolate"),
     "types": ("DataInfo", "Level", "Solution", "Split"),
     "wrappers": ("Clip", "Given", "Threshold", "Wrapper"),

@@ -1,92 +1,60 @@
 """Trained models on disk: a description, ``model.json``, and tensors, ``model.safetensors``. No pickles.
 
-``model.json`` has the format's version, the process with its parameters, the network's name and parameters, the exact
-last layer if there is one, the prediction and the conditioning (names, or names and parameters) and the description of
-the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``). Neither file is
-trusted: the description is validated and its network compared with the header of the weights before anything is
-allocated. Each file is replaced in one step.
+``model.json`` has the format's version, the process with its parameters, the network's name and parameters (of a class
+that is not the library's, the place ``package.module:Class``, which is never imported because a file says so), the
+exact last layer if there is one, the prediction and the conditioning (names, or names and parameters) and the
+description of the data. The tensors are the weights (``network.*``) and the moments of the data (``moments.*``).
+Neither file is trusted: the description is validated and its network compared with the header of the weights before
+anything is allocated. Each file is replaced in one step.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import ChainMap
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning
-from sdediff.data.section import Data, data_entries
 from sdediff.denoiser import ScoreModel
+from sdediff.description import SAVED_NETWORKS, Description, describe_model, own_network, typed_parts
 from sdediff.documents import (
-    AnyEntry,
-    Entry,
-    Finite,
-    Named,
-    Section,
-    description_of,
     instance,
     read_document,
     reason,
     validated,
 )
 from sdediff.files import write
+from sdediff.foreign import OwnNetwork, imported, is_import_path, needs_network
 from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments_storage import moments_tensors, read_moments
-from sdediff.networks import NETWORKS, Levelled, described
+from sdediff.networks import Levelled, described
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import SDES
 from sdediff.tables import subtable
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
 
-MODEL_FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
-SAVED_NETWORKS: Mapping[str, Callable[..., nn.Module]] = ChainMap({"diffusers": DiffusersNetwork}, NETWORKS)
-"""Networks that can be saved, those added to :data:`sdediff.networks.NETWORKS` later included."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class ExactLevels(Section):
-    """Levels of the exact last layer: their number, the lowest and the highest value."""
-
-    levels: Annotated[int, Field(ge=2, le=1 << 32)]
-    low: Finite = -1.0
-    high: Finite = 1.0
-
-
-class Description(Section):
-    """Content of ``model.json``."""
-
-    format: Literal[1]
-    sde: Named
-    network: Named
-    exact_levels: ExactLevels | None = None
-    prediction: Entry
-    conditioning: Entry
-    learned_variance: bool = False
-    data: Data | None
 
 
 def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     """Write a model into the folder ``path``.
 
     Args:
-        model: model whose network is of ``NETWORKS`` or a :class:`~sdediff.interop.DiffusersNetwork`; other callables
-            cannot be built again from a description.
+        model: model whose network is a torch module. One that is not of ``NETWORKS`` has to be given to :func:`load`;
+            a dict ``config`` of it holds the parameters with which its class is then called.
         path: the folder, created if missing.
         force: replace the model in the folder; else one that is there is a ``FileExistsError``.
 
     Raises:
-        ValueError: for a wrapper, or if the network, process or prediction is not one of the library's own.
+        ValueError: for a wrapper or a network in a function, or if process or prediction is not one of the library's.
 
     >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     """
@@ -96,9 +64,9 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     if (path / DESCRIPTION).exists() and not force:
         raise FileExistsError(f"{path} already holds a model; force replaces it")
     description = describe_model(model)
-    _typed(validated(Description, description))  # ensures that it can be read
+    typed_parts(validated(Description, description))  # ensures that it can be read
     text = json.dumps(description, indent=2) + "\n"
-    network, _ = _own_network(model.network)
+    network, _ = own_network(model.network)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if model.moments is not None:
         tensors |= {f"moments.{name}": value for name, value in moments_tensors(model.moments).items()}
@@ -113,6 +81,7 @@ def load(
     *,
     data: DataInfo | None = None,
     conditioning: str | Conditioning | None = None,
+    network: OwnNetwork | str | None = None,
 ) -> ScoreModel:
     """Read a model that :func:`save` or diffusers wrote, in evaluation mode.
 
@@ -125,10 +94,13 @@ def load(
         device: device of the weights.
         data: description of the data, in place of the folder's.
         conditioning: conditioning of a network of diffusers; see there.
+        network: the network of a model whose network is not the library's: its class, called with the saved
+            parameters, or ``"package.module:Class"``, which is imported; or a module, into which the weights are put.
 
     Raises:
         FileNotFoundError: if there is no model.
-        ValueError: if it is damaged, or is a pickle, which could execute anything; in one line.
+        ValueError: if it is damaged, or is a pickle, which could execute anything, or its network is not the library's
+            and not given; in one line.
 
     >>> sdediff.save(sdediff.ScoreModel(sdediff.networks.MLP((2,)), sdediff.VPSDE()), "run")
     >>> sdediff.load("run").sde
@@ -146,24 +118,36 @@ def load(
             f"by `hf download {path} --local-dir FOLDER`, and load that folder"
         )
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
+        if network is not None:
+            raise ValueError(f"the network in {folder} is one of diffusers: network= is for networks of your own")
         return load_folder(folder, data=data, conditioning=conditioning).to(device).eval()
     if conditioning is not None:
         raise ValueError(f"the model in {folder} knows how it was trained: conditioning is for folders of diffusers")
-    model = _load_own(folder)
+    model = _load_own(folder, imported(network) if isinstance(network, str) else network)
     model.data = model.data if data is None else data
     return model.to(device).eval()
 
 
-def _load_own(folder: Path) -> ScoreModel:
+def _load_own(folder: Path, network: OwnNetwork | None) -> ScoreModel:
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no model in {folder}: {name} is missing")
+    named = "?"
     try:
-        return _rebuild(_description(folder), folder / TENSORS)
+        description = _description(folder)
+        named = description.network.name
+        if not is_import_path(named) and network is None:
+            return _rebuild(description, folder / TENSORS, SAVED_NETWORKS)
+        if is_import_path(named) and network is not None:
+            return _rebuild(description, folder / TENSORS, {named: network})
     except OSError:
         raise
     except Exception as error:  # constructors may raise anything for arbitrary values
-        raise ValueError(f"the model in {folder} is damaged: {reason(error)}") from None
+        other = "" if network is None else " or of another network than the one given"
+        raise ValueError(f"the model in {folder} is damaged{other}: {reason(error)}") from None
+    if network is None:
+        raise ValueError(needs_network(f"the model in {folder}", named))
+    raise ValueError(f"the network in {folder} is the library's {named!r}: network= is for networks of your own")
 
 
 def _description(folder: Path) -> Description:
@@ -196,50 +180,10 @@ def latest_run(root: str | Path = "runs", holding: str = DESCRIPTION) -> Path:
     return files[-1].parent
 
 
-def describe_model(model: ScoreModel) -> dict[str, Any]:
-    """Return the description from which :func:`load` builds a model, as JSON values.
-
-    Raises:
-        ValueError: if a part is not one of the library's own.
-    """
-    network, head = _own_network(model.network)
-    if not is_dataclass(model.sde):
-        raise ValueError(f"only processes that are dataclasses can be saved, not {type(model.sde).__name__}")
-    sde = {field.name: getattr(model.sde, field.name) for field in fields(model.sde) if field.init}
-    return {
-        "format": MODEL_FORMAT,
-        "sde": {"name": _name_of(SDES, type(model.sde), "process"), **sde},
-        "network": {"name": _name_of(SAVED_NETWORKS, type(network), "network"), **network.config},
-        **({"exact_levels": head.config} if head is not None else {}),  # absent in older files
-        "prediction": description_of(PREDICTIONS, model.prediction, "prediction"),
-        "conditioning": description_of(CONDITIONINGS, model.interface, "conditioning"),
-        **({"learned_variance": True} if model.learned_variance else {}),
-        "data": None if model.data is None else data_entries(model.data),
-    }
-
-
-def _own_network(network: object) -> tuple[nn.Module, Levelled | None]:
-    """Return the network of a table, and the exact layer around it if there is one."""
-    head, inner = (network, network.network) if isinstance(network, Levelled) else (None, network)
-    if not isinstance(inner, nn.Module) or type(inner) not in SAVED_NETWORKS.values():
-        raise ValueError(
-            f"only networks of the library can be saved ({', '.join(SAVED_NETWORKS)}), not {type(inner).__name__}"
-        )
-    if not isinstance(getattr(inner, "config", None), Mapping):
-        raise ValueError(f"{type(inner).__name__} can be saved with a dict `config` of the parameters that build it")
-    return inner, head
-
-
-def _name_of(table: Mapping[str, AnyEntry], entry: AnyEntry, what: str) -> str:
-    for name, other in table.items():
-        if other is entry:
-            return name
-    raise ValueError(f"only a {what} of the library can be saved ({', '.join(table)}), not {entry!r}")
-
-
-def _rebuild(description: Description, weights: Path) -> ScoreModel:
+def _rebuild(description: Description, weights: Path, networks: Mapping[str, OwnNetwork]) -> ScoreModel:
     """Build the model of a description and the file of its tensors."""
-    sde, named, levels = _typed(description)
+    sde, named, levels = typed_parts(description)
+    made = networks[named.name]
     data = None if description.data is None else description.data.info()
     if data is not None and "shape" in named.parameters and tuple(named.parameters["shape"]) != data.shape:
         raise ValueError(f"the network is for items {tuple(named.parameters['shape'])}, the data are {data.shape}")
@@ -247,7 +191,10 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
     of_network, of_moments = (subtable(shapes, prefix) for prefix in ("network.", "moments."))
     if len(of_network) + len(of_moments) != len(shapes):
         raise ValueError(f"{weights.name} holds tensors that are neither weights nor moments")
-    network = described(build_for(lambda: SAVED_NETWORKS[named.name](**named.parameters), of_network), named.parameters)
+    if isinstance(made, nn.Module):
+        network = made
+    else:
+        network = described(build_for(lambda: made(**named.parameters), of_network), named.parameters)
     tensors, _ = read_tensors(weights)
     fill(network, subtable(tensors, "network."))
     moments = read_moments(subtable(tensors, "moments."), None if data is None else data.shape) if of_moments else None
@@ -264,25 +211,3 @@ def _rebuild(description: Description, weights: Path) -> ScoreModel:
         data=data,
         learned_variance=description.learned_variance,
     )
-
-
-def _typed(description: Description) -> tuple[Named, Named, ExactLevels | None]:
-    """Return process, network and exact layer, with validated parameters."""
-    network, levels = _exact_levels(description)
-    sde, network = description.sde.typed(SDES, "sde", "process"), network.typed(SAVED_NETWORKS, "network", "network")
-    outputs = network.parameters.get("outputs")
-    if levels is not None and outputs not in (None, levels.levels):
-        raise ValueError(f"an exact layer of {levels.levels} levels is no layer for a network of {outputs} outputs")
-    return sde, network, levels
-
-
-def _exact_levels(description: Description) -> tuple[Named, ExactLevels | None]:
-    """Return the network and its exact layer, which version 0.1.0 wrote among the network's parameters."""
-    old, keys = description.network.parameters, ("levels", "low", "high")
-    if description.network.name not in ("mlp", "unet") or not all(key in old for key in keys):
-        return description.network, description.exact_levels
-    head = {key: old.pop(key) for key in keys}
-    if head["levels"] is None:
-        return Named(name=description.network.name, **old), None
-    levels = validated(ExactLevels, head, "network")
-    return Named(name=description.network.name, **{**old, "outputs": levels.levels}), levels

@@ -7,28 +7,31 @@ parameters. The defaults are the digits run.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.data import Dataset, Reading, load_dataset
 from sdediff.data.layout import AUTO
 from sdediff.data.reading import REFUSE
 from sdediff.denoiser import ScoreModel
-from sdediff.documents import Entry, Named, Positive, Section, instance, read_document, typed_entry, validated
+from sdediff.documents import Entry, Named, Section, instance, read_document, typed_entry, validated
+from sdediff.foreign import OwnNetwork, is_import_path, needs_network, path_of
 from sdediff.gaussian import Moments
 from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, SDE, SDES
+from sdediff.settings import Natural, Seed, TrainingSection
 from sdediff.types import DataInfo
 
 PROCESSES: Mapping[str, Callable[..., SDE]] = ChainMap({"ddpm": DDPM.linear, "ddpm-cosine": DDPM.cosine}, SDES)  # type: ignore[arg-type]
@@ -36,12 +39,6 @@ PROCESSES: Mapping[str, Callable[..., SDE]] = ChainMap({"ddpm": DDPM.linear, "dd
 
 EXACT_LEVELS_UP_TO = 32
 """Largest number of levels for which integer data get the exact last layer, :class:`sdediff.networks.LevelHead`."""
-
-_COUNT_LIMIT = 1 << 31  # of steps or items: more than any run has, and no overflow
-
-Count = Annotated[int, Field(ge=0, lt=_COUNT_LIMIT)]
-Natural = Annotated[int, Field(gt=0, lt=_COUNT_LIMIT)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DataSection(Section):
@@ -96,7 +93,11 @@ class SdeSection(Named):
 
 
 class NetworkSection(Named):
-    """The network: a name of ``NETWORKS`` and its parameters; ``"auto"`` takes the one for the data's shape."""
+    """The network: a name of ``NETWORKS`` and its parameters; ``"auto"`` takes the one for the data's shape.
+
+    A network of the user's own is named by the place of its class, ``package.module:Class``. A configuration never
+    imports it: who trains or loads such a run names the class, or hands it over.
+    """
 
     name: str = "auto"
 
@@ -106,44 +107,6 @@ class ModelSection(Section):
 
     prediction: Entry = "v_prediction"
     conditioning: Entry = "logsnr"
-
-
-class TrainingSection(Section):
-    """The optimisation. Intervals are in steps; 0 means never.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: items a step, over all processes.
-        learning_rate: AdamW's rate after the warm-up; it falls to zero along a half cosine.
-        weight_decay: AdamW's weight decay.
-        warmup: steps of linear warm-up.
-        clip: bound on the norm of the gradient.
-        ema: decay of the moving average of the weights, which is the saved model.
-        time_law: distribution of the noise levels, an entry of ``TIME_LAWS``.
-        weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``.
-        objective: mixture of losses, an entry of ``OBJECTIVES``; those with the bound learn a variance.
-        seed: seed of the weights, the order of the data, the levels and the noise.
-        log_every: steps between two lines of metrics.
-        held_out_every: steps between two losses on held-out data.
-        sample_every: steps between two sample pictures.
-        checkpoint_every: steps between two checkpoints (one is written at the end in any case).
-    """
-
-    steps: Natural = 2000
-    batch_size: Natural = 128
-    learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
-    warmup: Count = 100
-    clip: Positive = 1.0
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
-    time_law: Entry = "uniform"
-    weighting: Entry = "velocity"
-    objective: Entry = "denoising"
-    seed: Seed = 0
-    log_every: Count = 20
-    held_out_every: Count = 200
-    sample_every: Count = 500
-    checkpoint_every: Count = 250
 
 
 class Config(Section):
@@ -162,21 +125,23 @@ class Config(Section):
         Raises:
             ValueError: in one line, naming each wrong setting.
         """
-        from sdediff.training.objective import typed_objective  # its package imports this module
+        from sdediff.training.objective import typed_objective  # their package imports this module
+        from sdediff.training.schedules import typed_schedule
 
         config = validated(cls, values)
         sde = config.sde.typed(PROCESSES, "sde", "process")
         PROCESSES[sde.name](**sde.parameters)  # which checks the values
         network = config.network
-        if network.name != "auto":
+        if network.name != "auto" and not is_import_path(network.name):
             network = network.typed(NETWORKS, "network", "network", given=_FROM_DATA)
         config.data.reading()  # which checks the choices
         typed = {
             "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
             "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),
         }
-        objective = typed_objective(config.training.time_law, config.training.weighting, config.training.objective)
-        model, training = config.model.model_copy(update=typed), config.training.model_copy(update=objective)
+        optimisation = typed_objective(config.training.time_law, config.training.weighting, config.training.objective)
+        optimisation["schedule"] = typed_schedule(config.training.schedule)
+        model, training = config.model.model_copy(update=typed), config.training.model_copy(update=optimisation)
         return config.model_copy(update={"sde": sde, "network": network, "model": model, "training": training})
 
     @classmethod
@@ -233,8 +198,25 @@ class Config(Section):
         """Return the configuration as indented JSON, which :meth:`load` reads."""
         return self.model_dump_json(indent=2) + "\n"
 
+    def with_network(self, network: OwnNetwork) -> Self:
+        """Return a copy that names a network of the user's own, with parameters of the types that its class takes.
 
-def build(config: Config, data: DataInfo, moments: Moments | None = None) -> ScoreModel:
+        Raises:
+            ValueError: for what is no network, or parameters that the class does not take.
+        """
+        name, section = path_of(network), self.network
+        parameters = section.parameters if section.name in ("auto", name) else {}
+        if isinstance(network, nn.Module):
+            if parameters:
+                raise ValueError(f"a network that is built already takes no parameters, not {', '.join(parameters)}")
+            return self.model_copy(update={"network": NetworkSection(name=name)})
+        named = NetworkSection(name=name, **parameters)
+        return self.model_copy(update={"network": named.typed({name: network}, "network", "network", given=_FROM_DATA)})
+
+
+def build(
+    config: Config, data: DataInfo, moments: Moments | None = None, *, network: OwnNetwork | None = None
+) -> ScoreModel:
     """Return the untrained model that a configuration describes; its weights are a function of ``training.seed``.
 
     A network that can return several tensors (a parameter ``outputs``) gets the exact last layer on data of few levels,
@@ -244,31 +226,23 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
         config: the configuration.
         data: shape, levels and range of the data.
         moments: mean and covariance of the data, if the model is to keep them.
+        network: the network that the configuration names by its import path: its class, which is called with those of
+            ``shape`` and ``outputs`` that it takes and draws its own weights; or a module, which is copied with its
+            weights.
 
     Raises:
-        ValueError: if the network does not fit the shape of the data.
+        ValueError: if the network does not fit the shape of the data, or is one's own and not given.
     """
-    section = config.network
-    if section.name == "auto":
-        section = section.model_copy(update={"name": default_network(data.shape)})
     from sdediff.training.objective import learns_variance  # its package imports this module
 
-    make = choose(NETWORKS, section.name, "network")
-    parameters = section.typed(NETWORKS, "network", "network", given=_FROM_DATA).parameters
-    levels = data.levels if data.levels is not None and data.levels <= EXACT_LEVELS_UP_TO else None
-    several, learned = "outputs" in inspect.signature(make).parameters, learns_variance(config.training.objective)
-    exact = levels is not None and _takes_levels(config) and several and not learned
-    if learned and not several:
-        raise ValueError(f"a learned variance needs a network with the parameter outputs, which {section.name} has not")
-    outputs = {"outputs": levels} if exact else {"outputs": 2} if learned else {}
-    parameters = {"shape": data.shape, **parameters, **outputs}
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights from the global generator, which are replaced
-        network = described(make(**parameters), parameters)
-    if levels is not None and exact:
-        network = Levelled(network, levels, data.low, data.high)
-    initialise(network, torch.Generator().manual_seed(config.training.seed))
+    learned = learns_variance(config.training.objective)
+    core, levels = _network(config, data, network, learned=learned)
+    if levels is not None:
+        core = Levelled(core, levels, data.low, data.high)
+    if network is None:
+        initialise(core, torch.Generator().manual_seed(config.training.seed))
     return ScoreModel(
-        network,
+        core,
         PROCESSES[config.sde.name](**config.sde.parameters),
         prediction=instance(PREDICTIONS, config.model.prediction, "prediction"),
         conditioning=config.model.conditioning
@@ -278,6 +252,30 @@ def build(config: Config, data: DataInfo, moments: Moments | None = None) -> Sco
         data=data,
         learned_variance=learned,
     )
+
+
+def _network(config: Config, data: DataInfo, own: OwnNetwork | None, *, learned: bool) -> tuple[nn.Module, int | None]:
+    """Return the network for data, and the number of levels if the exact layer is to be put on top."""
+    section = config.network
+    if section.name == "auto":
+        section = section.model_copy(update={"name": default_network(data.shape)})
+    if isinstance(own, nn.Module):
+        return copy.deepcopy(own), None
+    if own is None and is_import_path(section.name):
+        raise ValueError(needs_network("this configuration", section.name))
+    make = choose(NETWORKS, section.name, "network") if own is None else own
+    section = section.typed({section.name: make}, "network", "network", given=_FROM_DATA)
+    taken = inspect.signature(make).parameters
+    levels = data.levels if data.levels is not None and data.levels <= EXACT_LEVELS_UP_TO else None
+    exact = levels if _takes_levels(config) and "outputs" in taken and not learned else None
+    if learned and "outputs" not in taken:
+        raise ValueError(f"a learned variance needs a network with the parameter outputs, which {section.name} has not")
+    parameters = {**({"shape": data.shape} if own is None or "shape" in taken else {}), **section.parameters}
+    parameters |= {"outputs": 2} if learned else {"outputs": exact} if exact is not None else {}
+    # Constructors draw from the global generator, which is put back; those of the library's networks are drawn anew.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.training.seed)
+        return described(make(**parameters), parameters), exact
 
 
 _FROM_DATA = ("shape", "outputs")

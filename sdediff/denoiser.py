@@ -7,7 +7,7 @@ split. :class:`ScoreModel` is built from a network; :mod:`sdediff.wrappers` chan
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdediff.conditioning import CONDITIONINGS, ByLevel, Conditioning
 from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
+from sdediff.denoising import Learner
 from sdediff.execution import Execution, NetworkRunner
 from sdediff.foreign import Equivariance, modules_of, twin_of
 from sdediff.gaussian import Moments
@@ -28,7 +29,7 @@ from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split, Time
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(nn.Module, Learner):
     """A denoiser of one process, with all that a solver needs.
 
     Attributes:

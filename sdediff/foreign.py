@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,62 @@ import torch
 from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+OwnNetwork = Callable[..., nn.Module] | nn.Module
+"""A network of the user's own: its class, or another function that makes it, or the module itself."""
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_import_path(name: str) -> bool:
+    """Return whether a name is the place of somebody's code, ``package.module:Class``, rather than of a table."""
+    return ":" in name
+
+
+def path_of(network: OwnNetwork) -> str:
+    """Return the place of the class of a network, ``package.module:Class``.
+
+    Raises:
+        ValueError: for what is neither a module nor a function that makes one.
+    """
+    made = type(network) if isinstance(network, nn.Module) else network
+    name = getattr(made, "__qualname__", None)
+    if not callable(made) or not isinstance(name, str):
+        raise ValueError(f"a network of one's own is a torch module or a class that makes one, not {network!r}")
+    return f"{made.__module__}:{name}"
+
+
+def imported(path: str) -> Callable[..., nn.Module]:
+    """Import the class of a network by its place; this runs the code of its module.
+
+    Args:
+        path: ``package.module:Class``, as somebody typed it: never the content of a file.
+
+    Raises:
+        ValueError: if there is no such class; in one line.
+    """
+    if not _IMPORT_PATH.fullmatch(path):
+        raise ValueError(f"a network of one's own is named package.module:Class, not {path!r}")
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = vars(found)[part]
+    except ImportError as error:
+        raise ValueError(f"the network {path} cannot be imported: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"the network {path} cannot be imported: {module} has no {name}") from error
+    if not callable(found):
+        raise ValueError(f"the network {path} is no class, but {type(found).__name__}")
+    made: Callable[..., nn.Module] = found
+    return made
+
+
+def needs_network(what: str, path: str) -> str:
+    """Return the line that says how a network of one's own is given."""
+    return (
+        f"the network of {what} is code of your own, {path}, which is not imported unasked: give it as network= (its "
+        f"class, or a module) or, on the command line, as --network {path}"
+    )
 
 
 def modules_of(network: Callable[..., Any]) -> list[nn.Module]:

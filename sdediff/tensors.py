@@ -7,6 +7,7 @@ more memory than the weights beside it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -71,9 +72,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, in one step."""
+    """Write named tensors as safetensors, in one step; equal tensors and metadata make equal files."""
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write(path, to_bytes(copies, metadata))
+    write(path, _in_order(to_bytes(copies, metadata)))
+
+
+def _in_order(raw: bytes) -> bytes:
+    """Return the content of a safetensors file with its metadata in order, which the writer leaves to chance."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    if len(header.get("__metadata__", ())) < 2:
+        return raw
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(raw)[end:]])
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -100,7 +100,7 @@ def state(folder: Path) -> Target:
     def read() -> object:
         network, mean = copy.deepcopy(model), copy.deepcopy(average)
         optimizer = torch.optim.AdamW(network.parameters())
-        step = load_state(folder, network, mean, optimizer)
+        step = load_state(folder / "state.safetensors", network, mean, optimizer)
         network.epsilon(torch.zeros(2, 2), 0.5).sum().backward()
         optimizer.step()
         return step

@@ -100,10 +100,8 @@ def test_nothing_is_overwritten_without_force(tmp_path):
 
 
 def test_foreign_parts_cannot_be_saved(tmp_path):
-    with pytest.raises(ValueError, match="only networks of the library"):
+    with pytest.raises(ValueError, match="only networks that are torch modules can be saved, not function"):
         save(ScoreModel(lambda x, t: x, VPSDE()), tmp_path / "run")
-    with pytest.raises(ValueError, match="Linear"):
-        save(ScoreModel(torch.nn.Linear(2, 2), VPSDE()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -217,12 +217,12 @@ def test_training_saves_at_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_run_stopped_before_its_first_checkpoint_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its beginning, to the very state of a run without a break; also where no run is named."""
-    from sdediff.training import loop
+    from sdediff.training import trainer
 
     monkeypatch.chdir(tmp_path)
     args = ["train", "--data", "moons", "--batch-size", 8, "--steps", 4, *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Trainer, "step", at(3, interrupt, loop._Trainer.step))
+        patch.setattr(trainer.Trainer, "step", at(3, interrupt, trainer.Trainer.step))
         assert call(*args).exit_code == 130
     assert not Path("runs/moons/state.safetensors").exists()
     assert "--resume goes on with it" in call(*args).stderr
@@ -239,14 +239,18 @@ def test_a_run_that_ended_within_its_checkpoint_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """Before the state or before the model was written; a model that is older than the state is made from it."""
-    from sdediff.training import loop
+    from sdediff.training import trainer
 
-    owner, name = {"state": (loop, "save_state"), "model": (loop.checkpoint, "save")}[file]
+    owner, name, call_number = {  # the first model that is saved is the best one
+        "state": (trainer, "save_state", 1),
+        "model": (trainer.checkpoint, "save", 2),
+    }[file]
     args = ["train", "--data", "moons", "--batch-size", 8, "--steps", 4, *TINY]
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, at(1, interrupt, getattr(owner, name)))
+        patch.setattr(owner, name, at(call_number, interrupt, getattr(owner, name)))
         assert call(*args, "--run", tmp_path / "run").exit_code == 130
     assert not (tmp_path / "run" / "model.json").exists()
+    assert (tmp_path / "run" / "state.safetensors").exists() == (file == "model")
     assert call("train", "--resume", "--run", tmp_path / "run").exit_code == 0
     assert call(*args, "--run", tmp_path / "straight").exit_code == 0
     first, second = (tmp_path / run / "model.safetensors" for run in ("run", "straight"))

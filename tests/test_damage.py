@@ -19,7 +19,7 @@ from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.documents import MOST_BYTES, read_document
 from sdediff.networks import MLP
-from sdediff.tensors import read_shapes, read_tensors
+from sdediff.tensors import read_shapes, read_tensors, write_tensors
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # see test_diffusers
 
@@ -90,6 +90,22 @@ def test_only_files_are_read(tmp_path: Path) -> None:
         for read in (read_document, read_shapes, read_tensors):
             with pytest.raises(FileNotFoundError, match="no file"):
                 read(path)
+
+
+def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
+    """The writer leaves the order of the metadata to chance; the file is read by others as before."""
+    from safetensors import safe_open
+
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float64)}
+    metadata = {f"key{i}": str(i) for i in reversed(range(9))}
+    contents = set()
+    for i in range(6):
+        write_tensors(tmp_path / f"{i}.safetensors", tensors, metadata)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
 
 
 @pytest.mark.parametrize("size", [9, 2**20, 2**40, 2**63])

@@ -100,8 +100,8 @@ def test_the_kind_of_picture_follows_the_shape(tmp_path: Path) -> None:
     plots.sequences(x[None], info, tmp_path / "c.png")
     plots.filmstrip(x[None], tmp_path / "d.png", low=-1.0, high=1.0)
     assert (tmp_path / "c.png").read_bytes() == (tmp_path / "d.png").read_bytes()
-    points = torch.tensor([[0.0, 0.0, 9.0], [1.0, 1.0, 9.0], [2.0, 4.0, 9.0]])
-    plots.picture(points, DataInfo((3,)), tmp_path / "e.png")
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 4.0]])
+    plots.picture(points, DataInfo((2,)), tmp_path / "e.png")
     plots.scatter(points, tmp_path / "f.png")
     assert (tmp_path / "e.png").read_bytes() == (tmp_path / "f.png").read_bytes()
 
@@ -193,3 +193,54 @@ def test_coordinates_of_unlike_units_get_scales_of_their_own(
     plots.picture(points, DataInfo((2,)), tmp_path / "x.png")
     with_points(Likelihoods(points.sum(1), "nats", 0.0, 0.1, False), points, tmp_path / "y.png")
     assert [axes.get_aspect() for axes in seen] == [aspect, aspect]
+
+
+# ---- items that are no images ------------------------------------------------------------------------------------
+
+
+def test_series_are_lines_in_panels(tmp_path: Path) -> None:
+    """Sixteen at most, a colour a channel: a series of zeros is a level line, a rising one is not."""
+    x = torch.zeros(20, 2, 50)
+    plots.picture(x, DataInfo((2, 50)), tmp_path / "level.png")
+    x[:, 0] = torch.linspace(-1.0, 1.0, 50)
+    plots.picture(x, DataInfo((2, 50)), tmp_path / "rising.png", reference=torch.ones(30, 2, 50))
+
+    def blue(name: str) -> np.ndarray:  # the rows with much of the first colour, 0072b2
+        pixels = read(tmp_path / name).astype(int)[..., :3]
+        return np.flatnonzero((np.abs(pixels - [0, 114, 178]).max(axis=-1) < 30).sum(axis=1) > 4)
+
+    assert len(blue("rising.png")) > 5 * max(1, len(blue("level.png")))
+
+
+def test_volumes_are_slices_along_their_depth(tmp_path: Path) -> None:
+    depth = torch.arange(12.0).reshape(1, 1, 12, 1, 1).expand(3, 1, 12, 8, 8) + torch.arange(3.0).reshape(3, 1, 1, 1, 1)
+    found = plots.slices(depth)
+    assert found.shape == (3, 6, 1, 8, 8)
+    assert found[0, :, 0, 0, 0].tolist() == [1.0, 3.0, 5.0, 7.0, 9.0, 11.0]
+    assert plots.slices(depth[:, :, :4])[1, :, 0, 0, 0].tolist() == [1.0, 2.0, 3.0, 4.0]  # all of few
+    info = DataInfo((1, 12, 8, 8), levels=14, low=0.0, high=13.0)
+    plots.picture(depth, info, tmp_path / "x.png")
+    shown = tiles(read(tmp_path / "x.png"), 3, 6, 8, 8).reshape(3, 6, 8, 8)
+    assert np.array_equal(shown, np.round(found[:, :, 0].numpy() * 255.0 / 13.0))
+    two = torch.cat([depth, -depth], dim=1)  # of two channels the first
+    assert torch.equal(plots.slices(two), found)
+
+
+def test_rows_are_a_corner_plot(tmp_path: Path) -> None:
+    """Below the diagonal there are pairs, on it histograms, above it nothing."""
+    points = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    plots.picture(points, DataInfo((4,)), tmp_path / "x.png", reference=points + 0.1)
+    pixels = ink(tmp_path / "x.png")
+    height, width = pixels.shape
+    assert pixels[: height // 4, width // 2 :].sum() == 0
+    assert pixels[3 * height // 4 :, : width // 2].sum() > 100
+    plots.picture(points[:, :2], DataInfo((2,)), tmp_path / "y.png")
+    assert read(tmp_path / "y.png").shape != read(tmp_path / "x.png").shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [((28, 28), True), ((1, 100), False), ((4, 64), False), ((5, 64), True), ((3, 8, 8), True), ((2, 8, 8), False)],
+)
+def test_which_items_are_images(shape: tuple[int, ...], image: bool) -> None:
+    assert plots.is_image(shape) == image

@@ -33,7 +33,7 @@ def sampler_table() -> str:
 
 def test_examples_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     before = dict(sdediff.SAMPLERS)
     try:
         scope: dict[str, object] = {}

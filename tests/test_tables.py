@@ -43,8 +43,9 @@ from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import FilteredTable
-from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS, Objective
+from sdediff.training import OBJECTIVES, SCHEDULES, TIME_LAWS, WEIGHTINGS, Objective
 from sdediff.training.objective import Mixture
+from sdediff.training.schedules import rate_factor
 from sdediff.types import Level, Pair, Split
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
     "OBJECTIVES": OBJECTIVES, "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS,
     "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS,
+    "SCHEDULES": SCHEDULES,
 }  # fmt: skip
 
 
@@ -179,6 +181,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
         "CONDITIONINGS": Stretched(), "VARIANCES": 0.5, "TIME_LAWS": TIME_LAWS["uniform"],
         "WEIGHTINGS": lambda sde, level, power=1.0: WEIGHTINGS["simple"](sde, level) ** power,
         "OBJECTIVES": Mixture(denoising=2.0), "DATASETS": DATASETS["digits"],
+        "SCHEDULES": lambda step, steps, power=1.0: (1.0 - step / steps) ** power,
     }  # fmt: skip
     for name, entry in entries.items():
         monkeypatch.setitem(TABLES[name], "mine", entry)
@@ -187,6 +190,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 MINE = {
     "sde.name": "mine", "network.name": "mine", "model.prediction": "mine", "model.conditioning": "mine",
     "training.time_law": "mine", "training.weighting": "mine", "training.objective": "mine",
+    "training.schedule": "mine",
 }  # fmt: skip
 
 
@@ -228,6 +232,7 @@ SETTINGS: dict[str, tuple[Callable[[Config], object], Any]] = {
     "model.conditioning.factor": (lambda c: build(c, DataInfo((2,))).interface, Stretched(0.25)),
     "training.objective.denoising": (lambda c: c.training.objective, Named(name="mine", denoising=0.25)),
     "training.weighting.power": (lambda c: c.training.weighting, Named(name="mine", power=0.25)),
+    "training.schedule.power": (lambda c: rate_factor(c.training.schedule, 0, 3, 4), 0.25**0.25),
 }
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,24 @@ import pytest
 import torch
 from torch import nn
 
+from distributed_train import ToldUNet
 from sdediff.analytic import Gaussian
 from sdediff.checkpoint import load
 from sdediff.config import Config
 from sdediff.data import load_dataset, to_model
 from sdediff.denoiser import ScoreModel
+from sdediff.documents import Named
 from sdediff.interrupt import Interrupt
 from sdediff.parametrization import PREDICTIONS
 from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.tensors import read_tensors, write_tensors
-from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, ema, state, train
+from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, TrainingWarning, ema, state, train
 from sdediff.training.batches import Batches, held_out_batch
 from sdediff.training.objective import stratified
-from sdediff.training.record import Record
+from sdediff.training.record import Record, read_record
+from sdediff.training.schedules import rate_factor
+from sdediff.training.state import states
+from sdediff.training.trainer import _check_distribution
 from sdediff.types import DataInfo
 
 PROCESSES = [VPSDE(), CosineVPSDE(), SubVPSDE(), VESDE(), ExponentialVESDE(), RectifiedFlow(), DDPM.linear(100)]
@@ -459,8 +465,9 @@ def test_training_finds_the_gaussian(tmp_path):
 
 
 def test_two_processes_train_like_one(tmp_path):
-    """Two gloo processes, each with half of every batch, against one with all of it: equal up to float32 sums."""
-    config = settings(training__steps=6, training__checkpoint_every=0)
+    """Two gloo processes, each with half of every batch and its labels, in two parts, against one with all of it: equal
+    up to float32 sums."""
+    config = settings(network__classes=10, training__steps=6, training__checkpoint_every=0, training__accumulate=2)
     (tmp_path / "c.json").write_text(config.to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(Path(__file__).parent / "distributed_train.py"), str(tmp_path / "c.json"), str(tmp_path / "two")]
@@ -468,9 +475,10 @@ def test_two_processes_train_like_one(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes=2 steps=6" in done.stdout
-    one = train(config, tmp_path / "one", progress=False)
-    half = train(settings(training__steps=6, training__batch_size=8), tmp_path / "half", progress=False)
-    two, one, half = (weights(model) for model in (load(tmp_path / "two"), one.model, half.model))
+    own = {"network": ToldUNet, "progress": False}
+    one = train(config.updated({"training.accumulate": 1}), tmp_path / "one", **own)
+    half = train(config.updated({"training.accumulate": 1, "training.batch_size": 8}), tmp_path / "half", **own)
+    two, one, half = (weights(m) for m in (load(tmp_path / "two", network=ToldUNet), one.model, half.model))
     # Adam divides by the gradient's own size, so that a weight whose gradient is all rounding goes anywhere. Those are
     # few: in the mean square the distance is far below that of half the items, which one process alone would see.
     assert float((two - one).square().mean()) < 1e-2 * float((half - one).square().mean())
@@ -479,12 +487,107 @@ def test_two_processes_train_like_one(tmp_path):
     assert np.allclose(*loss, rtol=1e-5)
 
 
-def test_metrics_survive_a_line_cut_short_and_say_where_they_are_damaged(tmp_path):
-    """A crash may cut the last line: a resumed run drops it. A bad line elsewhere is an error that names the place."""
+def test_shared_weights_are_refused():
+    """Averages, states and clipping take whole weights: a launcher's sharding is an error, not a wrong model."""
+    for kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        _check_distribution(kind)
+    with pytest.raises(ValueError, match="FSDP is not supported"):
+        _check_distribution("FSDP")
+
+
+def test_damaged_lines_of_the_metrics_block_nothing(tmp_path):
+    """A crash may cut the last line, a disk may spoil another: they are left out, and a resumed run drops them."""
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo')
+    good = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    for bad in (
+        b"junk",
+        b"[1]",
+        b'{"loss": 1}',
+        b'{"step": "1"}',
+        b'{"step": 1, "loss": "x"}',
+        b"\xff\x00",
+        b"[" * 9999,
+    ):
+        file.write_bytes(json.dumps(good[0]).encode() + b"\n" + bad + b"\n" + json.dumps(good[1]).encode() + b'\n{"st')
+        assert read_record(tmp_path) == good
     Record(tmp_path, 1).close()
-    assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]
-    file.write_text('{"step": 1}\njunk\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 2"):
-        Record(tmp_path, 2)
+    assert lines(tmp_path) == good[:1]
+
+
+def test_older_checkpoints_and_the_best_model_are_kept(tmp_path):
+    """The last k states, with the steps they were written at; ``best`` is the model of the least held-out loss."""
+    result = train(settings(training__checkpoint_every=2, training__keep=3), tmp_path / "run", progress=False)
+    files = ["state.safetensors", "state.1.safetensors", "state.2.safetensors"]
+    assert [path.name for path in states(tmp_path / "run")] == files
+    assert [read_tensors(path)[1]["step"] for path in states(tmp_path / "run")] == ["12", "10", "8"]
+    held_out = {line["step"]: line["held_out_loss"] for line in result.metrics if "held_out_loss" in line}
+    best = min(held_out, key=held_out.__getitem__)
+    kept = load(tmp_path / "run" / "best")
+    objective = Objective(kept.sde, settings().training.time_law, settings().training.weighting)
+    data = load_dataset("digits")
+    with torch.no_grad():
+        loss = float(objective.loss(kept, *held_out_batch(data.held_out, data.info, 0)).mean())
+    assert math.isclose(loss, held_out[best], rel_tol=1e-5)
+    train(settings(training__keep=1), tmp_path / "run", force=True, progress=False)
+    assert [path.name for path in states(tmp_path / "run")] == files[:1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, damage):
+    """And says so; the end is that of the run without a break. The damaged file is set aside, the good ones stay."""
+    folder = tmp_path / "run"
+    train(settings(training__steps=10, training__schedule="constant"), folder, progress=False)  # states of 5 and 10
+    straight = train(settings(training__schedule="constant"), tmp_path / "straight", progress=False)
+    newest, raw = folder / "state.safetensors", (folder / "state.safetensors").read_bytes()
+    if damage == "missing":
+        newest.unlink()
+    else:
+        newest.write_bytes({"cut": raw[: len(raw) // 2], "zeros": bytes(len(raw)), "empty": b""}[damage])
+    caught = nullcontext() if damage == "missing" else pytest.warns(TrainingWarning, match="after 5 steps$")
+    with caught:
+        again = train(settings(training__schedule="constant"), folder, resume=True, progress=False)
+    assert torch.equal(weights(again.model), weights(straight.model))
+    assert (folder / "damaged.safetensors").exists() == (damage != "missing")
+    assert [line["step"] for line in lines(folder) if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [read_tensors(path)[1]["step"] for path in states(folder)] == ["12", "10"]
+
+
+def test_an_extended_run_says_how_its_rate_changes(tmp_path):
+    config = settings(data__name="moons", training__steps=4)
+    train(config, tmp_path / "run", progress=False)
+    with pytest.warns(TrainingWarning, match="now ends at step 8, not 4: the rate goes on at 0.001 after 4 steps"):
+        longer = train(config.updated({"training.steps": 8}), tmp_path / "run", resume=True, progress=False)
+    assert longer.steps == 8
+    flat = config.updated({"training.schedule": "constant"})
+    train(flat, tmp_path / "flat", progress=False)
+    again = train(flat.updated({"training.steps": 8}), tmp_path / "flat", resume=True, progress=False)  # without a word
+    straight = train(flat.updated({"training.steps": 8}), tmp_path / "straight", progress=False)
+    assert torch.equal(weights(again.model), weights(straight.model))
+
+
+def test_schedules_are_their_formulas():
+    for step in (0, 3, 7, 9):
+        assert rate_factor("constant", 0, step, 10) == 1.0
+        assert math.isclose(rate_factor("linear", 0, step, 10), 1.0 - step / 10)
+        assert math.isclose(rate_factor("cosine", 0, step, 10), math.cos(0.05 * math.pi * step) ** 2)
+        floored = Named(name="cosine", floor=0.1)
+        assert math.isclose(rate_factor(floored, 0, step, 10), 0.1 + 0.9 * math.cos(0.05 * math.pi * step) ** 2)
+        assert math.isclose(
+            rate_factor(Named(name="inverse-root", start=3), 0, step, 10), min(1, (3 / max(step, 1)) ** 0.5)
+        )
+        assert math.isclose(rate_factor("constant", 9, step, 10), (step + 1) / 10)
+    with pytest.raises(ValueError, match="unknown schedule 'late'; choose one of: cosine, constant"):
+        settings(training__schedule="late")
+
+
+def test_a_loss_that_blows_up_stops_the_run_and_leaves_its_checkpoints(tmp_path):
+    """A rate that is far too large: given up at a loss of ten, long before it is infinite; earlier states stand."""
+    config = settings(
+        data__name="moons", training__learning_rate=3.0, training__clip=1e9, training__warmup=0, training__steps=300,
+        training__checkpoint_every=1, training__log_every=1, training__schedule="constant",
+    )  # fmt: skip
+    with pytest.raises(FloatingPointError, match=r"the loss is [\d.e+]+ at step \d+, where it began at [\d.]+: try a"):
+        train(config, tmp_path / "run", progress=False)
+    logged = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert max(logged) <= 10.0 * max(1.0, logged[0])
+    load(tmp_path / "run")

@@ -19,6 +19,7 @@ COMMANDS = {
     "decode": "Decode latents into data: the inverse of encode.",
     "interpolate": "Interpolate between data through the latent space.",
     "compare": "Compare error and cost of several solvers on a run.",
+    "average": "Average the weights of a run over another width, after the fact.",
     "moments": "Give a model mean and covariance of its data.",
     "export": "Write a model in the format of another library.",
     "info": "Describe a run, or list solvers, grids, processes and data.",

@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
-from sdediff.checkpoint import describe_model, latest_run
+from sdediff.checkpoint import latest_run
 from sdediff.cli import tables
 from sdediff.cli.console import Console, columns
 from sdediff.cli.options import json_option, run_option
 from sdediff.cli.runs import Run, open_run, read_metrics, run_config
 from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
+from sdediff.description import describe_model
 from sdediff.grids import GRIDS
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SOLVERS
-from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS
+from sdediff.training import OBJECTIVES, SCHEDULES, TIME_LAWS, WEIGHTINGS
 
 EPILOG = """\b
 Examples:
@@ -69,6 +70,7 @@ def _list_tables(console: Console) -> None:
         "time_laws": TIME_LAWS,
         "weightings": WEIGHTINGS,
         "objectives": OBJECTIVES,
+        "schedules": SCHEDULES,
         "data": DATASETS,
     }
     console.result(**{name: list(table) for name, table in lists.items()})

@@ -34,9 +34,10 @@ from sdediff.cli.options import (
     together,
 )
 from sdediff.cli.output import plan
-from sdediff.cli.runs import MAIN, counting, find_run, open_run, pick_device
+from sdediff.cli.runs import MAIN, counting, find_run, open_run
 from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
+from sdediff.devices import pick_device
 from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
 from sdediff.evaluation.methods import BatchLikelihood, TensorColumns
 from sdediff.grids import GRIDS

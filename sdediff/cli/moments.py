@@ -17,6 +17,7 @@ from sdediff.cli.options import (
     device_option,
     force_option,
     json_option,
+    network_option,
     seed_option,
 )
 from sdediff.cli.runs import open_run
@@ -38,6 +39,7 @@ Examples:
 @click.option("--steps", type=COUNT, default=STEPS, show_default=True, help="Steps of a sample.")
 @seed_option
 @batch_size_option(64)
+@network_option
 @condition_option
 @device_option
 @force_option

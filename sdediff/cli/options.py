@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -13,6 +14,8 @@ from sdediff.cli.group import choices, nearest
 from sdediff.execution import AUTOCASTS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sdediff.samplers import Sampler
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
@@ -132,7 +135,45 @@ def batch_size_option(default: int) -> Decorator[Any]:
     )
 
 
-run_option = click.option("--run", type=PATH, help="Folder of the run.  [default: the most recent under runs/]")
+_NETWORK = "sdediff.network"  # the place of --network in a command's context, where open_run finds it
+
+
+def _import_network(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Keep the class that is named in the command's context."""
+    if path is not None:
+        context.meta[_NETWORK] = import_typed(path)
+
+
+def import_typed(path: str) -> Callable[..., nn.Module]:
+    """Import a class whose place was typed on the command line, from the working directory too.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    from sdediff.foreign import imported
+
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return imported(path)
+
+
+def given_network() -> Callable[..., nn.Module] | None:
+    """Return the class that ``--network`` names in the present command, if it does."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(_NETWORK)
+
+
+network_option = click.option(
+    "--network",
+    metavar="MODULE:CLASS",
+    expose_value=False,
+    callback=_import_network,
+    help="Class of a network of your own, which is imported.  [default: the library's]",
+)
+run_option = together(
+    click.option("--run", type=PATH, help="Folder of the run.  [default: the most recent under runs/]"),
+    network_option,
+)
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest available."

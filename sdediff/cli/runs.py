@@ -14,10 +14,12 @@ from torch import nn
 
 from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
+from sdediff.cli.options import given_network
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.devices import pick_device
 from sdediff.execution import Execution
-from sdediff.training.loop import CONFIG
+from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
 from sdediff.types import DataInfo
 
@@ -50,7 +52,7 @@ def open_run(folder: Path | None, device: str, console: Console, execution: Exec
     """
     chosen = pick_device(device)
     folder = find_run(console) if folder is None else folder
-    model = load(folder, device=chosen).with_execution(execution)
+    model = load(folder, device=chosen, network=given_network()).with_execution(execution)
     folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
     if model.data is None:
         raise ValueError(f"the model in {folder} does not say what its data are (save it with data=DataInfo(...))")
@@ -122,25 +124,3 @@ def counting(model: Denoiser, report: Callable[[int], None] | None = None) -> It
     finally:
         handle.remove()
         measured.seconds = time.perf_counter() - start
-
-
-def pick_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    available = [kind for kind, present in _devices().items() if present]
-    if name == "auto":
-        return torch.device(available[0])
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # unknown names and missing drivers, as torch reports them
-        raise ValueError(f"no device {name!r} here; available: {', '.join(available)}") from None
-    return device
-
-
-def _devices() -> dict[str, bool]:
-    """Return which kinds of devices are present, the fastest first."""
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.cli.console import Console, warnings_as_lines
+from sdediff.cli.console import Console, print_error, warnings_as_lines
 from sdediff.cli.group import INTERRUPTED
-from sdediff.cli.options import COUNT, PATH, POSITIVE, TableName, device_option, json_option
-from sdediff.cli.runs import MAIN, find_run, pick_device, read_metrics
+from sdediff.cli.options import (
+    COUNT,
+    PATH,
+    POSITIVE,
+    TableName,
+    device_option,
+    given_network,
+    import_typed,
+    json_option,
+    network_option,
+)
+from sdediff.cli.runs import MAIN, find_run, read_metrics
 from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS, KINDS
 from sdediff.data.reading import MISSING, REFUSE
-from sdediff.training import TrainResult, train
-from sdediff.training.loop import CONFIG, SAMPLES
+from sdediff.devices import pick_device
+from sdediff.foreign import is_import_path, path_of
+from sdediff.training import TrainingWarning, TrainResult, train
+from sdediff.training.conditional import told
+from sdediff.training.folder import CONFIG, SAMPLES
 
 RUNS = Path("runs")
 DEFAULTS = Config().training
@@ -32,6 +48,8 @@ Examples:
   sdediff train --data photos/ --size 64 --set data.flips=true --run runs/photos
   sdediff train --data table.csv --missing drop --set data.text=drop
   sdediff train --resume --run runs/photos --steps 20000
+  sdediff train --network mynets:UNet --set network.width=64    # code of your own, from the working directory
+  sdediff train --conditional                                   # with the classes of the data
   torchrun --nproc_per_node 2 -m -- sdediff train    # several processes, one batch
 
 \b
@@ -63,6 +81,10 @@ Processes, for --set sde.name=:
 @click.option("--batch-size", type=COUNT, help=f"Items a step.  [default: {DEFAULTS.batch_size}]")
 @click.option("--lr", type=POSITIVE, help=f"Learning rate.  [default: {DEFAULTS.learning_rate:g}]")
 @click.option("--seed", type=int, help=f"Seed of weights, data order and noise.  [default: {DEFAULTS.seed}]")
+@click.option(
+    "--conditional", is_flag=True, help="Tell the network the classes of the data, so that it samples by --condition."
+)
+@network_option
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Continue the run, with its own settings.")
 @click.option("--force", is_flag=True, help="Replace a run that exists.")
@@ -79,6 +101,7 @@ def command(
     batch_size: int | None,
     lr: float | None,
     seed: int | None,
+    conditional: bool,
     settings: tuple[str, ...],
     resume: bool,
     force: bool,
@@ -107,12 +130,19 @@ def command(
         run = find_run(console, CONFIG) if data is None else RUNS / Path(data).stem
     saved = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
     source = file or saved
+    network = given_network()
+    if network is None and is_import_path(str(changes.get("network.name", ""))):
+        network = import_typed(str(changes["network.name"]))
+    if network is not None:
+        changes["network.name"] = path_of(network)
     config = (Config() if source is None else Config.load(source)).updated(changes)
     folder = run or RUNS / Path(config.data.name).stem
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
     with warnings_as_lines(show=MAIN):
         dataset = config.data.load()
+    if conditional:
+        config = told(config, network, dataset)
     if MAIN:
         for line in dataset.notes:
             console.note(f"note: {line}")
@@ -121,11 +151,39 @@ def command(
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, dataset.info, path.with_name(f"{path.name}.png"), reference=dataset.held_out)
 
-    result = train(config, folder, data=dataset, resume=resume, force=force, device=str(chosen), on_sample=draw)
+    with _remarks_at_once():
+        result = train(
+            config,
+            folder,
+            data=dataset,
+            network=network,
+            conditional=conditional,
+            resume=resume,
+            force=force,
+            device=str(chosen),
+            on_sample=draw,
+        )
     if MAIN:
-        _print_result(result, console)
+        _print_result(result, folder, console, f" --network {config.network.name}" * (network is not None))
     if result.interrupted:
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _remarks_at_once() -> Iterator[None]:
+    """Print remarks on the run as lines when they come, whatever the filters of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TrainingWarning)
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, TrainingWarning):
+                print_error(f"warning: {message}")
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = line
+        yield
 
 
 def _assignments(settings: Sequence[str]) -> dict[str, str]:
@@ -136,9 +194,8 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
 
 
-def _print_result(result: TrainResult, console: Console) -> None:
+def _print_result(result: TrainResult, folder: Path, console: Console, own: str) -> None:
     """Print the losses, the files and the next command, and draw the curves of the losses."""
-    folder = result.run_dir
     metrics = read_metrics(folder)
     lines = {"training": "loss", "held out": "held_out_loss"}
     plots.curves({name: metrics[key] for name, key in lines.items() if key in metrics}, folder / "loss.png")
@@ -151,7 +208,7 @@ def _print_result(result: TrainResult, console: Console) -> None:
         )
     console.say(f"  run       {folder}")
     console.say(f"  pictures  {folder / SAMPLES}/, {folder / 'loss.png'}")
-    console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}")
+    console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}{own}")
     console.result(
         run=folder,
         steps=result.steps,

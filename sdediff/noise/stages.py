@@ -25,6 +25,8 @@ class Stage(IntEnum):
     """Levels of the sampled terms of a bound; the step is their number."""
     BOUND_SAMPLED = -2
     """Noise of the sampled terms of a bound; the step is the number of the term."""
+    LOSS = -12
+    """Draws of a training loss at a step: the noise, then the levels, then the dequantisation, three stages."""
     BATCH = -3
     """Noise of a training batch; the step is the optimiser's, or -1 for held-out items."""
     BATCH_VALUES = -4

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sdediff.data.levels import to_values
 from sdediff.files import replace
 from sdediff.numerics import flatten
 from sdediff.plots.canvas import INK, PALE, save_figure, share_a_scale, single_axes
 from sdediff.plots.costs import Panel as Panel
 from sdediff.plots.costs import trade_off as trade_off
+from sdediff.plots.kinds import corner, is_series, is_volume, lines, slices
 from sdediff.types import DataInfo
 
 if TYPE_CHECKING:
@@ -144,23 +146,32 @@ def curves(
 
 
 def picture(x: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Draw samples: images as a grid, anything else as points.
+    """Draw samples as what they are: a grid of images, series as lines, volumes as slices, else points.
+
+    Points of more than two coordinates are drawn pair by pair.
 
     Args:
         x: ``(B, *info.shape)``, as :func:`~sdediff.generation.sample` gives them.
         info: description of the data.
         path: path of the PNG.
-        reference: data to draw beneath points.
+        reference: data to draw beneath points and series; integers are levels.
     """
+    low, high = shades(x, info)
+    if reference is not None and x.is_floating_point() and not reference.is_floating_point():
+        reference = to_values(reference, info)
     if is_image(info.shape):
-        low, high = shades(x, info)
         image_grid(x, path, low=low, high=high)
+    elif is_series(info.shape):
+        lines(x, path, reference=reference)
+    elif is_volume(info.shape):
+        filmstrip(slices(x).transpose(0, 1), path, low=low, high=high)
     else:
-        scatter(flatten(x), path, reference=None if reference is None else flatten(reference))
+        draw = corner if math.prod(info.shape) > 2 else scatter
+        draw(flatten(x), path, reference=None if reference is None else flatten(reference))
 
 
 def sequences(frames: Tensor, info: DataInfo, path: str | Path, *, reference: Tensor | None = None) -> None:
-    """Draw sequences of samples ``(frames, B, *info.shape)``, by the same rule as :func:`picture`."""
+    """Draw sequences of samples ``(frames, B, *info.shape)``: images in rows, anything else as paths of points."""
     if is_image(info.shape):
         low, high = shades(frames, info)
         filmstrip(frames, path, low=low, high=high)
@@ -169,8 +180,8 @@ def sequences(frames: Tensor, info: DataInfo, path: str | Path, *, reference: Te
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Return whether items of a shape can be shown as images: ``(1 or 3, H, W)`` or ``(H, W)``."""
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    """Return whether items of a shape can be shown as images: ``(1 or 3, H, W)``, or ``(H, W)`` that are no series."""
+    return (len(shape) == 2 and not is_series(shape)) or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def shades(x: Tensor, info: DataInfo) -> tuple[float, float]:

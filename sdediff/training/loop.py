@@ -1,43 +1,58 @@
-"""The training loop: batches, loss, optimiser step, moving average, checkpoints and metrics.
+"""The training loop: steps, metrics, held-out figures, checkpoints and previews, each at its interval.
 
-A run folder holds ``config.json``, the model (moving average) as ``sdediff.load`` reads it, ``state.safetensors`` to
-resume from, ``metrics.jsonl`` and ``tb/``. A step is a function of the configuration and the state before it: a
-resumed run equals the uninterrupted run bit for bit, on one process or several.
+A run folder holds ``config.json``, the model (moving average) as ``sdediff.load`` reads it, the model of the least
+held-out loss in ``best/``, ``state.safetensors`` to resume from and the states before it, ``metrics.jsonl`` and
+``tb/``. A step is a function of the configuration and the state before it: a resumed run equals the uninterrupted run
+bit for bit, on one process or several.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdediff import checkpoint
-from sdediff.config import Config, build
+from sdediff.config import Config
 from sdediff.data import Dataset
-from sdediff.data.held_out import HELD_OUT, check_held_out, save_held_out
-from sdediff.data.units import fit_moments
+from sdediff.data.held_out import check_held_out, save_held_out
 from sdediff.denoiser import ScoreModel
 from sdediff.files import write
+from sdediff.foreign import OwnNetwork
 from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
 from sdediff.progress import Progress
-from sdediff.training import ema
-from sdediff.training.batches import Batches, held_out_batch
-from sdediff.training.objective import Objective
-from sdediff.training.record import BOARD, METRICS, Record
-from sdediff.training.state import STATE, load_state, save_state
+from sdediff.training.folder import (
+    BEST,
+    CONFIG,
+    PICTURE,
+    SAMPLES,
+    TrainingWarning,
+    check_folder,
+    clear_folder,
+    in_saved_units,
+    schedule_remark,
+)
+from sdediff.training.record import Record, read_record
+from sdediff.training.state import states
+from sdediff.training.trackers import Trackers
+from sdediff.training.trainer import Trainer
+from sdediff.types import brief
 
-CONFIG, SAMPLES, PICTURE = "config.json", "samples", "step_"
 OnSample = Callable[[Tensor, Path], None]
-_MAY_CHANGE = {"steps", "log_every", "held_out_every", "sample_every", "checkpoint_every"}
+OnMetrics = Callable[[int, Mapping[str, float]], bool | None]
+
+FIRST_PREVIEW = 60.0
+"""Seconds after which the first preview is drawn, if its step has not come."""
+BLOWN_UP = 10.0
+"""Multiple of the first loss, or of 1 if that is smaller, from which on a run is given up: a network that knows nothing
+has a loss of order 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,239 +61,239 @@ class TrainResult:
 
     Attributes:
         model: the moving average, in evaluation mode.
-        run_dir: the folder of the run.
+        run_dir: the folder of the run; ``None`` if nothing was written.
         steps: number of steps done, resumed ones included.
         seconds: duration of this call.
         loss: mean training loss since the last line of metrics.
         held_out_loss: held-out loss of the moving average, weighted like the training loss.
-        interrupted: whether Ctrl-C, SIGTERM or SIGHUP ended the run early.
+        interrupted: whether Ctrl-C, SIGTERM, SIGHUP or a callback ended the run early.
+        metrics: the lines of metrics, those of a resumed run included: ``step`` and numbers by name.
     """
 
     model: ScoreModel
-    run_dir: Path
+    run_dir: Path | None
     steps: int
     seconds: float
     loss: float
     held_out_loss: float
     interrupted: bool
+    metrics: tuple[Mapping[str, float], ...] = ()
+
+    __repr__ = brief
 
 
 def train(
     config: Config,
-    run_dir: str | Path,
+    run_dir: str | Path | None,
     *,
     data: Dataset | None = None,
+    network: OwnNetwork | None = None,
+    conditional: bool = False,
     resume: bool = False,
     force: bool = False,
     device: str = "cpu",
     progress: bool = True,
     on_sample: OnSample | None = None,
+    on_metrics: OnMetrics | None = None,
 ) -> TrainResult:
-    """Train a model and write it to ``run_dir``.
+    """Train the model that a configuration describes, and write it to ``run_dir``.
 
     Started by ``torchrun`` or ``accelerate launch``, every process takes its part of each batch.
 
     Args:
         config: data, process, network and optimisation.
-        run_dir: the folder of the run.
+        run_dir: the folder of the run; ``None`` to write nothing.
         data: the data set that the configuration names, if already loaded; the model's coordinates are those of its
             ``info``, see :func:`~sdediff.data.standardised`.
+        network: the network that the configuration names by its import path, a class or a module; see
+            :func:`~sdediff.config.build`.
+        conditional: whether the network is told the labels of the data, also if it has no parameter ``classes``.
         resume: continue from the state in ``run_dir``, or from the start if the run was stopped before its first state.
         force: replace the run in ``run_dir``.
         device: device of a single process; several processes choose their own, the CPU if this is ``"cpu"``.
         progress: show a progress bar with the losses or, without a terminal, a line now and then.
         on_sample: function called with 16 samples ``(16, *shape)``, in the data's units, and a path without suffix,
-            every ``sample_every`` steps and at the end.
+            every ``sample_every`` steps and at the end; a picture that it writes there as ``.png`` is shown on the
+            board, too.
+        on_metrics: function called with the step and the numbers of every line of metrics; if it returns true, the run
+            ends after the next step, as by Ctrl-C.
 
     Raises:
         FileExistsError: if ``run_dir`` holds a run and neither ``resume`` nor ``force`` is set.
         FileNotFoundError: if the data or, with ``resume``, the run is missing.
         ValueError: if the data, the configuration or the state do not fit; in one line.
+        FloatingPointError: if the loss blows up; the checkpoints before that stand.
+
+    Warns:
+        TrainingWarning: if another checkpoint than the newest is taken, the learning rate takes another course, or a
+            held-out likelihood has no value yet.
     """
-    folder = Path(run_dir)
-    _check_folder(folder, config, resume=resume, force=force)
+    folder = None if run_dir is None else Path(run_dir)
+    if network is not None:
+        config = config.with_network(network)
+    if folder is not None:
+        check_folder(folder, config, resume=resume, force=force)
+    elif resume:
+        raise ValueError("nothing to resume without the folder of a run")
     if data is None:
         data = config.data.load()
-    if resume:
+    if resume and folder is not None:
         check_held_out(data, folder)
-        data = _in_saved_units(data, folder)
-    run = _Trainer(config, folder, device, data)
-    step = run.restore() if resume else 0
+        data = in_saved_units(data, folder)
+    trackers = Trackers(config.training.trackers)
+    trainer = Trainer(
+        config, data, device, network=network, conditional=conditional, trackers=trackers.names, folder=folder
+    )
+    step = _restore(trainer, folder) if resume and folder is not None else 0
     if step > config.training.steps:
         raise ValueError(
             f"the run in {folder} has done {step} steps, more than training.steps = {config.training.steps}"
         )
-    if run.main and not resume:
-        _clear(folder)
+    if trainer.main and not resume and folder is not None:
+        clear_folder(folder)
         save_held_out(data, folder)
-    run.workers.wait_for_everyone()
-    return run.train(step, progress=progress, on_sample=on_sample)
+    trainer.workers.wait_for_everyone()
+    loop = _Loop(trainer, trackers, folder, step, on_sample=on_sample, on_metrics=on_metrics)
+    return loop.run(progress=progress)
 
 
-class _Trainer:
-    """Model, moving average, objective, optimiser and batches of a run."""
+def _restore(trainer: Trainer, folder: Path) -> int:
+    """Restore the last checkpoint and return its step, 0 if the run was stopped before its first checkpoint."""
+    if not (any(states(folder)) or (folder / checkpoint.DESCRIPTION).exists()):
+        return 0
+    step, remark = trainer.restore(folder)
+    remarks = [remark, schedule_remark(Config.load(folder / CONFIG), trainer.config, step)]
+    for line in filter(None, remarks if trainer.main else ()):
+        warnings.warn(line, TrainingWarning, stacklevel=4)
+    return step
 
-    def __init__(self, config: Config, folder: Path, device: str, data: Dataset) -> None:
-        from accelerate import Accelerator  # slow to import, and used nowhere else
 
-        settings = config.training
-        self.config, self.folder = config, folder
-        self.workers: Any = Accelerator(cpu=torch.device(device).type == "cpu")
-        self.main = bool(self.workers.is_main_process)
-        self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
-        self.model = build(config, data.info, fit_moments(data.train, data.info)).to(self.device)
-        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
-        self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
-        self.batches = Batches(
-            data.train,
-            data.info,
-            settings.batch_size,
-            settings.seed,
-            rank=self.workers.process_index,
-            world=self.workers.num_processes,
-            device=self.device,
-            flips=config.data.flips,
-        )
-        self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
-        self.trained: Any = self.workers.prepare_model(self.model, device_placement=False)
+class _Loop:
+    """The steps of a run from one step on, and what is done between them."""
 
-    def train(self, step: int, *, progress: bool, on_sample: OnSample | None) -> TrainResult:
-        """Train from ``step`` to the end or to a signal."""
-        settings, start, begin = self.config.training, time.monotonic(), step
-        record = None
-        if self.main:
-            write(self.folder / CONFIG, self.config.to_json().encode())
-            record = Record(self.folder, step)
-        total, count, loss, held_out, stop = torch.zeros((), device=self.device), 0, math.nan, math.nan, False
-        bar = Progress("training", "step", settings.steps, step, show=progress and self.main)
+    def __init__(
+        self,
+        trainer: Trainer,
+        trackers: Trackers,
+        folder: Path | None,
+        step: int,
+        *,
+        on_sample: OnSample | None,
+        on_metrics: OnMetrics | None,
+    ) -> None:
+        self.trainer, self.settings, self.trackers = trainer, trainer.config.training, trackers
+        self.folder, self.begin, self.start = folder, step, time.monotonic()
+        self.on_sample, self.on_metrics = on_sample, on_metrics
+        self.loss = self.held_out = math.nan
+        lines = read_record(folder) if folder is not None and step else []
+        self.first = next((line["loss"] for line in lines if "loss" in line), math.nan)
+        self.drawn = self.ended = False
+        self.record = Record(folder if trainer.main else None, step)
+
+    def run(self, *, progress: bool) -> TrainResult:
+        """Train to the end or to a signal."""
+        trainer, settings, step, stop = self.trainer, self.settings, self.begin, False
+        if trainer.main and self.folder is not None:
+            write(self.folder / CONFIG, trainer.config.to_json().encode())
+        self.trackers.start(trainer.workers, trainer.config)
+        total, count = torch.zeros((), device=trainer.device), 0
+        bar = Progress("training", "step", settings.steps, step, show=progress and trainer.main)
         with Interrupt() as interrupt, bar:
             while step < settings.steps and not stop:
-                total, count, step = total + self.step(step), count + 1, step + 1
-                stop = self._any_process(interrupt.wanted)
+                total, count, step = total + trainer.step(step), count + 1, step + 1
+                stop = trainer.any_process(interrupt.wanted or self.ended)
                 end = step == settings.steps or stop
-                bar(step, note=_losses(loss=loss, held_out=held_out))
-                if end or _due(step, settings.log_every):
-                    loss = float(self.workers.reduce(total / count, "mean"))
+                bar(step, note=self._note(step))
+                log = end or _due(step, settings.log_every)
+                if log or _due(step, settings.checkpoint_every):
+                    self._check(float(trainer.workers.reduce(total / count, "mean")), step)
+                if log:
                     total, count = torch.zeros_like(total), 0
-                    if not math.isfinite(loss):
-                        raise FloatingPointError(
-                            f"the loss is {loss} at step {step}: try a lower training.learning_rate"
-                        )
-                    if record:
-                        rate = (step - begin) / (time.monotonic() - start)
-                        record.add(step, loss=loss, learning_rate=self._learning_rate(step - 1), steps_per_second=rate)
-                if record and (end or _due(step, settings.held_out_every)):
-                    held_out = self.held_out_loss()
-                    record.add(step, held_out_loss=held_out)
-                if record and (end or _due(step, settings.checkpoint_every)):
-                    self.save(step)
-                if record and on_sample and settings.sample_every and (end or _due(step, settings.sample_every)):
-                    self._sample(step, on_sample)
-        if record:
-            record.close()
-        self.workers.wait_for_everyone()
-        held_out = self.held_out_loss() if math.isnan(held_out) else held_out
-        seconds = time.monotonic() - start
-        return TrainResult(self.average.eval(), self.folder, step, seconds, loss, held_out, stop)
+                    rate = (step - self.begin) / (time.monotonic() - self.start)
+                    self._add(
+                        step, loss=self.loss, learning_rate=trainer.learning_rate(step - 1), steps_per_second=rate
+                    )
+                if trainer.main:
+                    self._measure(step, end=end)
+                    self._keep(step, end=end)
+        self.record.close()
+        self.trackers.end(trainer.workers)
+        trainer.workers.wait_for_everyone()
+        held_out = trainer.held_out_loss() if math.isnan(self.held_out) else self.held_out
+        seconds, lines = time.monotonic() - self.start, tuple(self.record.lines)
+        return TrainResult(trainer.average.eval(), self.folder, step, seconds, self.loss, held_out, stop, lines)
 
-    def step(self, step: int) -> Tensor:
-        """Take one optimiser step and return the mean loss of this process's share of the batch."""
-        settings = self.config.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
-        self.trained.train()
-        batch = self.batches(step)
-        loss = self.objective.loss(self.trained, batch.x0, batch.u, batch.eps).mean()
-        self.optimizer.zero_grad()
-        self.workers.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        self.optimizer.step()
-        ema.update(self.average, self.model, settings.ema, step)
-        return loss.detach()
+    def _check(self, loss: float, step: int) -> None:
+        """Give up a run whose loss blows up, before it is saved.
 
-    @torch.no_grad()
-    def held_out_loss(self) -> float:
-        """Return the mean loss of the moving average on held-out items, with the same draws every time."""
-        batch = self.held_out
-        return float(self.objective.loss(self.average.eval(), batch.x0, batch.u, batch.eps).mean())
+        Raises:
+            FloatingPointError: in one line.
+        """
+        self.loss = loss
+        self.first = loss if math.isnan(self.first) else self.first
+        if not math.isfinite(loss) or loss > BLOWN_UP * max(self.first, 1.0):
+            begun = f", where it began at {self.first:.3g}" if math.isfinite(loss) else ""
+            raise FloatingPointError(
+                f"the loss is {loss:.4g} at step {step}{begun}: try a lower training.learning_rate"
+            )
 
-    def save(self, step: int) -> None:
-        """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
-        save_state(self.folder, step, self.model, self.average, self.optimizer)
-        checkpoint.save(self.average, self.folder, force=True)
+    def _measure(self, step: int, *, end: bool) -> None:
+        """Measure loss and likelihood of held-out data; a model better than all before is kept."""
+        trainer, settings = self.trainer, self.settings
+        if end or _due(step, settings.held_out_every):
+            self.held_out = trainer.held_out_loss()
+            if self.folder is not None and self.held_out < self.record.smallest("held_out_loss"):
+                checkpoint.save(trainer.average, self.folder / BEST, force=True)
+            self._add(step, held_out_loss=self.held_out)
+        if settings.bits_every and (end or _due(step, settings.bits_every)):
+            try:
+                name, mean, error = trainer.held_out_likelihood(settings.bits_items)
+            except FloatingPointError as fault:  # of a network that has learned too little yet
+                warnings.warn(f"no likelihood after {step:,} steps: {fault}", TrainingWarning, stacklevel=2)
+            else:
+                self._add(step, **{name: mean, f"{name}_error": error})
 
-    def restore(self) -> int:
-        """Restore the last checkpoint and return its step, 0 if the run was stopped before its first checkpoint."""
-        if not ((self.folder / STATE).exists() or (self.folder / checkpoint.DESCRIPTION).exists()):
-            return 0
-        step = load_state(self.folder, self.model, self.average, self.optimizer)
-        if self.main and step == self.config.training.steps:  # no further step will write the model
-            checkpoint.save(self.average, self.folder, force=True)
-        return step
+    def _keep(self, step: int, *, end: bool) -> None:
+        """Write checkpoint and preview."""
+        settings = self.settings
+        if self.folder is None:
+            return
+        if end or _due(step, settings.checkpoint_every):
+            self.trainer.save(self.folder, step)
+        if self.on_sample is None or not settings.sample_every:
+            return
+        early = not self.drawn and time.monotonic() - self.start > FIRST_PREVIEW
+        if end or early or _due(step, settings.sample_every):
+            self._preview(self.folder / SAMPLES, step, self.on_sample)
 
-    def _sample(self, step: int, on_sample: OnSample) -> None:
-        shape = self.batches.info.shape
-        samples = sample(self.average.eval(), (16, *shape), seed=self.config.training.seed)
-        (self.folder / SAMPLES).mkdir(exist_ok=True)
-        on_sample(samples, self.folder / SAMPLES / f"{PICTURE}{step:06d}")
+    def _preview(self, folder: Path, step: int, on_sample: OnSample) -> None:
+        trainer = self.trainer
+        shape = (16, *trainer.data.info.shape)
+        model = trainer.average.eval()
+        samples = sample(model, shape, seed=self.settings.seed, condition=trainer.held_out_condition(16))
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{PICTURE}{step:06d}"
+        on_sample(samples, path)
+        self.drawn = True
+        if (picture := path.with_name(f"{path.name}.png")).is_file():
+            self.record.add_picture(step, picture)
 
-    def _learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then half a cosine to zero."""
-        settings = self.config.training
-        warm = min(1.0, (step + 1) / (settings.warmup + 1))
-        return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
+    def _add(self, step: int, **numbers: float) -> None:
+        """Write a line of metrics, and tell those who want to know."""
+        if not self.trainer.main:
+            return
+        self.record.add(step, **numbers)
+        self.trackers.log(self.trainer.workers, step, numbers)
+        if self.on_metrics is not None and self.on_metrics(step, numbers):
+            self.ended = True
 
-    def _any_process(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process: all must stop at the same step."""
-        if self.workers.num_processes == 1:
-            return flag
-        return bool(self.workers.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0.0)
+    def _note(self, step: int) -> str:
+        """Return the losses evaluated so far and the items a second."""
+        losses = {"loss": self.loss, "held out loss": self.held_out}
+        texts = [f"{name} {value:.4f}" for name, value in losses.items() if not math.isnan(value)]
+        rate = (step - self.begin) * self.settings.batch_size / max(time.monotonic() - self.start, 1e-9)
+        return ", ".join([*texts, f"{rate:,.0f} items/s"])
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _in_saved_units(data: Dataset, folder: Path) -> Dataset:
-    """Return the data in the coordinates of the model saved in a run's folder, whatever a new fit would give."""
-    saved = checkpoint.read_info(folder) if (folder / checkpoint.DESCRIPTION).is_file() else None
-    return data if saved is None else replace(data, info=data.info._replace(shift=saved.shift, scale=saved.scale))
-
-
-def _check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> None:
-    """Refuse a folder that holds another run, or none to resume."""
-    if resume and force:
-        raise ValueError("resume and force exclude each other: go on with the run, or replace it")
-    if not resume:
-        if (folder / CONFIG).exists() and not force:
-            raise FileExistsError(f"{folder} already holds a run; resume goes on with it, force replaces it")
-        return
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"nothing to resume in {folder}: {CONFIG} is missing")
-    before, now = (c.model_dump() for c in (Config.load(folder / CONFIG), config))
-    changed = [
-        f"{section}.{key}"
-        for section in now
-        for key in {**before[section], **now[section]}
-        if before[section].get(key) != now[section].get(key) and not (section == "training" and key in _MAY_CHANGE)
-    ]
-    if changed:
-        raise ValueError(f"the run in {folder} was started with other settings: {', '.join(changed)}")
-
-
-def _clear(folder: Path) -> None:
-    """Remove the files of an earlier run, and only those."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, HELD_OUT, checkpoint.DESCRIPTION, checkpoint.TENSORS, STATE, METRICS):
-        (folder / name).unlink(missing_ok=True)
-    for picture in (folder / SAMPLES).glob(f"{PICTURE}*"):  # files that users wrote there stay
-        picture.unlink()
-    shutil.rmtree(folder / BOARD, ignore_errors=True)
-
-
-def _losses(**losses: float) -> str:
-    """Format the losses evaluated so far."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items() if not math.isnan(value))

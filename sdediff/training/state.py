@@ -1,8 +1,15 @@
-"""The state of a run between two steps, in one safetensors file, which is replaced in one step."""
+"""The state of a run between two steps, in one safetensors file, which is replaced in one step.
+
+The newest is ``state.safetensors``; the ones before are ``state.1.safetensors`` and so on. A damaged file is set aside,
+and the run goes on from the one before it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +19,103 @@ from sdediff.noise import STREAM
 from sdediff.tables import subtable
 from sdediff.tensors import check_finite, read_tensors, write_tensors
 
-STATE = "state.safetensors"
+STATE, OLDER, ASIDE = "state.safetensors", "state.*.safetensors", "damaged.safetensors"
+"""Names of the newest state, of those before it, and of a damaged one."""
+
+
+class Restored(NamedTuple):
+    """Where a run goes on: the number of steps done, and why no newer state was taken (empty if it is the newest)."""
+
+    step: int
+    remark: str
 
 
 def save_state(
-    folder: Path, step: int, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    further: Sequence[nn.Module] = (),
+    keep: int = 1,
 ) -> None:
-    """Write weights, their moving average and the optimiser's moments after ``step`` steps."""
+    """Write weights, their averages and the optimiser's moments after ``step`` steps; keep some older states."""
     tensors = {f"trained.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
+    for place, other in enumerate(further):
+        tensors |= {f"further.{place}.{name}": value for name, value in other.state_dict().items()}
+    moments = optimizer.state_dict()["state"]  # of parameters that never had a gradient there are none
+    for index, entries in moments.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
-    write_tensors(folder / STATE, tensors, {"step": str(step), "stream": str(STREAM)})
+    for age in reversed(range(1, keep)):
+        if (folder / _name(age - 1)).is_file():
+            (folder / _name(age - 1)).replace(folder / _name(age))
+    write_tensors(folder / STATE, tensors, {"step": str(step), "optimised": str(len(moments)), "stream": str(STREAM)})
+    for path in list(states(folder))[keep:]:
+        path.unlink()
 
 
-def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore weights, moving average and optimiser in place.
+def _name(age: int) -> str:
+    return f"state.{age}.safetensors" if age else STATE
+
+
+def states(folder: Path) -> Iterator[Path]:
+    """Yield the states in a folder, the newest first."""
+    if (folder / STATE).is_file():
+        yield folder / STATE
+    ages = (path.name.split(".")[1] for path in folder.glob(OLDER))
+    yield from (folder / _name(age) for age in sorted(int(age) for age in ages if age.isdecimal()))
+
+
+def restore(
+    folder: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    further: Sequence[nn.Module] = (),
+    main: bool = True,
+) -> Restored:
+    """Restore the newest state that can be read; damaged ones are set aside by the main process.
+
+    Raises:
+        FileNotFoundError: if the folder holds no state.
+        ValueError: if none can be read.
+    """
+    damage: dict[Path, ValueError] = {}
+    for path in states(folder):
+        try:
+            step = load_state(path, network, average, optimizer, further)
+        except ValueError as error:
+            damage[path] = error
+            continue
+        for bad in damage if main else ():
+            with suppress(OSError):
+                bad.replace(folder / ASIDE)
+        remark = f"{'; '.join(map(str, damage.values()))}: going on from {path.name}, after {step:,} steps"
+        return Restored(step, remark if damage else "")
+    if damage:
+        raise next(iter(damage.values()))
+    raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
+
+
+def load_state(
+    path: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    further: Sequence[nn.Module] = (),
+) -> int:
+    """Restore weights, their averages and the optimiser from one file in place.
 
     Returns:
         The number of steps done.
 
     Raises:
-        FileNotFoundError: if the folder holds no state.
+        FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, belongs to another model, or draws another stream of noise.
     """
-    path = folder / STATE
-    if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
     tensors, metadata = read_tensors(path)
     stream = metadata.get("stream", "1")  # the first had no number
     if stream != str(STREAM):
@@ -50,23 +127,27 @@ def load_state(folder: Path, network: nn.Module, average: nn.Module, optimizer: 
         for name, value in subtable(tensors, "optimizer.").items():
             index, _, entry = name.partition(".")
             entries.setdefault(int(index), {})[entry] = value
-        network.load_state_dict(subtable(tensors, "trained."))
-        average.load_state_dict(subtable(tensors, "average."))
-        _check_entries(entries, optimizer)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimised = int(metadata["optimised"]) if "optimised" in metadata else None  # which older files do not say
+        _check_entries(entries, parameters, optimised)
         step = int(metadata["step"])
         if step < 0:
             raise ValueError(f"it was written after {step} steps")
+        network.load_state_dict(subtable(tensors, "trained."))
+        average.load_state_dict(subtable(tensors, "average."))
+        for place, other in enumerate(further):
+            other.load_state_dict(subtable(tensors, f"further.{place}."))
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {reason(error)}") from None
     return step
 
 
-def _check_entries(entries: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+def _check_entries(entries: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor], optimised: int | None) -> None:
     """Refuse entries that differ between parameters, or are neither of a parameter's shape nor one number."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {frozenset(entry) for entry in entries.values()}
-    if entries and (set(entries) != set(range(len(parameters))) or len(names) > 1):
+    wanted = len(parameters) if optimised is None else optimised
+    if entries and (len(entries) != wanted or not set(entries) <= set(range(len(parameters))) or len(names) > 1):
         raise ValueError("it is of an optimiser of other parameters")
     for index, entry in entries.items():
         for name, value in entry.items():

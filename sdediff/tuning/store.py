@@ -18,8 +18,8 @@ from typing import Annotated, Any, Self, TypeVar
 import torch
 from pydantic import Field, model_validator
 
-from sdediff.checkpoint import describe_model
 from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.description import describe_model
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.evaluation.distances import Errors
 from sdediff.files import write

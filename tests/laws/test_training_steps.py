@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sdediff import DataInfo
+from sdediff.checkpoint import load
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
-from sdediff.training import Objective, TrainResult, ema, train
+from sdediff.likelihood import bits_per_dim, log_likelihood
+from sdediff.training import Objective, TrainingWarning, TrainResult, ema, train
 from sdediff.training.batches import _LEVELS_STREAM, _ORDER_STREAM, Batches, _rng, held_out_batch
 
 STEPS, WARMUP, RATE = 9, 3, 0.05
@@ -115,3 +117,123 @@ def test_kinds_of_draws_have_streams_of_their_own() -> None:
         batch = Batches(data, info, 16, seed=3)(step)
         assert not bool((batch.eps == held_out.eps).any())
         assert not bool((batch.u == held_out.u).any())
+
+
+# ---- settings of the loop -----------------------------------------------------------------------------------------
+
+
+def whole_batch(parts: int, folder: Path) -> tuple[list[float], Tensor]:
+    result = run(folder, accumulate=parts, ema=0.0, weight_decay=0.0, clip=0.5)
+    return column(folder, "loss"), weights(result.model)
+
+
+def test_the_parts_of_a_batch_make_the_same_step(tmp_path: Path) -> None:
+    """The gradients of the parts add up to that of the batch, before it is clipped: the losses are equal up to
+    rounding, which Adam magnifies in weights of no gradient; half of the batch alone is far from it."""
+    losses, whole = whole_batch(1, tmp_path / "1")
+    run(tmp_path / "half", batch_size=8, ema=0.0)
+    for parts in (2, 4, 16):
+        again, accumulated = whole_batch(parts, tmp_path / str(parts))
+        assert again == pytest.approx(losses, rel=1e-4)
+        assert float((accumulated - whole).square().mean().sqrt()) < 1e-2 * float(whole.square().mean().sqrt())
+    assert column(tmp_path / "half", "loss") != pytest.approx(losses, rel=1e-2)
+
+
+def test_bfloat16_is_for_the_products_alone(tmp_path: Path) -> None:
+    """Losses agree to the eight bits of its digits, and are not the same; weights, average and files stay single."""
+    single, low = run(tmp_path / "single"), run(tmp_path / "low", precision="bfloat16")
+    assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
+    first, second = column(tmp_path / "single", "loss"), column(tmp_path / "low", "loss")
+    assert second == pytest.approx(first, rel=0.02)
+    assert second != first
+    again = run(tmp_path / "again", precision="bfloat16")
+    assert torch.equal(weights(again.model), weights(low.model))
+    assert float((weights(low.model) - weights(single.model)).abs().max()) > 0.0
+
+
+def test_a_compiled_network_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the compiler: here one that hands the graphs back. Saved weights have their own names."""
+    compiled: list[nn.Module] = []
+    own = nn.Module.compile
+
+    def keep(module: nn.Module, *_: object, **__: object) -> None:
+        compiled.append(module)
+        own(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", keep)
+    plain, fast = run(tmp_path / "plain"), run(tmp_path / "fast", compile=True)
+    assert len(compiled) == 1
+    assert weights(fast.model).tolist() == pytest.approx(weights(plain.model).tolist(), rel=1e-3, abs=1e-5)
+    assert set(load(tmp_path / "fast").state_dict()) == set(load(tmp_path / "plain").state_dict())
+
+
+def test_channels_last_changes_the_memory_and_not_the_losses(tmp_path: Path) -> None:
+    images = {"data.name": "digits", "network.name": "unet", "network.width": 8, "training.channels_last": True}
+    config = Config().updated({**images, "training.steps": 3, "training.batch_size": 8, "training.log_every": 1})
+    for last in (True, False):
+        settings = {"training.channels_last": last, "training.held_out_every": 0, "training.sample_every": 0}
+        result = train(config.updated(settings), tmp_path / str(last), progress=False)
+        kernels = [
+            parameter for parameter in result.model.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1
+        ]
+        kernels = [kernel for kernel in kernels if max(kernel.shape[2:]) > 1]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) == last for kernel in kernels)
+        assert kernels
+    assert column(tmp_path / "True", "loss") == pytest.approx(column(tmp_path / "False", "loss"), rel=1e-3)
+    again = train(config.updated({"training.steps": 3}), tmp_path / "True", resume=True, progress=False)
+    assert torch.equal(weights(again.model), weights(load(tmp_path / "True")))
+
+
+@pytest.mark.parametrize("name", ["moons", "digits"])
+def test_held_out_likelihoods_are_the_librarys(tmp_path: Path, name: str) -> None:
+    """Nats of continuous data, bits/dim of integers, of the first held-out items, with the error of their mean."""
+    config = Config().updated(
+        {"data.name": name, "network.name": "mlp", "network.width": 8, "training.steps": 4, "training.batch_size": 8,
+         "training.bits_every": 2, "training.bits_items": 5, "training.sample_every": 0}
+    )  # fmt: skip
+    result, x = train(config, tmp_path / "run", progress=False), load_dataset(name).held_out[:5]
+    if name == "moons":
+        log_prob = log_likelihood(result.model, x, seed=0).log_prob
+        key, mean, error = "log_likelihood", float(log_prob.mean()), float(log_prob.std()) / math.sqrt(5)
+    else:
+        bits = bits_per_dim(result.model, x, seed=0)
+        key, mean, error = "bits_per_dim", bits.mean, bits.mean_standard_error
+    assert column(tmp_path / "run", key)[-1] == pytest.approx(mean, rel=1e-6)
+    assert column(tmp_path / "run", f"{key}_error")[-1] == pytest.approx(error, rel=1e-5)
+    steps = [row["step"] for row in result.metrics if key in row]
+    assert steps == [2, 4]
+
+
+def test_a_likelihood_without_a_value_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a network that has learned too little: a warning, no line, and the steps go on."""
+    from sdediff.training import trainer
+
+    def fails(*_: object) -> None:
+        raise FloatingPointError("the error exceeds the number")
+
+    plain = run(tmp_path / "plain")
+    monkeypatch.setattr(trainer.Trainer, "held_out_likelihood", fails)
+    with pytest.warns(TrainingWarning, match="no likelihood after 9 steps: the error exceeds the number"):
+        result = run(tmp_path / "run", bits_every=9)
+    assert torch.equal(weights(result.model), weights(plain.model))
+    assert column(tmp_path / "run", "log_likelihood") == []
+
+
+def test_the_first_preview_comes_after_a_minute_at_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of ten seconds on a clock of one's own: the first is drawn at the seventh, the others at their interval."""
+    from sdediff.training import loop, trainer
+
+    now, drawn, step = [0.0], [], trainer.Trainer.step
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def slow(self: trainer.Trainer, number: int) -> Tensor:
+        now[0] += 10.0
+        return step(self, number)
+
+    monkeypatch.setattr(trainer.Trainer, "step", slow)
+    config = Config().updated(
+        {"data.name": "moons", "network.width": 8, "training.steps": 13, "training.batch_size": 8}
+    )
+    config = config.updated({"training.sample_every": 12})
+    train(config, tmp_path / "run", progress=False, on_sample=lambda _, path: drawn.append(path.name))
+    assert drawn == ["step_000007", "step_000012", "step_000013"]

@@ -1,0 +1,91 @@
+"""What the network is told of each item in training: its class or a vector, withheld from some of the items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sdediff.conditions import ConditionLike
+from sdediff.networks import Levelled
+
+_STREAM = 3
+"""The stream of the withheld conditions; those of :mod:`~sdediff.training.batches` are lower."""
+
+
+class Told(NamedTuple):
+    """What a network can be told.
+
+    Attributes:
+        classes: number of classes, its parameter ``classes``; that number is the label of a class that is withheld.
+        features: number of features of a vector, its parameter ``features``; NaN stands for a vector that is withheld.
+    """
+
+    classes: int | None
+    features: int | None
+
+    @classmethod
+    def by(cls, network: object) -> Told:
+        """Return what a network can be told, by the parameters it was built from."""
+        inner = network.network if isinstance(network, Levelled) else network
+        config = vars(inner).get("config") if isinstance(inner, nn.Module) else None
+        found = [config.get(name) if isinstance(config, Mapping) else None for name in cls._fields]
+        return cls(*(value if isinstance(value, int) else None for value in found))
+
+    def condition(self, rows: Tensor) -> ConditionLike:
+        """Return rows ``(B, ...)`` as the network's argument: ``vector`` by its name, everything else as the first."""
+        return {"vector": rows} if self.features is not None and rows.is_floating_point() else rows
+
+    def withheld(self, rows: Tensor) -> float | None:
+        """Return the value of a row that is withheld, ``None`` if the network has none."""
+        if rows.is_floating_point():
+            return None if self.features is None else math.nan
+        return self.classes
+
+    def check(self, rows: Tensor | None, items: int) -> None:
+        """Refuse conditions that are not one row an item, and labels that the network does not know.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if rows is None:
+            raise ValueError(f"a network of {self.classes} classes needs labels, and the data have none")
+        if len(rows) != items:
+            raise ValueError(f"the condition has {len(rows)} rows for {items} items: give one row an item")
+        if self.classes is None or (rows.is_floating_point() and self.features is not None):
+            return
+        if rows.ndim != 1 or rows.is_floating_point():
+            raise ValueError(f"class labels are whole numbers, one an item, not {tuple(rows.shape)} of {rows.dtype}")
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(
+                f"a network of {self.classes} classes knows labels 0 .. {self.classes - 1}; came {low} to {high}"
+            )
+
+
+class Labels:
+    """Conditions of the training items; a function of ``(seed, step)``, as the batches are.
+
+    Args:
+        rows: the condition of each item: labels, int64 ``(n,)``, or floats ``(n, ...)``.
+        seed: seed of the choice of what is withheld.
+        withheld: value of a row that is withheld; ``None`` where none are.
+        dropout: share of the items whose row is withheld.
+    """
+
+    def __init__(self, rows: Tensor, seed: int, *, withheld: float | None = None, dropout: float = 0.0) -> None:
+        self.rows, self.seed, self.withheld, self.dropout = rows, seed, withheld, dropout
+
+    def __call__(self, step: int, items: NDArray[np.int64]) -> Tensor:
+        """Return the conditions of the items of the whole batch of a step, ``(B, ...)``."""
+        rows = self.rows[torch.from_numpy(items)]
+        if self.withheld is None or self.dropout == 0.0:
+            return rows
+        draws = np.random.default_rng((self.seed % (1 << 64), _STREAM, step)).random(len(items))
+        hidden = torch.from_numpy(draws < self.dropout).reshape(-1, *(1,) * (rows.ndim - 1))
+        return rows.masked_fill(hidden, self.withheld)

@@ -1,0 +1,261 @@
+"""A model in training: its moving average, optimiser and batches, on one process or several."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sdediff import checkpoint
+from sdediff.conditions import Condition, ConditionLike
+from sdediff.config import Config, build
+from sdediff.data import Dataset
+from sdediff.data.units import fit_moments
+from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.foreign import OwnNetwork
+from sdediff.likelihood import bits_per_dim, log_likelihood
+from sdediff.training import ema
+from sdediff.training.averages import Averages
+from sdediff.training.batches import Batch, Batches, held_out_batch
+from sdediff.training.labels import Labels, Told
+from sdediff.training.objective import Objective
+from sdediff.training.schedules import rate_factor
+from sdediff.training.state import Restored, restore, save_state
+from sdediff.types import Level, Split
+
+_FORMATS = {3: torch.channels_last, 4: torch.channels_last_3d}
+"""Memory formats with the channels last, by the number of an item's axes."""
+
+
+class _Conditioned(nn.Module):
+    """A model that is told a condition with every call, as several processes need to wrap it."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, level: Level, condition: Condition) -> Split:
+        """Split the state under the condition."""
+        split: Split = self.model.given(condition)(x, level)
+        return split
+
+
+class _Trained(Denoiser):
+    """The denoiser that the objective evaluates: the wrapped model under the condition of a batch."""
+
+    def __init__(self, conditioned: nn.Module, model: ScoreModel, condition: Condition) -> None:
+        super().__init__()
+        self.conditioned, self.condition = conditioned, condition
+        self.sde, self.moments, self.data, self.prediction = model.sde, model.moments, model.data, model.prediction
+
+    def forward(self, x: Tensor, level: Level) -> Split:
+        """Split the state ``x`` ``(B, *shape)`` at ``level``."""
+        split: Split = self.conditioned(x, level, self.condition)
+        return split
+
+
+class HeldOut(NamedTuple):
+    """The likelihood of held-out items: its name, mean and standard error of the mean."""
+
+    name: str
+    mean: float
+    error: float
+
+
+class Trainer:
+    """Model, moving average, objective, optimiser and batches of a run.
+
+    Args:
+        config: the configuration.
+        data: the data.
+        device: device of a single process; several processes choose their own, the CPU if this is ``"cpu"``.
+        network: the network that the configuration names by its import path.
+        conditional: whether the network is told the labels of the data, also if it has no parameter ``classes``.
+        trackers: names of experiment trackers.
+        folder: folder of the trackers' files.
+
+    Raises:
+        ValueError: if the data, the configuration or the number of processes do not fit; in one line.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        device: str,
+        *,
+        network: OwnNetwork | None = None,
+        conditional: bool = False,
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
+        from accelerate import Accelerator  # slow to import, and used nowhere else
+
+        settings = config.training
+        self.config, self.data = config, data
+        self.workers: Any = Accelerator(
+            cpu=torch.device(device).type == "cpu", log_with=list(trackers) or None, project_dir=folder
+        )
+        _check_distribution(str(self.workers.distributed_type.value))
+        self.main = bool(self.workers.is_main_process)
+        self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
+        self.model = build(config, data.info, fit_moments(data.train, data.info), network=network).to(self.device)
+        self.format = _memory_format(data.info.shape) if settings.channels_last else None
+        if self.format is not None:
+            self.model.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
+        self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
+        self.averages = Averages(self.model.network, settings.averages)  # type: ignore[arg-type]  # a module
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        rank, world = self.workers.process_index, self.workers.num_processes
+        self.batches = Batches(
+            data.train,
+            data.info,
+            settings.batch_size,
+            settings.seed,
+            rank=rank,
+            world=world,
+            device=self.device,
+            flips=config.data.flips,
+        )
+        share = settings.batch_size // world
+        if share % settings.accumulate:
+            raise ValueError(f"{share} items of a batch cannot be shared evenly by {settings.accumulate} parts")
+        self._share = slice(rank * share, (rank + 1) * share)
+        self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
+        self.told = Told.by(self.model.network)
+        self.labels = self._labels(conditional)
+        if settings.compile and isinstance(self.model.network, nn.Module):
+            self.model.network.compile()
+        self.trained: Any = self.workers.prepare_model(_Conditioned(self.model), device_placement=False)
+
+    def _labels(self, conditional: bool) -> Labels | None:
+        """Return the conditions of the training items, if the network is told any."""
+        data, settings = self.data, self.config.training
+        if self.told == (None, None) and not conditional:
+            return None
+        for rows, items in ((data.train_labels, data.train), (data.held_out_labels, data.held_out)):
+            self.told.check(rows, len(items))
+        rows = torch.as_tensor(data.train_labels)
+        return Labels(rows, settings.seed, withheld=self.told.withheld(rows), dropout=settings.label_dropout)
+
+    def step(self, step: int) -> Tensor:
+        """Take one optimiser step and return the mean loss of this process's share of the batch."""
+        settings = self.config.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.trained.train()
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        parts = list(self._parts(step))
+        for number, (batch, condition) in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self.workers.no_sync(self.trained):
+                loss = self.loss(_Trained(self.trained, self.model, condition), batch) / len(parts)
+                self.workers.backward(loss)
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.optimizer.step()
+        ema.update(self.average, self.model, settings.ema, step)
+        self.averages.update(self.model.network, step)  # type: ignore[arg-type]
+        return total
+
+    def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
+        """Yield the parts of this process's share of a batch, each with the condition of its items."""
+        count, whole = self.config.training.accumulate, self.batches(step)
+        rows = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share].chunk(count)
+        for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
+            yield self._to_device(Batch(*fields)), Condition.of(None if rows is None else self.told.condition(rows[i]))
+
+    def loss(self, model: Denoiser, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch in training, the network in the precision of the settings."""
+        low = self.config.training.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
+            return self.objective.loss(model, batch.x0, batch.u, batch.eps).mean()
+
+    def held_out_condition(self, count: int) -> ConditionLike:
+        """Return the condition of the first held-out items, from the first one again where they are too few."""
+        rows = self.data.held_out_labels if self.labels is not None else None
+        return None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)])
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Return the mean loss of the moving average on held-out items, with the same draws every time."""
+        batch = self._to_device(self.held_out)
+        model = self.average.eval().given(self.held_out_condition(len(batch.x0)))
+        return float(self.objective.loss(model, batch.x0, batch.u, batch.eps).mean())
+
+    def held_out_likelihood(self, count: int) -> HeldOut:
+        """Return the likelihood of the first held-out items: bits/dim of integers, nats in the data's units of others.
+
+        The moving average's, with the same draws every time; the error is that of the mean over the data's population.
+        """
+        x = self.data.held_out[:count].to(self.device)
+        model, told, seed = self.average.eval(), self.held_out_condition(len(x)), self.config.training.seed
+        if x.is_floating_point():
+            log_prob = log_likelihood(model, x, condition=told, seed=seed).log_prob.double()
+            error = float(log_prob.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+            return HeldOut("log_likelihood", float(log_prob.mean()), error)
+        bits = bits_per_dim(model, x, condition=told, seed=seed)
+        return HeldOut("bits_per_dim", bits.mean, bits.mean_standard_error)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        settings = self.config.training
+        return settings.learning_rate * rate_factor(settings.schedule, settings.warmup, step, settings.steps)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
+        self.averages.save(folder, step)
+        further, keep = self.averages.networks, self.config.training.keep
+        save_state(folder, step, self.model, self.average, self.optimizer, further=further, keep=keep)
+        checkpoint.save(self.average, folder, force=True)
+
+    def restore(self, folder: Path) -> Restored:
+        """Restore the newest checkpoint that can be read."""
+        further = self.averages.networks
+        found = restore(folder, self.model, self.average, self.optimizer, further=further, main=self.main)
+        if self.main and found.step == self.config.training.steps:  # no further step will write the model
+            checkpoint.save(self.average, folder, force=True)
+        return found
+
+    def any_process(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process: all must stop at the same step."""
+        if self.workers.num_processes == 1:
+            return flag
+        return bool(self.workers.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0.0)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """Return a batch on the device, in the memory format of the settings; the uniforms stay where they are."""
+        x0, eps = (tensor.to(self.device) for tensor in (batch.x0, batch.eps))
+        if self.format is not None:
+            x0, eps = (tensor.contiguous(memory_format=self.format) for tensor in (x0, eps))
+        return Batch(x0, batch.u, eps)
+
+
+def _check_distribution(kind: str) -> None:
+    """Refuse ways to share a model among processes in which none has all of its weights.
+
+    Raises:
+        ValueError: naming the way.
+    """
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"training shares batches among processes, each with the whole model; {kind} is not supported")
+
+
+def _memory_format(shape: tuple[int, ...]) -> torch.memory_format:
+    """Return the memory format with the channels last for items of a shape.
+
+    Raises:
+        ValueError: for items without channels in two or three dimensions.
+    """
+    if len(shape) not in _FORMATS:
+        raise ValueError(f"channels_last is for images (C, H, W) and volumes (C, D, H, W), not items {shape}")
+    return _FORMATS[len(shape)]
