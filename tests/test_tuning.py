@@ -295,6 +295,6 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_models_that_cannot_be_saved_have_no_file(tmp_path: Path) -> None:
     model = MIXTURE.model(VPSDE())
-    with pytest.raises(ValueError, match="networks of the library"):
+    with pytest.raises(ValueError, match="only networks that are torch modules can be saved, not method"):
         tuning.save(tmp_path, model, [result(model, 3)])
     assert list(tmp_path.iterdir()) == []
