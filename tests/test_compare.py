@@ -43,8 +43,8 @@ def test_errors_are_those_of_the_solves(result):
 
 
 def test_the_reference_states_its_own_error():
-    """Gaussian data have the flow in closed form: the true error is at most twice the estimate, and more than a hundredth
-    of it; on eight sets of starts it was 0.05 to 1.44 of it."""
+    """Gaussian data have the flow in closed form: the true error is at most twice the estimate, and more than a
+    hundredth of it; on eight sets of starts it was 0.05 to 1.44 of it."""
     model = GAUSSIAN.model(VP)
     noise = sdediff.NoiseSource(5, (32, 2), first=1_000_000, dtype=torch.float64)
     x = VP.prior_sample((32, 2), moments=model.moments, noise=noise)
