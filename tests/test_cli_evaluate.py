@@ -136,6 +136,8 @@ def test_bad_input_is_one_line(files: Path, digits: Path) -> None:
     assert "unknown features 'inception'" in _last(call("samples.npz", "--data", "data.npy", "--features", "inception"))
     assert "at least 20 items" in _last(call("samples.npz", "--data", "data.npy", "-n", 3))
     assert "--resamples" in refused("samples.npz", "--data", "data.npy", "--resamples", -1)
+    assert "the run's network takes no y" in refused(digits, "--condition", "y=3")
+    assert "only for a run" in refused("samples.npz", "--data", "data.npy", "--condition", "y=3")
     Path("empty").mkdir()
     assert "holds no images" in refused("empty", "--data", "data.npy")
 

@@ -40,6 +40,7 @@ from sdediff.likelihood.elbo import CONTROLS
 from sdediff.likelihood.flow.hutchinson import PROBES
 from sdediff.networks import NETWORKS, Levelled
 from sdediff.parametrization import PREDICTIONS, Linear, Velocity
+from sdediff.quality import FEATURES, MEASURES
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import FilteredTable
@@ -51,7 +52,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "SDES": SDES, "NETWORKS": NETWORKS, "SAMPLERS": SAMPLERS, "PREDICTIONS": PREDICTIONS, "GRIDS": GRIDS,
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
     "OBJECTIVES": OBJECTIVES, "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS,
-    "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS,
+    "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS, "MEASURES": MEASURES,
+    "FEATURES": FEATURES,
 }  # fmt: skip
 
 
