@@ -79,7 +79,7 @@ def test_frechet_estimate_is_of_infinitely_many() -> None:
     error = 4.0 * np.std(estimates, ddof=1) / math.sqrt(len(estimates))
     assert abs(np.mean(estimates) - truth) < error
     assert np.mean(values) - truth > error  # the control
-    assert inside >= 18  # of 24 with 95 % each: fewer with a chance of 1e-4
+    assert inside >= 17  # of 24 with 95 % each: fewer with a chance of 2e-5
 
 
 def test_halves_of_one_set_are_alike() -> None:
