@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.noise import BrownianPath as BrownianPath
     from sdediff.noise import NoiseSource as NoiseSource
     from sdediff.parametrization import PREDICTIONS as PREDICTIONS
+    from sdediff.quality import Quality as Quality
+    from sdediff.quality import evaluate as evaluate
     from sdediff.samplers import SAMPLERS as SAMPLERS
     from sdediff.sampling import solve as solve
     from sdediff.sde import DDPM as DDPM
@@ -69,6 +71,7 @@ _HOMES = {
     "likelihood": ("BitsPerDim", "Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"),
     "noise": ("BrownianPath", "NoiseSource"),
     "parametrization": ("PREDICTIONS",),
+    "quality": ("Quality", "evaluate"),
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"),

@@ -17,7 +17,7 @@ LAYERS = {
     "bases": 0, "covariances": 0, "foreign": 0, "conditions": 0, "execution": 0, "tables": 0, "documents": 0,
     "tensors": 0,
     "files": 0, "interrupt": 0, "devices": 0, "progress": 0,
-    "sde": 1, "networks": 1, "data": 1,
+    "sde": 1, "networks": 1, "data": 1, "quality": 1,
     "grids": 2, "parametrization": 2, "instants": 2, "conditioning": 2, "denoising": 2, "denoiser": 2, "wrappers": 2,
     "guidance": 2,
     "analytic": 3, "dynamics": 3, "integrators": 3,

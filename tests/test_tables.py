@@ -41,6 +41,7 @@ from sdediff.likelihood.elbo import CONTROLS
 from sdediff.likelihood.flow.hutchinson import PROBES
 from sdediff.networks import NETWORKS, Levelled
 from sdediff.parametrization import PREDICTIONS, Linear, Velocity
+from sdediff.quality import FEATURES, MEASURES
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
 from sdediff.tables import FilteredTable
@@ -54,7 +55,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
     "OBJECTIVES": OBJECTIVES, "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS,
     "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS,
-    "SCHEDULES": SCHEDULES,
+    "SCHEDULES": SCHEDULES, "MEASURES": MEASURES, "FEATURES": FEATURES,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "Draw samples from a trained run.",
     "tune": "Learn a solver for a run: fewer steps for the same accuracy.",
     "likelihood": "Evaluate the log-likelihood of data, in nats or, for integer data, bits/dim.",
+    "evaluate": "Measure how like the data samples are: Fréchet distance, precision and recall, and more.",
     "encode": "Encode data into latents by the probability-flow ODE.",
     "decode": "Decode latents into data: the inverse of encode.",
     "interpolate": "Interpolate between data through the latent space.",
