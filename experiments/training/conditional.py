@@ -4,7 +4,8 @@
 
 ``RUN`` is a run of ``conditional.toml``. A perceptron of scikit-learn, trained on the real training digits, names 50
 samples of each class in 20 steps; printed are the share that it names as asked, and the energy distance to the held-out
-digits, which guidance gives away for it. Its accuracy on held-out digits is printed first.
+digits, which guidance gives away for it. Its accuracy on held-out digits, 97 %, is printed first; the figures of the
+samples are not measured yet. Cost: a minute.
 """
 
 from __future__ import annotations

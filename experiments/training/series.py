@@ -6,6 +6,8 @@ A series of 32 numbers is one of two stationary Gaussian processes, a slow and a
 density is that of a Gaussian mixture of two components. A one-dimensional U-Net (``series.toml``) is trained on 8,000
 of them. Of 200 others the divergence ``E[log p - log p_model]`` is printed with its standard error, and that of the
 best Gaussian beside it.
+
+Expected: 1.01 +- 0.09 nats of the 32 numbers, the Gaussian 7.2 +- 0.2. Cost: a minute of one core.
 """
 
 from __future__ import annotations

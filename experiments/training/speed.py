@@ -10,6 +10,9 @@ in turn, and the median of each is printed; on one thread it is processor time.
 
 The last lines take our step apart: the forward of the network, the backward pass, the optimiser, and all the rest,
 which is drawing the batch, noising it, the loss, clipping and the moving average.
+
+Expected on one thread, batches of 16: 0.96 to 1.04 times as fast as the faster peer, 1.13 times compiled; the rest is
+2 % of a step. The network is the same, so that a loop alone can gain no more than its rest. Cost: two minutes.
 """
 
 from __future__ import annotations
