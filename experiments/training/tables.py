@@ -7,7 +7,8 @@ how they are prepared, the same for all. Every model has the same processor time
 its stop, and the mixture its components, on a tenth of the training rows. Ours is ``tables.toml``; ``--validate``
 reports on those rows in place of held-out ones, to choose settings by (``--set``).
 
-Expected, ours less the better of the two: sml +4.9 +- 0.7, parkinsons +1.2 +- 0.2, protein +0.9 +- 0.2 nats. Cost: six minutes a table.
+Expected, ours less the better of the two: sml +4.9 +- 0.7, parkinsons +1.2 +- 0.2, protein +0.9 +- 0.2 nats.
+Cost: six minutes a table.
 """
 
 from __future__ import annotations
