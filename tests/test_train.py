@@ -161,7 +161,7 @@ def test_a_class_draws_its_own_weights_by_the_seed(global_generators_untouched: 
     one, again, other = (sdediff.train(items(), Net, **nothing, seed=seed) for seed in (0, 0, 1))
     assert same(one, again)
     assert not same(one, other)
-    assert float(one.model.network.told.weight.abs().max()) > 1.0  # type: ignore[attr-defined]  # its own law: normal
+    assert float(one.model.network.told.weight.detach().abs().max()) > 1.0  # type: ignore[attr-defined]  # its own law: normal
 
 
 def test_a_run_of_ones_own_network_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -347,6 +347,36 @@ def test_a_callback_sees_every_line_and_may_end_the_run(tmp_path: Path) -> None:
     assert [{"step": step, **numbers} for step, numbers in seen] == [dict(line) for line in run.metrics]
     whole = sdediff.train(items(), run=tmp_path / "whole", **SMALL)
     assert same(sdediff.train(items(), run=tmp_path / "run", resume=True, **SMALL), whole)
+
+
+def test_a_trained_model_can_be_trained_on() -> None:
+    module = Net((2,))
+    module.enter.requires_grad_(requires_grad=False)
+    first = sdediff.train(items(), network=module, **QUICK)
+    second = sdediff.train(items(), network=first.model.network, **QUICK)
+    assert not torch.equal(weights(first.model), weights(second.model))
+    frozen = [run.model.network.enter.weight for run in (first, second)]  # what was frozen still is
+    assert torch.equal(*frozen)
+    assert torch.equal(frozen[0], module.enter.weight)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_held_out_items_come_in_parts_of_the_size_of_training(accumulate: int) -> None:
+    sizes: set[int] = set()
+
+    class Counted(Net):
+        def forward(self, x: Tensor, conditioning: Tensor, label: Tensor | None = None) -> Tensor:
+            sizes.add(len(x))
+            return super().forward(x, conditioning, label)
+
+    module, x, labels = Counted((2,), classes=3), items(605), torch.arange(605) % 3
+    run = sdediff.train(x, network=module, condition=labels, accumulate=accumulate, **QUICK)
+    assert max(sizes) == 16 // accumulate  # 121 held-out items
+    at_once = {**QUICK, "batch_size": 256, "steps": 1, "learning_rate": 1e-12, "warmup": 0}
+    sizes.clear()
+    again = sdediff.train(x, network=run.model.network, condition=labels, **at_once)
+    assert 121 in sizes
+    assert again.held_out_loss == pytest.approx(run.held_out_loss, rel=1e-5)
 
 
 def test_trackers_of_accelerate_get_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ class _Loop:
         trainer.workers.wait_for_everyone()
         held_out = trainer.held_out_loss() if math.isnan(self.held_out) else self.held_out
         seconds, lines = time.monotonic() - self.start, tuple(self.record.lines)
-        return TrainResult(trainer.average.eval(), self.folder, step, seconds, self.loss, held_out, stop, lines)
+        return TrainResult(trainer.finished(), self.folder, step, seconds, self.loss, held_out, stop, lines)
 
     def _check(self, loss: float, step: int) -> None:
         """Give up a run whose loss blows up, before it is saved.

@@ -187,10 +187,19 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Return the mean loss of the moving average on held-out items, with the same draws every time."""
-        batch = self._to_device(self.held_out)
-        model = self.average.eval().given(self.held_out_condition(len(batch.x0)))
-        return float(self.objective.loss(model, batch.x0, batch.u, batch.eps).mean())
+        """Return the mean loss of the moving average on held-out items, with the same draws every time.
+
+        The network gets as many items at a time as in training, which the device is known to hold.
+        """
+        batch, count = self._to_device(self.held_out), len(self.held_out.x0)
+        model = self.average.eval().given(self.held_out_condition(count))
+        size = (self._share.stop - self._share.start) // self.config.training.accumulate
+        total = 0.0
+        for first in range(0, count, size):
+            part = slice(first, first + size)
+            loss = self.objective.loss(model.part(first, size, count), batch.x0[part], batch.u[part], batch.eps[part])
+            total += float(loss.sum())
+        return total / count
 
     def held_out_likelihood(self, count: int) -> HeldOut:
         """Return the likelihood of the first held-out items: bits/dim of integers, nats in the data's units of others.
@@ -205,6 +214,12 @@ class Trainer:
             return HeldOut("log_likelihood", float(log_prob.mean()), error)
         bits = bits_per_dim(model, x, condition=told, seed=seed)
         return HeldOut("bits_per_dim", bits.mean, bits.mean_standard_error)
+
+    def finished(self) -> ScoreModel:
+        """Return the moving average in evaluation mode, as trainable as the model is, so that it can be trained on."""
+        for averaged, trained in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            averaged.requires_grad_(trained.requires_grad)
+        return self.average.eval()
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
