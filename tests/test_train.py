@@ -18,9 +18,10 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.cli import main
 from sdediff.config import Config
 from sdediff.data import load_dataset
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.training import Objective, TrainResult
 from sdediff.training.labels import Labels, Told
 from sdediff.training.record import read_record

@@ -21,10 +21,10 @@ from sdediff.analytic import Gaussian
 from sdediff.checkpoint import load
 from sdediff.config import Config
 from sdediff.data import load_dataset, to_model
-from sdediff.denoiser import ScoreModel
 from sdediff.documents import Named
 from sdediff.interrupt import Interrupt
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.sde import DDPM, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.tensors import read_tensors, write_tensors
 from sdediff.training import TIME_LAWS, WEIGHTINGS, Objective, TrainingWarning, ema, state, train

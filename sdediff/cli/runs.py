@@ -16,9 +16,10 @@ from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
 from sdediff.cli.options import given_network
 from sdediff.config import Config
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.execution import Execution
+from sdediff.score_model import ScoreModel
 from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
 from sdediff.types import DataInfo

@@ -17,9 +17,10 @@ from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config, build
 from sdediff.data import Dataset
 from sdediff.data.units import fit_moments
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.foreign import OwnNetwork
 from sdediff.likelihood import bits_per_dim, log_likelihood
+from sdediff.score_model import ScoreModel
 from sdediff.training import ema
 from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
