@@ -19,6 +19,7 @@ from sdediff.denoising import Learner
 from sdediff.execution import Execution
 from sdediff.foreign import twin_of
 from sdediff.gaussian import Moments
+from sdediff.networks.told import Told
 from sdediff.numerics import expand
 from sdediff.parametrization import PREDICTIONS, Prediction
 from sdediff.sde import SDE
@@ -35,6 +36,7 @@ class Denoiser(nn.Module, Learner):
             coordinates, ``(x - data.shift) / data.scale``.
         prediction: parametrisation of the network, which gives its errors in the velocity; the velocity by default.
         execution: how the network is run.
+        told: what the network can be told of each item.
 
     >>> model = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
     >>> model.denoise(torch.zeros(1, 2), 1.0).round(decimals=2)  # pure noise: the mean of the data
@@ -46,6 +48,7 @@ class Denoiser(nn.Module, Learner):
     data: DataInfo | None
     prediction: Prediction = PREDICTIONS["v_prediction"]
     execution: Execution = Execution()
+    told: Told = Told()
 
     @abstractmethod
     def forward(self, x: Tensor, level: Level) -> Split:
@@ -93,8 +96,16 @@ class Denoiser(nn.Module, Learner):
         """
         return self
 
-    def paired(self, null: Condition, count: int) -> Denoiser:
-        """Return the denoiser of ``count`` items twice, under their conditions and under ``null``, if it has any."""
+    def paired(self, null: Condition | None, count: int) -> Denoiser:
+        """Return the denoiser of ``count`` items twice, under their conditions and under ``null``, if it has any.
+
+        Args:
+            null: condition that stands for none, one row for all; the network's own by default.
+            count: number of items.
+
+        Raises:
+            ValueError: without a condition, or a null one, or if they do not fit together.
+        """
         raise ValueError(f"{type(self).__name__} takes no condition, and cannot be guided")
 
     def part(self, first: int, size: int, count: int) -> Denoiser:

@@ -16,6 +16,7 @@ from sdediff.execution import Execution, NetworkRunner
 from sdediff.foreign import Equivariance, modules_of, twin_of
 from sdediff.gaussian import Moments
 from sdediff.instants import chain_steps
+from sdediff.networks.told import Told
 from sdediff.numerics import choose
 from sdediff.parametrization import PREDICTIONS, Prediction, split_output
 from sdediff.sde import SDE
@@ -111,9 +112,22 @@ class ScoreModel(Denoiser):
         """Move inner nodes of a grid to the nearest instants for networks of integer timesteps."""
         return self.interface.snap(self.sde, times)
 
+    @property
+    def told(self) -> Told:  # type: ignore[override]  # a constant of denoisers without a network
+        """What the network can be told of each item, by the parameters that it was built from."""
+        return Told.by(self.network)
+
     def given(self, condition: ConditionLike) -> ScoreModel:
-        """Return the model under a condition, which replaces its present one."""
-        return self if condition is None else self._under(Condition.of(condition))
+        """Return the model under a condition, which replaces its present one.
+
+        Raises:
+            ValueError: for an invalid condition, or labels beyond the network's classes.
+        """
+        if condition is None:
+            return self
+        condition = Condition.of(condition)
+        self.told.check(condition)
+        return self._under(condition)
 
     def rows(self, index: Rows) -> ScoreModel:
         """Return the model of some items, with their conditions.
@@ -127,8 +141,9 @@ class ScoreModel(Denoiser):
             return self
         return self._under(self.condition, split=True)
 
-    def paired(self, null: Condition, count: int) -> ScoreModel:
+    def paired(self, null: Condition | None, count: int) -> ScoreModel:
         """Return the model of ``count`` items twice: under their conditions, then under ``null``."""
+        null = self.told.null(self.condition) if null is None else null
         return self._under(self.condition.followed_by(null, count))
 
     def with_execution(self, execution: Execution | None) -> ScoreModel:

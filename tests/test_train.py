@@ -20,10 +20,11 @@ from sdediff.config import Config
 from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
 from sdediff.networks import NETWORKS
+from sdediff.networks.told import Told
 from sdediff.parametrization import PREDICTIONS
 from sdediff.score_model import ScoreModel
 from sdediff.training import Objective, TrainResult
-from sdediff.training.labels import Labels, Told
+from sdediff.training.labels import Labels, check_rows
 from sdediff.training.record import read_record
 
 QUICK: dict[str, Any] = {
@@ -286,7 +287,7 @@ def test_what_a_network_is_told() -> None:
         (None, "a network of 3 classes needs labels"),
     ):
         with pytest.raises(ValueError, match=words):
-            Told.by(net).check(rows, 2)
+            check_rows(Told.by(net), rows, 2)
 
 
 def test_a_conditional_model_learns_its_classes() -> None:

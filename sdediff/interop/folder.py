@@ -76,8 +76,8 @@ def load_folder(
         folder: folder that diffusers saved.
         data: description of the data; by default the network's shape with 256 levels on [-1, 1], for a network on the
             codes of an autoencoder continuous.
-        conditioning: see :class:`~sdediff.score_model.ScoreModel`; by default ``"label"``, for a network with a table of
-            embeddings ``"interpolated"``.
+        conditioning: see :class:`~sdediff.score_model.ScoreModel`; by default ``"label"``, for a network with a table
+            of embeddings ``"interpolated"``.
 
     Raises:
         FileNotFoundError: if there is no network or no scheduler.
