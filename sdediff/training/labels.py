@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff.networks.told import Told
-
-_STREAM = 3
-"""The stream of the withheld conditions; those of :mod:`~sdediff.training.batches` are lower."""
+from sdediff.noise import NoiseSource, Stage
 
 
 def check_rows(told: Told, rows: Tensor | None, items: int) -> None:
@@ -52,6 +50,6 @@ class Labels:
         rows = self.rows[torch.from_numpy(items)]
         if self.withheld is None or self.dropout == 0.0:
             return rows
-        draws = np.random.default_rng((self.seed % (1 << 64), _STREAM, step)).random(len(items))
-        hidden = torch.from_numpy(draws < self.dropout).reshape(-1, *(1,) * (rows.ndim - 1))
+        draws = NoiseSource(self.seed, (len(items), *(1,) * (rows.ndim - 1))).uniform(step, Stage.BATCH_CONDITIONS)
+        hidden = draws < self.dropout
         return rows.masked_fill(hidden, self.withheld)
