@@ -506,3 +506,18 @@ def test_a_configuration_names_code_and_does_not_import_it(shop: Path) -> None:
     assert refused.exit_code == 2
     assert "as --network shop:Net" in refused.stderr
     assert not (shop / "imported").exists()
+
+
+def test_a_condition_by_name_and_alone() -> None:
+    """As every other verb takes it; several are refused, as is a name that no data set has."""
+    labels, settings = torch.arange(120) % 3, {**QUICK, "network.width": 8, "network.blocks": 1}
+    runs = [sdediff.train(items(), "mlp", condition=c, **settings) for c in (labels, {"label": labels}, (labels,))]
+    assert runs[0].model.told.classes == 3
+    weights = [torch.cat([p.flatten() for p in run.model.parameters()]) for run in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    vectors = sdediff.train(items(), "mlp", condition={"vector": items()}, **settings).model
+    assert vectors.told.features == 2
+    for several in ((labels, items()), {"label": labels, "vector": items()}, {"mood": labels}, ()):
+        with pytest.raises(ValueError, match="training takes one condition"):
+            sdediff.train(items(), "mlp", condition=several, **settings)
