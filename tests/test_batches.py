@@ -18,13 +18,17 @@ from sdediff.types import DataInfo
 
 
 def test_a_share_is_drawn_without_the_others(monkeypatch):
-    """No process draws more normals than its own items have entries, twice: noise and dequantisation."""
-    drawn = []
-    normal = NoiseSource.normal
-    monkeypatch.setattr(NoiseSource, "normal", lambda s, *args: drawn.append(math.prod(s.shape)) or normal(s, *args))
+    """A process draws as many numbers as its own items have entries, twice: noise and dequantisation; and two numbers
+    an item of the whole batch, for the order and the place of the levels."""
+    drawn = {"normal": [], "uniform": []}
+    for name, seen in drawn.items():
+        own = getattr(NoiseSource, name)
+        monkeypatch.setattr(
+            NoiseSource, name, lambda s, *args, own=own, seen=seen: seen.append(math.prod(s.shape)) or own(s, *args)
+        )
     data = torch.randint(0, 17, (40, 5), generator=torch.Generator().manual_seed(0))
     Batches(data, DataInfo((5,), levels=17), 12, seed=3, rank=2, world=4)(5)
-    assert drawn == [15, 15]
+    assert drawn == {"normal": [15], "uniform": [15, 24]}
 
 
 def test_large_sets_are_gathered_ahead_by_a_thread(monkeypatch):
@@ -72,6 +76,7 @@ def test_a_run_stores_what_it_held_out_and_refuses_other_data(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     np.save(tmp_path / "x.npy", rows)
     small = {"network.width": 8, "training.batch_size": 16, "training.sample_every": 0, "training.steps": 2}
+    small["training.schedule"] = "constant"
     config = Config().updated({**small, "data.name": str(tmp_path / "x.npy")})
     train(config, tmp_path / "run", progress=False)
     assert (
