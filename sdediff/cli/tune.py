@@ -58,7 +58,10 @@ def command(
     --solver tuned`; any other is discarded.
     """
     console, run = frame.console, frame.open()
-    model, _ = guidance.of(run, console)
+    model, guiding = guidance.of(run, console)
+    if run.condition:
+        told = f"this condition{' and guidance' if guiding else ''}"
+        console.note(f"tuned under {told}, which the file does not keep: sample under the same")
     with console.bar("accurate trajectories", "batch") as report:
         paths = tuning.pilot(model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
     results: dict[int, tuning.Tuning] = {}
