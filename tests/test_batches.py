@@ -76,7 +76,7 @@ def test_a_run_stores_what_it_held_out_and_refuses_other_data(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     np.save(tmp_path / "x.npy", rows)
     small = {"network.width": 8, "training.batch_size": 16, "training.sample_every": 0, "training.steps": 2}
-    small["training.schedule"] = "constant"
+    small |= {"training.schedule": "constant"}  # which an extended run keeps
     config = Config().updated({**small, "data.name": str(tmp_path / "x.npy")})
     train(config, tmp_path / "run", progress=False)
     assert (

@@ -7,6 +7,7 @@ the library's do.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -58,9 +59,12 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def modules() -> list[Any]:
-    """Every module of the library."""
-    found = pkgutil.walk_packages(sdediff.__path__, "sdediff.")
-    return [importlib.import_module(module.name) for module in found if not module.name.endswith("__main__")]
+    """Every module of the library but those that cannot run here: Triton's kernels, where Triton is missing."""
+    names = {module.name for module in pkgutil.walk_packages(sdediff.__path__, "sdediff.")}
+    names -= {"sdediff.__main__"}
+    if importlib.util.find_spec("triton") is None:
+        names -= {"sdediff.noise.kernels"}
+    return [importlib.import_module(name) for name in sorted(names)]
 
 
 def containers() -> Iterator[tuple[str, Any]]:

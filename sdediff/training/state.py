@@ -23,6 +23,10 @@ STATE, OLDER, ASIDE = "state.safetensors", "state.*.safetensors", "damaged.safet
 """Names of the newest state, of those before it, and of a damaged one."""
 
 
+class StreamError(ValueError):
+    """A state whose run draws another stream of noise."""
+
+
 class Restored(NamedTuple):
     """Where a run goes on: the number of steps done, and why no newer state was taken (empty if it is the newest)."""
 
@@ -87,6 +91,8 @@ def restore(
     for path in states(folder):
         try:
             step = load_state(path, network, average, optimizer, further)
+        except StreamError:  # not damaged
+            raise
         except ValueError as error:
             damage[path] = error
             continue
@@ -119,7 +125,7 @@ def load_state(
     tensors, metadata = read_tensors(path)
     stream = metadata.get("stream", "1")  # the first had no number
     if stream != str(STREAM):
-        raise ValueError(f"{path} was made with stream {stream} of the noise, now it is {STREAM}; begin a new run")
+        raise StreamError(f"{path} was made with stream {stream} of the noise, now it is {STREAM}; begin a new run")
 
     entries: dict[int, dict[str, Tensor]] = {}
     try:

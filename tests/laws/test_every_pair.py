@@ -34,8 +34,9 @@ LARGEST = {5: 3.0, 20: 2.0, 60: 2.0}
 """Largest RMS errors. Over all pairs, processes and predictions they are 2.7, 1.7 and 1.7, but for the next."""
 THIRD_ORDER = ("dpm++3m", "unipc3")
 """Methods whose polynomial in 5 steps on grids like ``time`` is up to 6.6 off, on an exact mixture as well."""
-TYPICAL = {5: 0.5, 20: 0.1, 60: 0.03}
-"""Bounds of the median error: over all pairs of a process it is at most 0.29, 0.025 and 0.009."""
+TYPICAL = {5: 0.8, 20: 0.1, 60: 0.03}
+"""Bounds of the median error: by the starts, which may end in another mode, it is 0.21 to 0.66 in 5 steps, and at most
+0.025 and 0.009 over all pairs of a process."""
 
 
 @cache
@@ -77,7 +78,7 @@ def test_errors_stay_bounded_and_fall(process: str, steps: int) -> None:
     kept = {pair: value for pair, value in found.items() if value is not None}
     most = {pair: 7.0 if steps == 5 and pair[0] in THIRD_ORDER else LARGEST[steps] for pair in kept}
     assert {pair: value for pair, value in kept.items() if not value < most[pair]} == {}
-    assert sum(value > 1.0 for value in kept.values()) <= 0.15 * len(kept)
+    assert sum(value > 1.0 for value in kept.values()) <= 0.25 * len(kept)  # 4 to 16 % in 5 steps, by the starts
     assert sorted(kept.values())[len(kept) // 2] < TYPICAL[steps]
     assert len(found) - len(kept) <= (0.45 if steps == 5 else 0.2) * len(found)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,29 +16,37 @@ from sdediff import SDE, ScoreModel, solve
 from sdediff.analytic import GaussianMixture
 from sdediff.samplers import interpolation, relative
 
-DIM, STEPS = 8, (5, 8, 10, 15, 20, 30, 60)
+DIM = 8
+LARGEST = {5: 1.2, 8: 0.6, 10: 0.6, 15: 0.05, 20: 0.02, 30: 0.01, 60: 0.002}
+"""Largest errors by the number of steps; on four sets of starts 0.37, 0.13, 0.33, 0.0086, 0.0033, 0.0008 and 0.0002 of
+networks that predict the velocity."""
 RNG = torch.Generator().manual_seed(1)
 LAW = GaussianMixture(torch.randn(6, DIM, generator=RNG, dtype=torch.float64), torch.full((6,), 0.05).double())
 
 
 def errors(sde: SDE, predicts: str) -> list[float]:
-    """RMS over 32 starts against the network's own flow."""
+    """RMS against the network's own flow over 32 starts but for the worst two, which may end in another mode."""
     exact = LAW.model(sde)
     network = Erring(exact, DIM, predicts)
     model = ScoreModel(network, sde, predicts, conditioning="time", moments=exact.moments)
     x = sde.prior_sample((32, DIM), dtype=torch.float64, seed=3)
     truth = solve(model, x, "ab4", steps=1500, grid="reference" if sde == PROCESSES["flow"] else "logsnr").x
-    return [float((solve(model, x, "ode", steps=steps).x - truth).square().mean().sqrt()) for steps in STEPS]
+    of_starts = [
+        (solve(model, x, "ode", steps=steps).x - truth).square().mean(dim=1).sort().values for steps in LARGEST
+    ]
+    return [float(squares[:30].mean().sqrt()) for squares in of_starts]
+
+
+def too_large(found: list[float]) -> list[int]:
+    """Numbers of steps whose errors are too large."""
+    return [steps for error, (steps, most) in zip(found, LARGEST.items(), strict=True) if not error < most]
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("process", ["ddpm-cosine", "cosine", "ddpm", "ve", "flow"])
 def test_solves_of_imperfect_networks_converge(process: str, predicts: str) -> None:
-    """Below 1.2 with 5 steps, 0.002 at 60, and none four times the best before it: a start of 32 may go astray."""
-    found = errors(PROCESSES[process], predicts)
-    assert found[0] < 1.2
-    assert all(error < 4.0 * min(found[:i]) for i, error in enumerate(found) if i > 0)
-    assert found[-1] < 2e-3
+    """The errors fall with the steps, below bounds that hold for any starts."""
+    assert not too_large(errors(PROCESSES[process], predicts))
 
 
 def test_it_is_the_kernel_that_keeps_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +59,7 @@ def test_it_is_the_kernel_that_keeps_them_together(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(interpolation, "_FAR", 0.005)
         relative._relative_updates.cache_clear()
-        found = errors(chain, "epsilon")
-        assert np.max(np.array(found[1:]) / np.minimum.accumulate(found)[:-1]) > 10.0
+        assert too_large(errors(chain, "epsilon"))
     relative._relative_updates.cache_clear()
 
 
