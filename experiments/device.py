@@ -34,15 +34,11 @@ from torch import Tensor, nn
 
 import sdediff
 from sdediff import Moments, NoiseSource
+from sdediff.devices import pick_device
 from sdediff.execution import Execution
 from sdediff.networks import UNet
 
 Row = dict[str, Any]
-
-
-def fastest_device() -> str:
-    """Return the name of the device that is measured by default."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def wait(device: torch.device) -> None:
@@ -97,17 +93,10 @@ def training_step(model: sdediff.ScoreModel, device: torch.device) -> Tensor:
     """Return the parameters after one step of AdamW, as one vector."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     shape = (8, *SMALL)
-    x0, eps = (NoiseSource(5, shape, dtype=model.dtype, device=device).normal(step) for step in (0, 1))
-    training_loss(model, x0, eps, torch.linspace(0.1, 0.9, 8, dtype=torch.float64)).backward()
+    x0 = NoiseSource(5, shape, dtype=model.dtype, device=device).normal(0)
+    model.loss(x0, seed=6).mean().backward()
     optimizer.step()
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def training_loss(model: sdediff.ScoreModel, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Return the mean squared error of the noise."""
-    level = model.sde.level(t)
-    loss: Tensor = (model(level.perturb(x0, eps), level).eps - eps).square().mean()
-    return loss
 
 
 def parity(device: torch.device, _: bool) -> list[Row]:
@@ -293,13 +282,12 @@ def training(device: torch.device, small: bool) -> list[Row]:
     """Time steps of AdamW through the model over those of a bare loop."""
 
     def works(model: sdediff.ScoreModel, x: Tensor) -> dict[str, Callable[[], object]]:
-        source, counter = NoiseSource(1, x.shape, device=device), iter(range(1 << 30))
+        counter = iter(range(1 << 30))
         optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-5) for _ in range(2)]
-        t = torch.linspace(0.01, 0.99, len(x), dtype=torch.float64)
 
         def own() -> None:
             optimizers[0].zero_grad()
-            training_loss(model, x, source.normal(next(counter)), t).backward()
+            model.loss(x, seed=1, step=next(counter)).mean().backward()
             optimizers[0].step()
 
         def bare() -> None:
@@ -325,11 +313,11 @@ def show(rows: list[Row]) -> None:
 
 
 @click.command()
-@click.option("--device", default=fastest_device, help="Device that is measured.  [default: the fastest]")
+@click.option("--device", default="auto", help="Device that is measured.  [default: the fastest]")
 @click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Part.  [default: all]")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for the table.")
 def main(device: str, parts: tuple[str, ...], file: Path | None) -> None:
-    where = torch.device(device)
+    where = pick_device(device)
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{where.type}, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}")
     found: dict[str, Any] = {"device": name, "torch": torch.__version__}

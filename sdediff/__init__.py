@@ -12,7 +12,6 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.checkpoint import load as load
     from sdediff.checkpoint import save as save
     from sdediff.denoiser import Denoiser as Denoiser
-    from sdediff.denoiser import ScoreModel as ScoreModel
     from sdediff.estimation import moments as moments
     from sdediff.evaluation.solvers import Comparison as Comparison
     from sdediff.evaluation.solvers import compare as compare
@@ -34,6 +33,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.quality import evaluate as evaluate
     from sdediff.samplers import SAMPLERS as SAMPLERS
     from sdediff.sampling import solve as solve
+    from sdediff.score_model import ScoreModel as ScoreModel
     from sdediff.sde import DDPM as DDPM
     from sdediff.sde import SDE as SDE
     from sdediff.sde import SDES as SDES
@@ -62,7 +62,7 @@ _HOMES = {
     "checkpoint": ("load", "save"),
     "estimation": ("moments",),
     "evaluation.solvers": ("Comparison", "compare"),
-    "denoiser": ("Denoiser", "ScoreModel"),
+    "denoiser": ("Denoiser",),
     "execution": ("Execution",),
     "gaussian": ("Moments",),
     "generation": ("sample",),
@@ -74,6 +74,7 @@ _HOMES = {
     "quality": ("Quality", "evaluate"),
     "samplers": ("SAMPLERS",),
     "sampling": ("solve",),
+    "score_model": ("ScoreModel",),
     "sde": ("DDPM", "SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "ExponentialVESDE", "RectifiedFlow", "SubVPSDE"),
     "training.entry": ("train",),
     "transport": ("decode", "encode", "interpolate"),

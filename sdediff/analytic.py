@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.denoiser import ScoreModel
 from sdediff.gaussian import Moments
 from sdediff.numerics import LOG_2PI, as_float64, expand, flatten
+from sdediff.score_model import ScoreModel
 from sdediff.sde import SDE
 from sdediff.types import CLEAN, DataInfo, Level, Split, Time
 
@@ -109,7 +109,7 @@ class GaussianMixture:
         return torch.logsumexp(self._log_weights(whitened, variances), dim=1)
 
     def model(self, sde: SDE) -> ScoreModel:
-        """Return the exact :class:`~sdediff.denoiser.ScoreModel` of these data under ``sde``."""
+        """Return the exact :class:`~sdediff.score_model.ScoreModel` of these data under ``sde``."""
         # Velocity keeps both halves of the split to rounding, at either end.
         return ScoreModel(
             self._velocity,

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS, Conditioning
-from sdediff.denoiser import ScoreModel
 from sdediff.description import SAVED_NETWORKS, Description, describe_model, own_network, typed_parts
 from sdediff.documents import (
     instance,
@@ -33,6 +32,7 @@ from sdediff.interop import DiffusersNetwork, find_model, load_folder
 from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import Levelled, described
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.sde import SDES
 from sdediff.tables import subtable
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors, write_tensors

@@ -23,13 +23,13 @@ from sdediff.conditioning import CONDITIONINGS
 from sdediff.data import Dataset, Reading, load_dataset
 from sdediff.data.layout import AUTO
 from sdediff.data.reading import REFUSE
-from sdediff.denoiser import ScoreModel
 from sdediff.documents import Entry, Named, Section, instance, read_document, typed_entry, validated
 from sdediff.foreign import OwnNetwork, is_import_path, needs_network, path_of
 from sdediff.gaussian import Moments
 from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.sde import DDPM, SDE, SDES
 from sdediff.settings import Natural, Seed, TrainingSection
 from sdediff.types import DataInfo

@@ -22,7 +22,7 @@ from torch import Tensor
 from sdediff.conditions import ConditionLike
 from sdediff.data.levels import to_values
 from sdediff.data.units import to_model
-from sdediff.noise import NoiseSource, Stage
+from sdediff.noise import NoiseSource, Stage, stratified
 from sdediff.numerics import expand, flatten
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split
@@ -99,16 +99,12 @@ class Learner(ABC):
         seed = secrets.randbits(63) if seed is None else seed
         x0, shape = x0.to(self.device), tuple(x0.shape)
 
-        def draw(use: int, shape: tuple[int, ...]) -> Tensor:
-            source = NoiseSource(seed, shape, dtype=self.state_dtype, device=self.device)
-            return source.normal(step, Stage.LOSS + use)
-
+        source = NoiseSource(seed, shape, dtype=self.state_dtype, device=self.device)
         if x0.is_floating_point():
             values = to_model(x0.to(self.state_dtype), self.data)
         else:
             if self.data is None:
                 raise ValueError("integers are levels of the data, which the model does not know: give it data=")
-            values = to_values(x0, self.data, torch.special.ndtr(draw(2, shape)))
-        places = draw(1, (len(x0), 2)).double().cpu()
-        u = (places[:, 0].argsort().double() + torch.special.ndtr(places[0, 1])) / len(x0)
-        return objective(self.given(condition), values, u, draw(0, shape))
+            values = to_values(x0, self.data, source.uniform(step, Stage.LOSS + 2))
+        u = stratified(seed, len(x0), step, Stage.LOSS + 1)
+        return objective(self.given(condition), values, u, source.normal(step, Stage.LOSS))

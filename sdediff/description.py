@@ -13,12 +13,12 @@ from torch import nn
 
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.data.section import Data, data_entries
-from sdediff.denoiser import ScoreModel
 from sdediff.documents import AnyEntry, Entry, Finite, Named, Section, description_of, validated
 from sdediff.foreign import is_import_path, path_of
 from sdediff.interop import DiffusersNetwork
 from sdediff.networks import NETWORKS, Levelled
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.sde import SDES
 
 MODEL_FORMAT = 1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdediff.conditions import Condition, ConditionLike
 from sdediff.denoiser import Denoiser
+from sdediff.networks.told import Told
 from sdediff.numerics import expand
 from sdediff.types import Level, Scalar, Split
 from sdediff.wrappers import Around
@@ -33,7 +34,8 @@ class Guided(Around):
     Args:
         inner: the denoiser, under a condition or to be given one. Clip and threshold around the guided one.
         weight: the weight w of the conditional answer.
-        null: condition that stands for none, one row for all items: for a network of K classes usually the label K.
+        null: condition that stands for none, one row for all items; by default that of the network, if it has
+            parameters ``classes`` or ``features``: the label ``classes``, or a vector of NaN.
         interval: times between which it guides (Kynkaanniemi et al. 2024), ``(low, high)``; everywhere by default.
 
     Raises:
@@ -48,7 +50,12 @@ class Guided(Around):
     """
 
     def __init__(
-        self, inner: Denoiser, weight: float, *, null: ConditionLike, interval: tuple[float, float] | None = None
+        self,
+        inner: Denoiser,
+        weight: float,
+        *,
+        null: ConditionLike = None,
+        interval: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(inner)
         if not math.isfinite(weight):
@@ -56,11 +63,12 @@ class Guided(Around):
         low, high = (-math.inf, math.inf) if interval is None else interval
         if not low < high:
             raise ValueError(f"guidance needs an interval of times low < high, not {low} and {high}")
-        self.weight, self.null, self.low, self.high = float(weight), Condition.of(null), low, high
-        if not self.null or self.null.count is not None:
+        self.weight, self.low, self.high = float(weight), low, high
+        self.null = None if null is None else Condition.of(null)
+        if (inner.told == Told()) if self.null is None else (not self.null or self.null.count is not None):
             raise ValueError(
                 "guidance needs the null condition, one row for all items: null=K for a network that was trained with "
-                "the label K for no condition"
+                "the label K for no condition (the library's know theirs, if trained with classes)"
             )
 
     def nfe(self, level: Level) -> int:

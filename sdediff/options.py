@@ -73,7 +73,8 @@ class GuidanceOptions(TypedDict, total=False):
 
     Attributes:
         guidance: weight of the conditional answer against that under ``null``; none by default.
-        null: condition that stands for none, one row for all items: for K classes usually the label K.
+        null: condition that stands for none, one row for all items; by default that of the network, if it has
+            parameters ``classes`` or ``features``.
         guidance_interval: times ``(low, high)`` between which it guides; everywhere by default.
     """
 

@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=0, lt=_COUNT_LIMIT)]
 Natural = Annotated[int, Field(gt=0, lt=_COUNT_LIMIT)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+PRECISIONS: dict[str, str | None] = {"float32": None, "bfloat16": "bf16"}
+"""Precisions of training, each by the name of its :class:`~sdediff.execution.Execution`."""
 
 
 class TrainingSection(Section):

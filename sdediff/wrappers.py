@@ -39,6 +39,7 @@ class Around(Denoiser):
     dtype = property(lambda self: self.inner.dtype)
     device = property(lambda self: self.inner.device)
     execution = property(lambda self: self.inner.execution)
+    told = property(lambda self: self.inner.told)
 
     def nfe(self, level: Level) -> int:
         """Return the number of forwards of the denoiser inside."""
@@ -64,7 +65,7 @@ class Around(Denoiser):
         """Return the wrapper around the denoiser of some items."""
         return self.around(self.inner.rows(index))
 
-    def paired(self, null: Condition, count: int) -> Self:
+    def paired(self, null: Condition | None, count: int) -> Self:
         """Return the wrapper around the paired denoiser."""
         return self.around(self.inner.paired(null, count))
 

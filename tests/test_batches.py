@@ -18,16 +18,17 @@ from sdediff.types import DataInfo
 
 
 def test_a_share_is_drawn_without_the_others(monkeypatch):
-    """No process draws more numbers than its own items have entries: normals of the noise, uniforms of the values."""
-    drawn = []
-    for kind in ("normal", "uniform"):
-        draw = getattr(NoiseSource, kind)
+    """A process draws as many numbers as its own items have entries, twice: noise and dequantisation; and two numbers
+    an item of the whole batch, for the order and the place of the levels."""
+    drawn = {"normal": [], "uniform": []}
+    for name, seen in drawn.items():
+        own = getattr(NoiseSource, name)
         monkeypatch.setattr(
-            NoiseSource, kind, lambda s, *args, draw=draw: drawn.append(math.prod(s.shape)) or draw(s, *args)
+            NoiseSource, name, lambda s, *args, own=own, seen=seen: seen.append(math.prod(s.shape)) or own(s, *args)
         )
     data = torch.randint(0, 17, (40, 5), generator=torch.Generator().manual_seed(0))
     Batches(data, DataInfo((5,), levels=17), 12, seed=3, rank=2, world=4)(5)
-    assert drawn == [15, 15]
+    assert drawn == {"normal": [15], "uniform": [15, 24]}
 
 
 def test_large_sets_are_gathered_ahead_by_a_thread(monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sdediff.checkpoint import DESCRIPTION, TENSORS, latest_run, load, save
-from sdediff.denoiser import ScoreModel
 from sdediff.gaussian import Moments
 from sdediff.networks import MLP, NETWORKS
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.sde import DDPM, SDES, VESDE, VPSDE, CosineVPSDE, ExponentialVESDE, RectifiedFlow, SubVPSDE
 from sdediff.types import DataInfo
 

@@ -203,8 +203,12 @@ def test_every_command_tells_the_network_and_nothing_else(run: Path, name: str) 
         (["--condition", "y=cat"], "y: give a number, or several with commas between, not 'cat'"),
         (["--condition", "y="], "give a number"),
         (["--condition", f"y={2**70}"], "give a number"),
-        (["--condition", "y=1", "--guidance", "2"], "needs --condition NAME=VALUE, and --null NAME=VALUE"),
+        (
+            ["--condition", "y=1", "--guidance", "2"],
+            "needs --null NAME=VALUE: the run's network does not say what stands for none",
+        ),
         (["--condition", "y=1", "--null", "y=0"], "belong to guidance"),
+        (["--condition", "y=1", "--label", "3"], "knows no classes: sdediff train --conditional makes one"),
         (["--condition", "y=1", "--guidance", "2", "--null", "z=0"], "takes no z"),
         (["--condition", "y=1", "--guidance", "nan", "--null", "y=0"], "must be a finite number"),
     ],

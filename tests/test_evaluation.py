@@ -22,12 +22,12 @@ from sdediff.cli import main
 from sdediff.conditions import Condition
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
-from sdediff.denoiser import ScoreModel
 from sdediff.evaluation import Evaluation, PartialResults, evaluate, identity, mean_and_error, memory, order, resume
 from sdediff.evaluation.dataset import BLOCK, reached
 from sdediff.evaluation.memory import Microbatches, PeakMemory, fitting, peak_memory
 from sdediff.gaussian import Moments
 from sdediff.networks import MLP
+from sdediff.score_model import ScoreModel
 from sdediff.sde import VPSDE
 from sdediff.types import DataInfo
 from sdediff.wrappers import Clip, Given, Threshold

@@ -18,11 +18,13 @@ from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.cli import main
 from sdediff.config import Config
 from sdediff.data import load_dataset
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.networks import NETWORKS
+from sdediff.networks.told import Told
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 from sdediff.training import Objective, TrainResult
-from sdediff.training.labels import Labels, Told
+from sdediff.training.labels import Labels, check_rows
 from sdediff.training.record import read_record
 
 QUICK: dict[str, Any] = {
@@ -285,7 +287,7 @@ def test_what_a_network_is_told() -> None:
         (None, "a network of 3 classes needs labels"),
     ):
         with pytest.raises(ValueError, match=words):
-            Told.by(net).check(rows, 2)
+            check_rows(Told.by(net), rows, 2)
 
 
 def test_a_conditional_model_learns_its_classes() -> None:
@@ -534,3 +536,18 @@ def test_a_configuration_names_code_and_does_not_import_it(shop: Path) -> None:
     assert refused.exit_code == 2
     assert "as --network shop:Net" in refused.stderr
     assert not (shop / "imported").exists()
+
+
+def test_a_condition_by_name_and_alone() -> None:
+    """As every other verb takes it; several are refused, as is a name that no data set has."""
+    labels, settings = torch.arange(120) % 3, {**QUICK, "network.width": 8, "network.blocks": 1}
+    runs = [sdediff.train(items(), "mlp", condition=c, **settings) for c in (labels, {"label": labels}, (labels,))]
+    assert runs[0].model.told.classes == 3
+    weights = [torch.cat([p.flatten() for p in run.model.parameters()]) for run in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    vectors = sdediff.train(items(), "mlp", condition={"vector": items()}, **settings).model
+    assert vectors.told.features == 2
+    for several in ((labels, items()), {"label": labels, "vector": items()}, {"mood": labels}, ()):
+        with pytest.raises(ValueError, match="training takes one condition"):
+            sdediff.train(items(), "mlp", condition=several, **settings)

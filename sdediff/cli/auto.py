@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from sdediff import tuning
 from sdediff.cli.console import Console
@@ -34,10 +31,9 @@ class Task(NamedTuple):
     setting: str | None
 
     @classmethod
-    def of(
-        cls, run: Run, condition: Mapping[str, Tensor], model: Denoiser | None = None, wrappers: str | None = None
-    ) -> Task:
-        """Return the task of a run under a condition, by default for its own model."""
+    def of(cls, run: Run, model: Denoiser | None = None, wrappers: str | None = None) -> Task:
+        """Return the task of a run under its condition, by default for its own model."""
+        condition = run.condition
         items = max((len(value) for value in condition.values()), default=1)
         told = [f"{name}={condition[name].tolist()}" for name in sorted(condition)]
         words = [word for word in (wrappers, str(run.model.execution)) if word]

@@ -20,8 +20,8 @@ from sdediff.cli.auto import Task, choose_solver
 from sdediff.cli.console import columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
-from sdediff.cli.runs import Run
 from sdediff.evaluation.solvers import (
     JUDGE,
     NFE_BUDGETS,
@@ -86,6 +86,7 @@ def _several(
 @click.option("--tolerance", type=POSITIVE, default=1e-6, show_default=True, help="Tolerance of the reference solve.")
 @seed_option
 @batch_size_option(256)
+@guidance_options
 @frame_options("Folder, or name of the two files.  [default: comparisons/ in the run]")
 def command(
     frame: CommandFrame,
@@ -96,6 +97,7 @@ def command(
     tolerance: float,
     seed: int,
     batch_size: int,
+    guidance: Guidance,
 ) -> None:
     """Compare error and number of network evaluations (NFE) of several solvers.
 
@@ -105,14 +107,16 @@ def command(
     energy distance, which a small number of starts cannot resolve.
     """
     run = frame.open()
+    model, guiding = guidance.of(run, frame.console)
     files = frame.plan(run.folder / "comparisons", "compare", ".png", ".csv")
     budgets = _flat(forwards, NFE_BUDGETS)
-    entries, chosen = _solvers(_flat(solvers, SOLVERS), budgets, frame, run)
+    task = Task.of(run, model, guiding)
+    entries, chosen = _solvers(_flat(solvers, SOLVERS), budgets, frame, task)
     start, results, interrupted = time.perf_counter(), list[Comparison](), False
     try:
         with frame.console.bar("comparing", unit="forward") as report:
             result = compare(
-                run.model,
+                model,
                 (count, *run.info.shape),
                 entries,
                 forwards=budgets,
@@ -137,6 +141,7 @@ def command(
         starts=count,
         reference=result.reference._asdict(),
         rows=[row._asdict() for row in result.rows],
+        guidance=guiding,
         chosen=chosen,
         seconds=seconds,
         seed=seed,
@@ -153,7 +158,7 @@ def _flat(given: tuple[tuple[Any, ...], ...], default: Sequence[Any]) -> tuple[A
 
 
 def _solvers(
-    names: Sequence[str], budgets: Sequence[int], frame: CommandFrame, run: Run
+    names: Sequence[str], budgets: Sequence[int], frame: CommandFrame, task: Task
 ) -> tuple[Solvers, list[dict[str, Any]]]:
     """Return solvers by name, and what was chosen; those tuned and chosen depend on the number of steps.
 
@@ -161,6 +166,7 @@ def _solvers(
         FileNotFoundError: if the tuned solver is wanted and the run has none.
         ValueError: if it is damaged, or another model's.
     """
+    run = task.run
     if "tuned" in names:
         tuning.load(run.folder, run.model)  # refuses a bad file; below, only a number of steps may be missing
 
@@ -173,7 +179,6 @@ def _solvers(
     chosen, figures = dict[int, Sampler](), list[dict[str, Any]]()
     for steps in budgets if AUTO in names else ():
         try:
-            task = Task.of(run, dict(frame.condition))
             chosen[steps], found = choose_solver(frame.console, task, steps, (run.model.sde.t_max, 0.0))
             figures.append(found)
         except ValueError as error:  # too many steps for the instants of a chain

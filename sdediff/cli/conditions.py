@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sdediff.cli.items import DataItems
 from sdediff.cli.runs import Run
+from sdediff.data.held_out import class_names
 from sdediff.networks import Levelled
 
 Assignments = tuple[tuple[str, Tensor], ...]
@@ -58,7 +59,37 @@ condition_option = click.option(
     metavar="NAME=VALUE",
     help="Condition: an argument of the network and a number, or several separated by commas. May be repeated.",
 )
-labels_option = click.option("--labels", metavar="NAME", help="Condition on the labels of DATA, as this argument.")
+label_option = click.option("--label", metavar="CLASS", help="Condition on a class of the data, by its number or name.")
+labels_option = click.option(
+    "--labels",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value="label",
+    help="Condition on the labels of DATA, as this argument.  [default: label]",
+)
+
+
+def of_label(run: Run, label: str | None) -> Assignments:
+    """Return the condition on a class, as the first argument of the network beside state and time.
+
+    Raises:
+        ValueError: for what is no class of the run's data.
+    """
+    if label is None:
+        return ()
+    classes = run.model.told.classes
+    if classes is None:
+        raise ValueError(
+            "the run's network knows no classes: sdediff train --conditional makes one that does; arguments of a "
+            "network of your own are told by --condition NAME=VALUE"
+        )
+    names, arguments = class_names(run.folder), _arguments(run)
+    first = arguments.named[0] if arguments is not None and arguments.named else "label"
+    number = names.index(label) if label in names else int(label) if label.isdecimal() else classes
+    if number >= classes:
+        named = f", or {', '.join(names)}" if names else ""
+        raise ValueError(f"the run's classes are 0 to {classes - 1}{named}; there is no class {label!r}")
+    return ((first, torch.tensor([number])),)
 
 
 def with_condition(run: Run, condition: Assignments) -> Run:
@@ -69,11 +100,11 @@ def with_condition(run: Run, condition: Assignments) -> Run:
     """
     named = dict(condition)
     check_names(run, named)
-    return run._replace(model=run.model.given(named)) if named else run
+    return run._replace(model=run.model.given(named), condition=named) if named else run
 
 
-def with_labels(run: Run, condition: Assignments, labels: str | None, data: DataItems) -> tuple[Run, dict[str, Tensor]]:
-    """Condition the run's model on values for all items and, optionally, on labels; return the condition too.
+def with_labels(run: Run, condition: Assignments, labels: str | None, data: DataItems) -> Run:
+    """Condition the run's model on values for all items and, optionally, on labels.
 
     Raises:
         ValueError: if the data have no labels, or as :func:`with_condition`.
@@ -83,7 +114,7 @@ def with_labels(run: Run, condition: Assignments, labels: str | None, data: Data
         if data.labels is None:
             raise ValueError(f"{data.name}: the data have no labels for --labels {labels}")
         named[labels] = data.labels
-    return with_condition(run, tuple(named.items())), named
+    return with_condition(run, tuple(named.items()))
 
 
 def check_names(run: Run, names: Collection[str]) -> None:
@@ -92,20 +123,36 @@ def check_names(run: Run, names: Collection[str]) -> None:
     Raises:
         ValueError: naming them.
     """
+    arguments = _arguments(run)
+    if arguments is None:
+        return
+    takes = f"besides the state and the time it takes {', '.join(arguments.named) or 'nothing'}"
+    unknown = [name for name in names if name not in arguments.named]
+    if unknown and not arguments.others:
+        raise ValueError(f"the run's network takes no {', '.join(unknown)}: {takes}")
+    missing = [name for name in arguments.needed if name not in names]
+    if missing:
+        raise ValueError(f"the run's network has to be told {', '.join(missing)}: --condition {missing[0]}=VALUE")
+
+
+class _Arguments(NamedTuple):
+    """The arguments of a network besides state and time: their names, those without a default, whether any other."""
+
+    named: list[str]
+    needed: list[str]
+    others: bool
+
+
+def _arguments(run: Run) -> _Arguments | None:
+    """Return the arguments of the run's network; ``None`` for a callable that does not say."""
     network = run.model.network
     while isinstance(network, Levelled):  # which passes everything on
         network = network.network
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except (TypeError, ValueError):  # a callable without a signature
-        return
-    kinds = inspect.Parameter
-    parameters = list(signature.parameters.values())
-    free = {p.name: p for p in parameters[2:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
-    takes = f"besides the state and the time it takes {', '.join(free) or 'nothing'}"
-    unknown = [name for name in names if name not in free]
-    if unknown and not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
-        raise ValueError(f"the run's network takes no {', '.join(unknown)}: {takes}")
-    missing = [name for name, p in free.items() if p.default is kinds.empty and name not in names]
-    if missing:
-        raise ValueError(f"the run's network has to be told {', '.join(missing)}: --condition {missing[0]}=VALUE")
+        return None
+    kinds, parameters = inspect.Parameter, list(signature.parameters.values())
+    named = [p for p in parameters[2:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    needed = [p.name for p in named if p.default is kinds.empty]
+    return _Arguments([p.name for p in named], needed, any(p.kind is kinds.VAR_KEYWORD for p in parameters))

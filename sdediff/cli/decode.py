@@ -15,6 +15,7 @@ from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, with_condition
 from sdediff.cli.frame import CommandFrame, frame_options
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.items import in_batches, write_samples
 from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_option, run_option, solver_options
 from sdediff.cli.runs import Run, open_run
@@ -29,12 +30,13 @@ EXAMPLES = """\
 
 
 class Latents(NamedTuple):
-    """Latents of a file, with the solver, options and condition that encoded them, as far as the file names them."""
+    """Latents of a file, with solver, options, condition and guidance that encoded them, as far as it names them."""
 
     z: Tensor
     solver: str
     options: dict[str, Any]
     condition: dict[str, Tensor]
+    guidance: Guidance
 
 
 @click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
@@ -43,12 +45,20 @@ class Latents(NamedTuple):
 @number_option
 @solver_options(DETERMINISTIC, None, "  [default: the solver and options of the file]")
 @batch_size_option(256)
+@guidance_options
 @frame_options("Folder, or name of the two files.  [default: decoded/ in the run]")
-def command(frame: CommandFrame, latents: Path, number: int | None, solver: SolverChoice, batch_size: int) -> None:
+def command(
+    frame: CommandFrame,
+    latents: Path,
+    number: int | None,
+    solver: SolverChoice,
+    batch_size: int,
+    guidance: Guidance,
+) -> None:
     """Decode LATENTS, a file that `sdediff encode` wrote: a picture (.png) and the numbers (.npz).
 
-    It inverts encode with the solver that the file names. Latents of any other origin are decoded by an adaptive solve,
-    at a tolerance of 1e-6.
+    It inverts encode with the solver, condition and guidance that the file names. Latents of any other
+    origin are decoded by an adaptive solve, at a tolerance of 1e-6.
     """
     file = _read_latents(latents)
     name, options = file.solver if solver.name is None else solver.name, solver.options
@@ -57,8 +67,9 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
     else:
         options = file.options
     rows = {key: value if len(value) == 1 else value[:number] for key, value in file.condition.items()}
-    condition = tuple({**rows, **dict(frame.condition)}.items())
-    run = with_condition(open_run(frame.run, frame.device, frame.console, frame.execution), condition)
+    run = open_run(frame.run, frame.device, frame.console, frame.execution)
+    run = with_condition(run, tuple({**rows, **dict(frame.told(run))}.items()))
+    model, guiding = (file.guidance if guidance == Guidance() else guidance).of(run, frame.console)
     same = (name, options) == (file.solver, file.options)
     z = _check_latents(file.z[:number], latents, run, states_of(SOLVERS[name]), same)
     files = frame.plan(run.folder / "decoded", latents.stem, ".png", ".npz")
@@ -66,11 +77,11 @@ def command(frame: CommandFrame, latents: Path, number: int | None, solver: Solv
     chosen: list[dict[str, Any]] = []
     if name == AUTO:
         interval = (run.model.sde.t_max, run.model.sde.t_min)
-        task = Task.of(run, dict(condition))
+        task = Task.of(run, model, guiding)
         method, chosen = choose_solvers(frame.console, task, options.get("steps"), interval)
-    with frame.measure(run.model, "decoding", "item") as measured:
+    with frame.measure(model, "decoding", "item") as measured:
         x = in_batches(
-            run.model, z, batch_size, lambda model, part: decode(model, part, method, **options), measured.report
+            model, z, batch_size, lambda model, part: decode(model, part, method, **options), measured.report
         )
     nfe = measured.items / len(z)
     if tuple(x.shape[1:]) != run.info.shape:  # a reversible solve from plain latents leaves several states
@@ -88,12 +99,13 @@ def _read_latents(path: Path) -> Latents:
     condition: dict[str, Tensor] = {}
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            texts = {key: str(arrays[key]) for key in ("solver", "options") if key in arrays}
+            texts = {key: str(arrays[key]) for key in ("solver", "options", "guidance") if key in arrays}
             names = [key for key in arrays.files if key.startswith(CONDITION)]
             condition = {key.removeprefix(CONDITION): torch.from_numpy(arrays[key]) for key in names}
     solver = texts.get("solver", "ode")
     options = json.loads(texts.get("options", "{}"))
-    return Latents(z, solver if solver in DETERMINISTIC else "ode", options, condition)
+    guidance = Guidance.from_json(texts["guidance"]) if "guidance" in texts else Guidance()
+    return Latents(z, solver if solver in DETERMINISTIC else "ode", options, condition, guidance)
 
 
 def _check_latents(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:

@@ -11,6 +11,7 @@ from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, labels_option, with_labels
 from sdediff.cli.frame import CommandFrame, frame_options
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.items import as_values, in_batches, read_items
 from sdediff.cli.options import (
     SolverChoice,
@@ -41,40 +42,50 @@ EXAMPLES = """\
 @solver_options(DETERMINISTIC)
 @batch_size_option(256)
 @labels_option
+@guidance_options
 @frame_options("The .npz file.  [default: latents/ in the run]")
 def command(
-    frame: CommandFrame, data: str | None, number: int | None, solver: SolverChoice, batch_size: int, labels: str | None
+    frame: CommandFrame,
+    data: str | None,
+    number: int | None,
+    solver: SolverChoice,
+    batch_size: int,
+    labels: str | None,
+    guidance: Guidance,
 ) -> None:
     """Encode DATA: solve the probability-flow ODE from data to latents.
 
     DATA is a data set's name, a file or a folder; by default the run's held-out data. `sdediff decode` is the inverse:
-    it reads the solver and the condition from the file. By default the solve is adaptive, at a tolerance of 1e-6. With
-    --solver reversible the inverse is exact for any number of steps; its latents are the last five states of the solve,
-    the first of them the latent itself: (n, 5, *shape).
+    it reads the solver, the condition and the guidance from the file. By default the solve is adaptive, at a tolerance
+    of 1e-6. With --solver reversible the inverse is exact for any number of steps; its latents are the last five states
+    of the solve, the first of them the latent itself: (n, 5, *shape).
     """
     name = str(solver.name)
     solver.resolve(name)  # refuses options that do not fit
     run = open_run(frame.run, frame.device, frame.console, frame.execution)
     items, described, *_ = loaded = read_items(data, run, number)
-    run, condition = with_labels(run, frame.condition, labels, loaded)
+    run = with_labels(run, frame.told(run), labels, loaded)
+    model, guiding = guidance.of(run, frame.console)
     files = frame.plan(run.folder / "latents", "latents", ".npz")
     method: str | Sampler = name
     chosen: list[dict[str, Any]] = []
     if name == AUTO:
         interval = (run.model.sde.t_min, run.model.sde.t_max)
-        method, chosen = choose_solvers(frame.console, Task.of(run, condition), solver.steps, interval)
-    with frame.measure(run.model, "encoding", "item") as measured:
+        method, chosen = choose_solvers(frame.console, Task.of(run, model, guiding), solver.steps, interval)
+    with frame.measure(model, "encoding", "item") as measured:
         z = in_batches(
-            run.model,
+            model,
             as_values(items, run),
             batch_size,
             lambda model, x: encode(model, x, method, **solver.options),
             measured.report,
         )
     nfe = measured.items / len(items)
-    arrays = {f"{CONDITION}{key}": value.numpy() for key, value in condition.items()}
-    options = json.dumps(solver.options)
-    write_npz(files[".npz"], {"latents": z.numpy(), "solver": name, "options": options, **loaded.named, **arrays})
+    arrays = {f"{CONDITION}{key}": value.numpy() for key, value in run.condition.items()}
+    texts = {"solver": name, "options": json.dumps(solver.options)}
+    if guiding:
+        texts["guidance"] = guidance.to_json()
+    write_npz(files[".npz"], {"latents": z.numpy(), **texts, **loaded.named, **arrays})
     frame.finish(
         run,
         f"{len(z)} latents of {described}, solver {name}, NFE {nfe:g}, {measured.seconds:.2f} s",
@@ -84,6 +95,7 @@ def command(
         items=len(z),
         nfe=nfe,
         seconds=measured.seconds,
+        guidance=guiding,
         chosen=chosen,
     )
     frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}")

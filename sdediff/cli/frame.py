@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sdediff.cli.conditions import Assignments, condition_option, with_condition
+from sdediff.cli.conditions import Assignments, condition_option, label_option, of_label, with_condition
 from sdediff.cli.console import Console
 from sdediff.cli.options import (
     PATH,
@@ -39,6 +39,7 @@ class CommandFrame:
         run: folder of the run; ``None`` for the most recent.
         device: name of the device.
         condition: values of ``--condition``.
+        label: value of ``--label``.
         out: value of ``--out``.
         force: whether files may be replaced.
         execution: how the network is run.
@@ -48,13 +49,19 @@ class CommandFrame:
     run: Path | None
     device: str
     condition: Assignments
+    label: str | None
     out: Path | None
     force: bool
     execution: Execution
 
     def open(self) -> Run:
         """Open the run, its model under the condition for all items."""
-        return with_condition(open_run(self.run, self.device, self.console, self.execution), self.condition)
+        run = open_run(self.run, self.device, self.console, self.execution)
+        return with_condition(run, self.told(run))
+
+    def told(self, run: Run) -> Assignments:
+        """Return what the network of a run is told of all items."""
+        return (*self.condition, *of_label(run, self.label))
 
     def plan(self, folder: Path, name: str, *suffixes: str) -> dict[str, Path]:
         """Choose the output files, see :func:`~sdediff.cli.output.plan`."""
@@ -84,7 +91,7 @@ class CommandFrame:
 
 
 def frame_options(out: str | None = None) -> Decorator[Any]:
-    """Add ``--condition --device --out --force --json`` and the execution; the command gets them as ``frame``.
+    """Add ``--condition --label --device --out --force --json`` and the execution; the command gets a ``frame``.
 
     ``--run`` goes into it, too.
 
@@ -92,14 +99,14 @@ def frame_options(out: str | None = None) -> Decorator[Any]:
         out: help text of ``--out``; ``None`` for a command without output files.
     """
     files = () if out is None else (click.option("--out", type=PATH, help=out), force_option)
-    options = together(condition_option, device_option, execution_options, *files, json_option)
+    options = together(condition_option, label_option, device_option, execution_options, *files, json_option)
 
     def apply(command: Callable[..., Any]) -> Any:
         @functools.wraps(command)
         def framed(*, as_json: bool, out: Path | None = None, force: bool = False, **values: Any) -> Any:
-            run, device, condition = (values.pop(name) for name in ("run", "device", "condition"))
+            run, device, condition, label = (values.pop(name) for name in ("run", "device", "condition", "label"))
             execution = Execution(**{field.name: values.pop(field.name) for field in fields(Execution)})
-            frame = CommandFrame(Console(as_json), run, device, condition, out, force, execution)
+            frame = CommandFrame(Console(as_json), run, device, condition, label, out, force, execution)
             return command(frame=frame, **values)
 
         return options(framed)

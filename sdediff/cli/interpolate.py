@@ -12,6 +12,7 @@ from sdediff import plots
 from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.items import arrays_of, as_values, backdrop, read_items
 from sdediff.cli.options import SolverChoice, batch_size_option, data_argument, run_option, solver_options
 from sdediff.cli.output import write_npz
@@ -45,6 +46,7 @@ EXAMPLES = """\
 )
 @solver_options(DETERMINISTIC)
 @batch_size_option(256)
+@guidance_options
 @frame_options("Folder, or name of the two files.  [default: interpolations/ in the run]")
 def command(
     frame: CommandFrame,
@@ -53,6 +55,7 @@ def command(
     points: int,
     solver: SolverChoice,
     batch_size: int,
+    guidance: Guidance,
 ) -> None:
     """Interpolate between items of DATA through the latent space: a filmstrip (.png) and the numbers (.npz).
 
@@ -62,6 +65,7 @@ def command(
     name = str(solver.name)
     solver.resolve(name)  # refuses options that do not fit
     run = frame.open()
+    model, guiding = guidance.of(run, frame.console)
     items, described, *_ = read_items(data, run)
     pairs = _choose_pairs(pairs, len(items), described)
     files = frame.plan(run.folder / "interpolations", "paths", ".png", ".npz")
@@ -69,14 +73,14 @@ def command(
     chosen: list[dict[str, Any]] = []
     if name == AUTO:
         there = run.model.sde.t_min, run.model.sde.t_max
-        task = Task.of(run, dict(frame.condition))
+        task = Task.of(run, model, guiding)
         method, chosen = choose_solvers(frame.console, task, solver.steps, there, there[::-1])
     ends = as_values(items[torch.tensor(pairs)], run)
     size, batches = max(1, batch_size // points), list[Tensor]()
-    with frame.measure(run.model, "interpolating", "path") as measured:
+    with frame.measure(model, "interpolating", "path") as measured:
         for first in range(0, len(ends), size):
             start, end = ends[first : first + size].unbind(1)
-            batches.append(interpolate(run.model, start, end, points, method, **solver.options).cpu())
+            batches.append(interpolate(model, start, end, points, method, **solver.options).cpu())
             measured.report(min(first + size, len(ends)), len(ends))
     frames = torch.cat(batches, dim=1)
     write_npz(files[".npz"], {**arrays_of(frames, run), "pairs": pairs, "solver": name})
@@ -92,6 +96,7 @@ def command(
         solver=name,
         forwards=measured.calls,
         seconds=measured.seconds,
+        guidance=guiding,
         chosen=chosen,
     )
 

@@ -154,7 +154,7 @@ def command(
     folder = frame.run or (find_run(frame.console) if MAIN else latest_run())
     run = open_run(folder, str(processes.device), frame.console, frame.execution)
     items, name, *_ = loaded = read_items(data, run, number)
-    condition = with_labels(run, frame.condition, labels, loaded)[1] or None
+    condition = with_labels(run, frame.told(run), labels, loaded).condition or None
     if MAIN:
         frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
     _check_data(LIKELIHOOD_METHODS[method], given, items)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
 from sdediff.cli.options import given_network
 from sdediff.config import Config
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.execution import Execution
+from sdediff.score_model import ScoreModel
 from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
 from sdediff.types import DataInfo
@@ -35,12 +36,14 @@ class Run(NamedTuple):
         model: the model on ``device``, in evaluation mode.
         info: description of its data.
         device: device of the model.
+        condition: what the model is told, tensors by the network's arguments.
     """
 
     folder: Path
     model: ScoreModel
     info: DataInfo
     device: torch.device
+    condition: Mapping[str, Tensor]
 
 
 def open_run(folder: Path | None, device: str, console: Console, execution: Execution | None = None) -> Run:
@@ -56,7 +59,7 @@ def open_run(folder: Path | None, device: str, console: Console, execution: Exec
     folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
     if model.data is None:
         raise ValueError(f"the model in {folder} does not say what its data are (save it with data=DataInfo(...))")
-    return Run(folder, model, model.data, chosen)
+    return Run(folder, model, model.data, chosen, {})
 
 
 def find_run(console: Console, holding: str = DESCRIPTION) -> Path:

@@ -12,14 +12,13 @@ from torch import Tensor
 from sdediff import tuning
 from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
-from sdediff.cli.conditions import Assignment, Assignments, check_names
 from sdediff.cli.frame import CommandFrame, frame_options
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
 from sdediff.cli.runs import Run
 from sdediff.denoiser import Denoiser
 from sdediff.generation import sample
-from sdediff.guidance import guided
 from sdediff.interop import sample_bounds
 from sdediff.likelihood.flow.of_samples import sampling_path
 from sdediff.numerics import error_of_mean
@@ -35,7 +34,7 @@ EXAMPLES = """\
   sdediff sample --solver auto --steps 10        # chosen for the run's model, and kept in the run
   sdediff sample --solver tuned --steps 10       # after sdediff tune
   sdediff sample --log-prob -n 1000              # and the log-density of each
-  sdediff sample --condition label=3 --guidance 2 --null label=10
+  sdediff sample --label 3 --guidance 2          # of a run by sdediff train --conditional
   sdediff sample --solver ancestral-learned      # a checkpoint with a learned variance"""
 
 TUNED = "tuned"
@@ -56,21 +55,7 @@ SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None, AUTO: None
     show_default=True,
     help="Clip or threshold where the scheduler of a diffusers folder does; --log-prob never does.",
 )
-@click.option("--guidance", type=float, metavar="WEIGHT", help="Weight of classifier-free guidance.")
-@click.option(
-    "--null",
-    type=Assignment(),
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What stands for no condition in guidance, such as the label K of K classes.",
-)
-@click.option(
-    "--guidance-interval",
-    type=float,
-    nargs=2,
-    metavar="LOW HIGH",
-    help="Times between which it guides.  [default: all]",
-)
+@guidance_options
 @batch_size_option(256)
 @frame_options("Folder, or name of the two files.  [default: samples/ in the run]")
 def command(
@@ -80,9 +65,7 @@ def command(
     seed: int,
     log_prob: bool,
     clip: bool,
-    guidance: float | None,
-    null: Assignments,
-    guidance_interval: tuple[float, float] | None,
+    guidance: Guidance,
     batch_size: int,
 ) -> None:
     """Draw samples from a trained run: a picture (.png) and the numbers (.npz).
@@ -107,11 +90,11 @@ def command(
     steps = _count_steps(sampler, run, solver, log_prob)
     files = frame.plan(run.folder / "samples", f"{name}-seed{seed}", ".png", ".npz")
     model, clipping = _clipped_model(run, frame, clip, log_prob)
-    model, guiding = _guided_model(run, frame, model, guidance, null, guidance_interval)
+    model, guiding = guidance.of(run, frame.console, model)
     chosen: list[dict[str, Any]] = []
     if name == AUTO:
         wrappers = "; ".join(words for words in (clipping, guiding) if words)
-        task = Task.of(run, dict(frame.condition), model, wrappers or None)
+        task = Task.of(run, model, wrappers or None)
         sampler, chosen = choose_solvers(frame.console, task, solver.steps, (model.sde.t_max, 0.0))
     with frame.measure(model, "sampling") as measured:
         options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
@@ -155,25 +138,6 @@ def _clipped_model(run: Run, frame: CommandFrame, clip: bool, log_prob: bool) ->
         return run.model, None
     frame.console.note(f"scheduler: {bounds.words} at every step; --no-clip leaves it out")
     return bounds.of(run.model), bounds.words
-
-
-def _guided_model(
-    run: Run,
-    frame: CommandFrame,
-    model: Denoiser,
-    weight: float | None,
-    null: Assignments,
-    interval: tuple[float, float] | None,
-) -> tuple[Denoiser, str | None]:
-    """Return the model under guidance, and that in words."""
-    if weight is None:
-        return guided(model, weight, dict(null) or None, interval), None
-    if not (frame.condition and null):
-        raise ValueError("--guidance needs --condition NAME=VALUE, and --null NAME=VALUE for what stands for none")
-    check_names(run, dict(null))
-    where = "" if interval is None else f" from t = {interval[0]:g} to {interval[1]:g}"
-    against = ", ".join(f"{name}={row.tolist()}" for name, row in null)
-    return guided(model, weight, dict(null), interval), f"guidance {weight:g} against {against}{where}"
 
 
 def _draw_samples(

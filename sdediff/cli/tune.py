@@ -12,6 +12,7 @@ from sdediff import tuning
 from sdediff.cli.console import Console, columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import FAILED, INTERRUPTED
+from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.options import COUNT, run_option, seed_option
 
 EPILOG = """\b
@@ -38,6 +39,7 @@ Examples:
 @click.option("--iterations", type=COUNT, default=300, show_default=True, help="Iterations of the optimiser.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Trajectories an iteration.")
 @seed_option
+@guidance_options
 @frame_options()
 def command(
     frame: CommandFrame,
@@ -47,6 +49,7 @@ def command(
     iterations: int,
     batch_size: int,
     seed: int,
+    guidance: Guidance,
 ) -> None:
     """Learn a solver for a run and a number of steps: the same cost, a smaller error.
 
@@ -55,15 +58,19 @@ def command(
     --solver tuned`; any other is discarded.
     """
     console, run = frame.console, frame.open()
+    model, guiding = guidance.of(run, console)
+    if run.condition:
+        told = f"this condition{' and guidance' if guiding else ''}"
+        console.note(f"tuned under {told}, which the file does not keep: sample under the same")
     with console.bar("accurate trajectories", "batch") as report:
-        paths = tuning.pilot(run.model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
+        paths = tuning.pilot(model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
     results: dict[int, tuning.Tuning] = {}
     settings: dict[str, Any] = {"iterations": iterations, "batch_size": batch_size, "seed": seed}
     wanted = tuple(dict.fromkeys(counts))
     try:
         for steps in wanted:
             with console.bar(f"{steps} steps", "iteration") as report:
-                result = tuning.tune(run.model, steps, trajectories=paths, progress=report, **settings)
+                result = tuning.tune(model, steps, trajectories=paths, progress=report, **settings)
             if result.gain < 1.0:
                 tuning.save(run.folder, run.model, [result])
             results[steps] = result

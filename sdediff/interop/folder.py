@@ -16,11 +16,11 @@ from torch import nn
 
 from sdediff.conditioning import Conditioning
 from sdediff.data.section import MOST_ENTRIES
-from sdediff.denoiser import ScoreModel
 from sdediff.documents import read_document, reason, shown
 from sdediff.interop.network import MODEL, DiffusersNetwork, check_timesteps, construct, diffusers_class
 from sdediff.interop.schedulers import VARIANCE_TYPES, chain_of, prediction_of
 from sdediff.numerics import choose
+from sdediff.score_model import ScoreModel
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors
 from sdediff.types import DataInfo
 
@@ -76,8 +76,8 @@ def load_folder(
         folder: folder that diffusers saved.
         data: description of the data; by default the network's shape with 256 levels on [-1, 1], for a network on the
             codes of an autoencoder continuous.
-        conditioning: see :class:`~sdediff.denoiser.ScoreModel`; by default ``"label"``, for a network with a table of
-            embeddings ``"interpolated"``.
+        conditioning: see :class:`~sdediff.score_model.ScoreModel`; by default ``"label"``, for a network with a table
+            of embeddings ``"interpolated"``.
 
     Raises:
         FileNotFoundError: if there is no network or no scheduler.

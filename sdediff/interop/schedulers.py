@@ -15,13 +15,14 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.documents import Finite, Positive, reason, validated
 from sdediff.interop.network import SCHEDULER, DiffusersNetwork, construct, diffusers_class
 from sdediff.numerics import choose
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.base import Sampler
 from sdediff.samplers.ddim import DDIM
+from sdediff.score_model import ScoreModel
 from sdediff.sde import DDPM
 from sdediff.wrappers import Clip, Threshold
 

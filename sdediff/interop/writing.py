@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sdediff.conditioning import CONDITIONINGS
-from sdediff.denoiser import ScoreModel
 from sdediff.instants import chain_steps
 from sdediff.interop.folder import INDEX_FILE
 from sdediff.interop.network import DiffusersNetwork, diffusers
 from sdediff.interop.schedulers import PREDICTION_TYPES, build_scheduler, chain_of, prediction_of
 from sdediff.parametrization import PREDICTIONS
+from sdediff.score_model import ScoreModel
 
 PARTS = ("unet", "scheduler", INDEX_FILE)
 """Entries of an exported folder."""

@@ -33,6 +33,10 @@ class Stage(IntEnum):
     """Dequantisation of a training batch, likewise."""
     BATCH_FLIPS = -5
     """Mirroring of the images of a training batch, likewise."""
+    BATCH_LEVELS = -6
+    """Noise levels of a training batch, likewise."""
+    BATCH_CONDITIONS = -7
+    """Which conditions of a training batch are withheld, likewise."""
 
 
 BROWNIAN_STEP = 1 << 32

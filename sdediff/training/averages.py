@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sdediff.checkpoint import load
-from sdediff.denoiser import ScoreModel
 from sdediff.description import own_network
 from sdediff.foreign import OwnNetwork
+from sdediff.score_model import ScoreModel
 from sdediff.tables import subtable
 from sdediff.tensors import fill, read_tensors, write_tensors
 from sdediff.training import ema

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from sdediff.data import to_model
 from sdediff.data.levels import place
-from sdediff.noise import NoiseSource, Stage
-from sdediff.training.objective import stratified
+from sdediff.noise import NoiseSource, Stage, stratified
 from sdediff.types import DataInfo
 
 ON_DEVICE = 1 << 31
 """Bytes of the largest data set that lies on the device as a whole."""
 
-_ORDER_STREAM, _LEVELS_STREAM = 0, 1
 _HELD_OUT = -1  # step of the draws that never change
 
 
@@ -83,7 +81,7 @@ class Batches:
         self._next: tuple[int, Future[Tensor]] | None = None
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return _rng(self.seed, _ORDER_STREAM, epoch).permutation(self.count)
+        return np.random.default_rng((self.seed % (1 << 64), epoch)).permutation(self.count)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Return the items of the whole batch of a step: epochs are permutations, and batches may span two of them."""
@@ -116,7 +114,8 @@ class Batches:
         x0 = _values(items, self.info, self._noise, step)
         if self._coins is not None:
             x0 = torch.where(self._coins.uniform(step, Stage.BATCH_FLIPS) < 0.5, x0.flip(-1), x0)
-        return Batch(x0, _levels(self.seed, step, self.batch_size)[self._share], self._noise.normal(step, Stage.BATCH))
+        u = stratified(self.seed, self.batch_size, step, Stage.BATCH_LEVELS)[self._share]
+        return Batch(x0, u, self._noise.normal(step, Stage.BATCH))
 
 
 def held_out_batch(
@@ -125,7 +124,7 @@ def held_out_batch(
     """Return held-out items with draws that never change, so that the losses of a run are comparable."""
     items = _in_place(data[:most].to(device), info)
     noise = NoiseSource(seed, items.shape, device=device)
-    u = _levels(seed, _HELD_OUT, len(items))
+    u = stratified(seed, len(items), _HELD_OUT, Stage.BATCH_LEVELS)
     return Batch(_values(items, info, noise, _HELD_OUT), u, noise.normal(_HELD_OUT, Stage.BATCH))
 
 
@@ -139,13 +138,3 @@ def _values(items: Tensor, info: DataInfo, noise: NoiseSource, step: int) -> Ten
     if items.is_floating_point():
         return items
     return place(items, info, noise.uniform(step, Stage.BATCH_VALUES), noise.dtype)
-
-
-def _levels(seed: int, step: int, count: int) -> Tensor:
-    """Draw uniforms for the noise levels of a whole batch, one a stratum in random order, float64 ``(count,)``."""
-    rng = _rng(seed, _LEVELS_STREAM, step + 1)
-    return stratified(rng.uniform(), torch.from_numpy(rng.permutation(count)), count)
-
-
-def _rng(seed: int, stream: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((seed % (1 << 64), stream, index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sdediff import plots
+from sdediff.conditions import ConditionLike
 from sdediff.config import Config
 from sdediff.data import Dataset
 from sdediff.data.dataset import Items, split
@@ -42,7 +44,7 @@ def train(
     network: str | OwnNetwork = "auto",
     run: str | Path | None = None,
     *,
-    condition: ArrayLike | Tensor | None = None,
+    condition: ConditionLike = None,
     config: Config | None = None,
     resume: bool = False,
     force: bool = False,
@@ -64,7 +66,8 @@ def train(
             ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is made with
             those of ``shape``, ``classes`` and ``features`` that it takes.
         run: folder for the run: settings, metrics, checkpoints, pictures. Without one nothing is written.
-        condition: what the network is told of each item: labels ``0, 1, ...``, ``(n,)``, or vectors, ``(n, D)``.
+        condition: what the network is told of each item: labels ``0, 1, ...``, ``(n,)``, or vectors, ``(n, D)``; alone,
+            or as ``{"label": labels}``, ``{"vector": vectors}``, ``(labels,)``.
             Labels of a data set by name or path are used where a setting ``network.classes`` says how many there are.
         config: configuration to start from; the default one if not given.
         resume: continue the run in the folder, bit for bit.
@@ -168,6 +171,11 @@ def _array(values: object) -> np.ndarray[Any, np.dtype[Any]]:
 
 def _rows(condition: object) -> Tensor:
     """Return a condition as labels, int64 ``(n,)``, or floats ``(n, ...)``."""
+    if isinstance(condition, tuple | Mapping):
+        names = [*condition] if isinstance(condition, Mapping) else ["label"] * len(condition)
+        if len(names) != 1 or names[0] not in ("label", "vector"):
+            raise ValueError("training takes one condition: labels or vectors, {'label': ...} or {'vector': ...}")
+        condition = condition[names[0]] if isinstance(condition, Mapping) else condition[0]
     array = _array(condition)
     if array.dtype.kind not in "biuf" or array.ndim < 1:
         raise ValueError(f"a condition is labels or vectors, one row an item, not {array.shape} of {array.dtype}")

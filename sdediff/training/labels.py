@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from sdediff.conditions import ConditionLike
-from sdediff.networks import Levelled
-
-_STREAM = 3
-"""The stream of the withheld conditions; those of :mod:`~sdediff.training.batches` are lower."""
+from sdediff.networks.told import Told
+from sdediff.noise import NoiseSource, Stage
 
 
-class Told(NamedTuple):
-    """What a network can be told.
+def check_rows(told: Told, rows: Tensor | None, items: int) -> None:
+    """Refuse conditions that are not one row an item, and labels that a network does not know.
 
-    Attributes:
-        classes: number of classes, its parameter ``classes``; that number is the label of a class that is withheld.
-        features: number of features of a vector, its parameter ``features``; NaN stands for a vector that is withheld.
+    Raises:
+        ValueError: in one line.
     """
-
-    classes: int | None
-    features: int | None
-
-    @classmethod
-    def by(cls, network: object) -> Told:
-        """Return what a network can be told, by the parameters it was built from."""
-        inner = network.network if isinstance(network, Levelled) else network
-        config = vars(inner).get("config") if isinstance(inner, nn.Module) else None
-        found = [config.get(name) if isinstance(config, Mapping) else None for name in cls._fields]
-        return cls(*(value if isinstance(value, int) else None for value in found))
-
-    def condition(self, rows: Tensor) -> ConditionLike:
-        """Return rows ``(B, ...)`` as the network's argument: ``vector`` by its name, everything else as the first."""
-        return {"vector": rows} if self.features is not None and rows.is_floating_point() else rows
-
-    def withheld(self, rows: Tensor) -> float | None:
-        """Return the value of a row that is withheld, ``None`` if the network has none."""
-        if rows.is_floating_point():
-            return None if self.features is None else math.nan
-        return self.classes
-
-    def check(self, rows: Tensor | None, items: int) -> None:
-        """Refuse conditions that are not one row an item, and labels that the network does not know.
-
-        Raises:
-            ValueError: in one line.
-        """
-        if rows is None:
-            raise ValueError(f"a network of {self.classes} classes needs labels, and the data have none")
-        if len(rows) != items:
-            raise ValueError(f"the condition has {len(rows)} rows for {items} items: give one row an item")
-        if self.classes is None or (rows.is_floating_point() and self.features is not None):
-            return
-        if rows.ndim != 1 or rows.is_floating_point():
-            raise ValueError(f"class labels are whole numbers, one an item, not {tuple(rows.shape)} of {rows.dtype}")
-        low, high = int(rows.min()), int(rows.max())
-        if low < 0 or high >= self.classes:
-            raise ValueError(
-                f"a network of {self.classes} classes knows labels 0 .. {self.classes - 1}; came {low} to {high}"
-            )
+    if rows is None:
+        raise ValueError(f"a network of {told.classes} classes needs labels, and the data have none")
+    if len(rows) != items:
+        raise ValueError(f"the condition has {len(rows)} rows for {items} items: give one row an item")
+    if told.classes is None or (rows.is_floating_point() and told.features is not None):
+        return
+    if rows.ndim != 1 or rows.is_floating_point():
+        raise ValueError(f"class labels are whole numbers, one an item, not {tuple(rows.shape)} of {rows.dtype}")
+    low, high = int(rows.min()), int(rows.max())
+    if low < 0 or high >= told.classes:
+        raise ValueError(
+            f"a network of {told.classes} classes knows labels 0 .. {told.classes - 1}; came {low} to {high}"
+        )
 
 
 class Labels:
@@ -86,6 +50,6 @@ class Labels:
         rows = self.rows[torch.from_numpy(items)]
         if self.withheld is None or self.dropout == 0.0:
             return rows
-        draws = np.random.default_rng((self.seed % (1 << 64), _STREAM, step)).random(len(items))
-        hidden = torch.from_numpy(draws < self.dropout).reshape(-1, *(1,) * (rows.ndim - 1))
+        draws = NoiseSource(self.seed, (len(items), *(1,) * (rows.ndim - 1))).uniform(step, Stage.BATCH_CONDITIONS)
+        hidden = draws < self.dropout
         return rows.masked_fill(hidden, self.withheld)

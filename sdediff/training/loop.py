@@ -22,12 +22,12 @@ from sdediff import checkpoint
 from sdediff.config import Config
 from sdediff.data import Dataset
 from sdediff.data.held_out import check_held_out, save_held_out
-from sdediff.denoiser import ScoreModel
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork
 from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
 from sdediff.progress import Progress
+from sdediff.score_model import ScoreModel
 from sdediff.training.folder import (
     BEST,
     CONFIG,

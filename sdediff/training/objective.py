@@ -177,14 +177,3 @@ def _check_instants(sde: SDE, level: Level, time_law: Any) -> None:
             "the bound of a chain is of its instants: training.time_law must be instants or important-instants, not "
             f"{time_law if isinstance(time_law, str) else time_law.name}"
         )
-
-
-def stratified(offset: float, indices: Tensor, count: int) -> Tensor:
-    """Return low-discrepancy uniforms (Kingma et al. 2021, appendix I.1): one in each of ``count`` equal strata.
-
-    Args:
-        offset: one number in [0, 1) for all strata, drawn anew for each batch.
-        indices: indices of the strata, ``(B,)`` of ``0 .. count - 1``.
-        count: size of the whole batch.
-    """
-    return (offset + indices.double() / count).remainder(1.0)

@@ -17,20 +17,21 @@ from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config, build
 from sdediff.data import Dataset
 from sdediff.data.units import fit_moments
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
+from sdediff.execution import Execution
 from sdediff.foreign import OwnNetwork
 from sdediff.likelihood import bits_per_dim, log_likelihood
+from sdediff.networks.told import Told
+from sdediff.score_model import ScoreModel
+from sdediff.settings import PRECISIONS, TrainingSection
 from sdediff.training import ema
 from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
-from sdediff.training.labels import Labels, Told
+from sdediff.training.labels import Labels, check_rows
 from sdediff.training.objective import Objective
 from sdediff.training.schedules import rate_factor
 from sdediff.training.state import Restored, restore, save_state
 from sdediff.types import Level, Split
-
-_FORMATS = {3: torch.channels_last, 4: torch.channels_last_3d}
-"""Memory formats with the channels last, by the number of an item's axes."""
 
 
 class _Conditioned(nn.Module):
@@ -105,12 +106,10 @@ class Trainer:
         _check_distribution(str(self.workers.distributed_type.value))
         self.main = bool(self.workers.is_main_process)
         self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
-        self.model = build(config, data.info, fit_moments(data.train, data.info), network=network).to(self.device)
-        self.format = _memory_format(data.info.shape) if settings.channels_last else None
-        if self.format is not None:
-            self.model.to(memory_format=self.format)  # type: ignore[call-overload]
+        untrained = build(config, data.info, fit_moments(data.train, data.info), network=network).to(self.device)
+        self.model = untrained.with_execution(_execution(settings, data.info.shape))
         self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
-        self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
+        self.average = copy.deepcopy(untrained).requires_grad_(requires_grad=False)  # measured in single precision
         self.averages = Averages(self.model.network, settings.averages)  # type: ignore[arg-type]  # a module
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
@@ -131,19 +130,17 @@ class Trainer:
             raise ValueError(f"{share} items of a batch cannot be shared evenly by {settings.accumulate} parts")
         self._share = slice(rank * share, (rank + 1) * share)
         self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
-        self.told = Told.by(self.model.network)
+        self.told = self.model.told
         self.labels = self._labels(conditional)
-        if settings.compile and isinstance(self.model.network, nn.Module):
-            self.model.network.compile()
         self.trained: Any = self.workers.prepare_model(_Conditioned(self.model), device_placement=False)
 
     def _labels(self, conditional: bool) -> Labels | None:
         """Return the conditions of the training items, if the network is told any."""
         data, settings = self.data, self.config.training
-        if self.told == (None, None) and not conditional:
+        if self.told == Told() and not conditional:
             return None
         for rows, items in ((data.train_labels, data.train), (data.held_out_labels, data.held_out)):
-            self.told.check(rows, len(items))
+            check_rows(self.told, rows, len(items))
         rows = torch.as_tensor(data.train_labels)
         return Labels(rows, settings.seed, withheld=self.told.withheld(rows), dropout=settings.label_dropout)
 
@@ -158,7 +155,8 @@ class Trainer:
         parts = list(self._parts(step))
         for number, (batch, condition) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.workers.no_sync(self.trained):
-                loss = self.loss(_Trained(self.trained, self.model, condition), batch) / len(parts)
+                model = _Trained(self.trained, self.model, condition)
+                loss = self.objective.loss(model, batch.x0, batch.u, batch.eps).mean() / len(parts)
                 self.workers.backward(loss)
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
@@ -172,13 +170,7 @@ class Trainer:
         count, whole = self.config.training.accumulate, self.batches(step)
         rows = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share].chunk(count)
         for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
-            yield self._to_device(Batch(*fields)), Condition.of(None if rows is None else self.told.condition(rows[i]))
-
-    def loss(self, model: Denoiser, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch in training, the network in the precision of the settings."""
-        low = self.config.training.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
-            return self.objective.loss(model, batch.x0, batch.u, batch.eps).mean()
+            yield Batch(*fields), Condition.of(None if rows is None else self.told.condition(rows[i]))
 
     def held_out_condition(self, count: int) -> ConditionLike:
         """Return the condition of the first held-out items, from the first one again where they are too few."""
@@ -191,7 +183,7 @@ class Trainer:
 
         The network gets as many items at a time as in training, which the device is known to hold.
         """
-        batch, count = self._to_device(self.held_out), len(self.held_out.x0)
+        batch, count = self.held_out, len(self.held_out.x0)
         model = self.average.eval().given(self.held_out_condition(count))
         size = (self._share.stop - self._share.start) // self.config.training.accumulate
         total = 0.0
@@ -247,13 +239,6 @@ class Trainer:
             return flag
         return bool(self.workers.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0.0)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        """Return a batch on the device, in the memory format of the settings; the uniforms stay where they are."""
-        x0, eps = (tensor.to(self.device) for tensor in (batch.x0, batch.eps))
-        if self.format is not None:
-            x0, eps = (tensor.contiguous(memory_format=self.format) for tensor in (x0, eps))
-        return Batch(x0, batch.u, eps)
-
 
 def _check_distribution(kind: str) -> None:
     """Refuse ways to share a model among processes in which none has all of its weights.
@@ -265,12 +250,12 @@ def _check_distribution(kind: str) -> None:
         raise ValueError(f"training shares batches among processes, each with the whole model; {kind} is not supported")
 
 
-def _memory_format(shape: tuple[int, ...]) -> torch.memory_format:
-    """Return the memory format with the channels last for items of a shape.
+def _execution(settings: TrainingSection, shape: tuple[int, ...]) -> Execution:
+    """Return how the network is run in training.
 
     Raises:
-        ValueError: for items without channels in two or three dimensions.
+        ValueError: for channels last of items without channels in two or three dimensions.
     """
-    if len(shape) not in _FORMATS:
+    if settings.channels_last and len(shape) not in (3, 4):
         raise ValueError(f"channels_last is for images (C, H, W) and volumes (C, D, H, W), not items {shape}")
-    return _FORMATS[len(shape)]
+    return Execution(PRECISIONS[settings.precision], settings.compile, settings.channels_last)

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from sdediff.denoiser import ScoreModel
 from sdediff.documents import Finite, Section, validated
 from sdediff.files import write
 from sdediff.samplers.candidates import Choice
+from sdediff.score_model import ScoreModel
 from sdediff.tuning.chosen_section import ChosenSection, chosen_values
 from sdediff.tuning.store import fingerprint, read_of_model
 

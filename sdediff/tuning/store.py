@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self, TypeVar
 import torch
 from pydantic import Field, model_validator
 
-from sdediff.denoiser import Denoiser, ScoreModel
+from sdediff.denoiser import Denoiser
 from sdediff.description import describe_model
 from sdediff.documents import Finite, Section, read_document, validated
 from sdediff.evaluation.distances import Errors
@@ -27,6 +27,7 @@ from sdediff.gaussian import Moments
 from sdediff.moments_storage import moments_tensors
 from sdediff.samplers.chosen import Chosen
 from sdediff.samplers.tuned import AdamsMethod, StepWeights, Tuned
+from sdediff.score_model import ScoreModel
 from sdediff.tuning.chosen_section import ChosenSection, chosen_values
 from sdediff.tuning.tuner import Tuning
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, log_likelihood
 from sdediff.training import Objective, TrainingWarning, TrainResult, ema, train
-from sdediff.training.batches import _LEVELS_STREAM, _ORDER_STREAM, Batches, _rng, held_out_batch
+from sdediff.training.batches import Batches, held_out_batch
 
 STEPS, WARMUP, RATE = 9, 3, 0.05
 
@@ -79,8 +80,9 @@ def test_logged_losses_are_means_of_the_steps_since_the_last(tmp_path: Path) -> 
 
 def test_the_held_out_loss_is_the_averages(tmp_path: Path) -> None:
     """The model returned is the slow average; its loss is what is stated, the network's own is another."""
-    result, data = run(tmp_path / "run", ema=0.9, learning_rate=0.3), load_dataset("moons")
-    quick = run(tmp_path / "quick", ema=0.0, learning_rate=0.3)
+    rough: dict[str, object] = {"learning_rate": 0.3, "schedule": "constant", "steps": 60}  # 3 to 15 % apart
+    result, data = run(tmp_path / "run", ema=0.99, **rough), load_dataset("moons")
+    quick = run(tmp_path / "quick", ema=0.0, **rough)
     settings = Config.load(tmp_path / "run" / "config.json").training
     objective = Objective(result.model.sde, settings.time_law, settings.weighting)
     batch = held_out_batch(data.held_out, data.info, 0)
@@ -108,9 +110,7 @@ def test_the_place_in_a_batch_says_nothing_about_the_level() -> None:
 
 
 def test_kinds_of_draws_have_streams_of_their_own() -> None:
-    """Order, draws of a step and held-out draws: at equal items, no noise and no level is the same."""
-    firsts = {_rng(3, kind, 0).random() for kind in (_ORDER_STREAM, _LEVELS_STREAM)}
-    assert len(firsts) == 2
+    """Draws of a step and held-out draws: at equal items, no noise and no level is the same."""
     data, info = torch.zeros(16, 2), DataInfo((2,))
     held_out = held_out_batch(data, info, seed=3)
     for step in range(3):
@@ -154,13 +154,13 @@ def test_bfloat16_is_for_the_products_alone(tmp_path: Path) -> None:
 def test_a_compiled_network_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the compiler: here one that hands the graphs back. Saved weights have their own names."""
     compiled: list[nn.Module] = []
-    own = nn.Module.compile
+    own = torch.compile
 
-    def keep(module: nn.Module, *_: object, **__: object) -> None:
+    def keep(module: nn.Module) -> Any:
         compiled.append(module)
-        own(module, backend="eager")
+        return own(module, backend="eager")
 
-    monkeypatch.setattr(nn.Module, "compile", keep)
+    monkeypatch.setattr(torch, "compile", keep)
     plain, fast = run(tmp_path / "plain"), run(tmp_path / "fast", compile=True)
     assert len(compiled) == 1
     assert weights(fast.model).tolist() == pytest.approx(weights(plain.model).tolist(), rel=1e-3, abs=1e-5)
