@@ -28,10 +28,11 @@ from sdediff.cli.options import (
     seed_option,
     solver_options,
 )
-from sdediff.cli.runs import Run, find_run, open_run, pick_device
+from sdediff.cli.runs import Run, find_run, open_run
 from sdediff.data import DATASETS, describe_items, load_dataset, to_levels
 from sdediff.data.entries import levels_of
 from sdediff.data.files import load_items
+from sdediff.devices import pick_device
 from sdediff.evaluation import LIKELIHOOD_METHODS, mean_and_error
 from sdediff.generation import sample
 from sdediff.interop import find_model, sample_bounds
@@ -42,7 +43,7 @@ from sdediff.quality.evaluate import RESAMPLES
 from sdediff.quality.features import FEATURES
 from sdediff.quality.scripted import SUFFIXES
 from sdediff.samplers import SAMPLERS
-from sdediff.training.loop import CONFIG
+from sdediff.training.folder import CONFIG
 from sdediff.types import DataInfo
 
 DRAWN, SCORED = 1000, 128
@@ -222,9 +223,9 @@ def _read(path: Path, name: str | None, number: int | None) -> Subject:
     with warnings_as_lines():
         if name in DATASETS or not Path(name).exists():
             dataset = load_dataset(name)
-            data, info = DataItems(dataset.held_out, f"held-out {name}", None), dataset.info
+            data, info = DataItems(dataset.held_out, f"held-out {name}", None, None), dataset.info
         else:
-            data = DataItems(load_items(Path(name), ITEM_ARRAYS).x, name, None)
+            data = DataItems(load_items(Path(name), ITEM_ARRAYS).x, name, None, None)
             info = DataInfo(tuple(data.items.shape[1:]), levels_of(data.items))
         arrays = ("samples", "levels") if data.items.is_floating_point() else ("levels", "samples")
         samples = load_items(path, (*arrays, *ITEM_ARRAYS), shape=info.shape).x
