@@ -250,7 +250,7 @@ def test_nodes_of_another_interval_are_refused() -> None:
 
 @pytest.mark.parametrize("process", ["flow", "vp"])
 def test_moments_that_contradict_the_network_are_dropped(process: str) -> None:
-    """Narrow ones far off the data: the choice is as good as without any, up to a fifth; the default is not."""
+    """Narrow ones far off the data: the choice is as good as without any, up to a half; the default is far off."""
     right = erring(process)
     ten = 10.0 * torch.ones(DIM, dtype=torch.float64)
     wrong = ScoreModel(
@@ -263,5 +263,5 @@ def test_moments_that_contradict_the_network_are_dropped(process: str) -> None:
         name: size(solve(model, x, solver, steps=8, t_to=0.0).x, truth)
         for name, model, solver in (("auto", wrong, "auto"), ("plain", without, "ode"), ("misled", wrong, "ode"))
     }
-    assert errors["auto"] < 1.2 * errors["plain"], errors
-    assert errors["misled"] > 1.5 * errors["plain"], errors
+    assert errors["auto"] < 1.5 * errors["plain"], errors
+    assert errors["misled"] > 5.0 * errors["plain"], errors
