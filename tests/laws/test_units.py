@@ -23,6 +23,7 @@ from sdediff.config import Config, build
 from sdediff.data import TOYS, Dataset, DataWarning, load_dataset, standardised, to_data, to_model
 from sdediff.training import train
 from sdediff.training.batches import Batches, held_out_batch
+from sdediff.training.folder import in_saved_units
 
 COUNT = 7
 SHIFT, SCALE = (5000.0, -3.0), (1000.0, 1e-2)
@@ -375,10 +376,10 @@ def test_training_on_rows_is_training_on_standardised_rows(tmp_path: Path) -> No
     assert torch.equal(
         sdediff.sample(models[0], (4, 3), steps=3), to_data(sdediff.sample(models[1], (4, 3), steps=3), info)
     )
-    longer = config.updated({"training.steps": 4})
     for i, (data, begun) in enumerate(((turned, info), (rows, turned.info))):
-        again = train(longer, tmp_path / f"{i}", data=data, resume=True, progress=False)
-        assert again.model.data == begun
+        assert in_saved_units(data, tmp_path / f"{i}").info == begun
+    longer = config.updated({"training.steps": 4})
+    assert train(longer, tmp_path / "0", data=turned, resume=True, progress=False).model.data == info
 
 
 @pytest.mark.parametrize("on", [True, False])
