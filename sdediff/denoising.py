@@ -47,7 +47,7 @@ def velocity_loss(model: Learner, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
 
 
 class Learner(ABC):
-    """What can be trained: a denoiser of a process."""
+    """Denoiser of a process that can be trained."""
 
     sde: SDE
     data: DataInfo | None

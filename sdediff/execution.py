@@ -27,7 +27,7 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is run; the default is as it stands.
+    """Precision, compilation and memory layout in which a network is run; the default changes nothing.
 
     Args:
         autocast: name in ``AUTOCASTS``: precision of the network's products, with weights and results as they are

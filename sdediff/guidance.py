@@ -89,7 +89,7 @@ class Guided(Around):
         return split
 
     def _guides(self, level: Level) -> bool:
-        """Whether the null condition is asked; levels of one number an item are not read back to find out."""
+        """Tell whether the null condition is asked; levels of one number an item are not read back to find out."""
         if self.weight == 1.0:
             return False
         return isinstance(level.t, Tensor) or self.low <= level.t <= self.high

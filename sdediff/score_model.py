@@ -114,7 +114,7 @@ class ScoreModel(Denoiser):
 
     @property
     def told(self) -> Told:  # type: ignore[override]  # a constant of denoisers without a network
-        """What the network can be told of each item, by the parameters that it was built from."""
+        """Return what the network can be told of each item, by the parameters that it was built from."""
         return Told.by(self.network)
 
     def given(self, condition: ConditionLike) -> ScoreModel:

@@ -46,7 +46,7 @@ class DataItems(NamedTuple):
 
     @property
     def named(self) -> dict[str, Ids]:
-        """What the items are in their source, as a column ``row`` or ``file_name``."""
+        """Return what the items are in their source, as a column ``row`` or ``file_name``."""
         return {} if self.ids is None else {"file_name" if self.ids.dtype.kind == "U" else "row": self.ids}
 
 

@@ -34,7 +34,7 @@ from sdediff.data.reading import MISSING, REFUSE
 from sdediff.devices import pick_device
 from sdediff.foreign import is_import_path, path_of
 from sdediff.training import TrainingWarning, TrainResult, train
-from sdediff.training.conditional import told
+from sdediff.training.conditional import conditional_config
 from sdediff.training.folder import CONFIG, SAMPLES
 
 RUNS = Path("runs")
@@ -142,7 +142,7 @@ def command(
     with warnings_as_lines(show=MAIN):
         dataset = config.data.load()
     if conditional:
-        config = told(config, network, dataset)
+        config = conditional_config(config, network, dataset)
     if MAIN:
         for line in dataset.notes:
             console.note(f"note: {line}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.data.arrays import Array
 from sdediff.data.levels import LEVEL_LIMIT, extremes
-from sdediff.data.storage import single
+from sdediff.data.storage import single_precision
 from sdediff.numerics import in_parts
 from sdediff.types import DataInfo
 
@@ -37,7 +37,7 @@ def as_items(array: Array, where: str, *, gaps: bool = False) -> Tensor:
         raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
     if array.dtype.kind == "f":
         _check_resolution(array, where)
-        return _finite(torch.from_numpy(single(array)), where, gaps=gaps)
+        return _finite(torch.from_numpy(single_precision(array)), where, gaps=gaps)
     if array.dtype.kind == "b":
         return torch.from_numpy(array.view(np.uint8) != 0).view(torch.int8)  # files may hold other bytes than 0 and 1
     data = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

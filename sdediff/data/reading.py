@@ -87,5 +87,5 @@ class Reading:
 
     @property
     def missing_of_scored(self) -> str:
-        """What becomes of missing values in items that are scored: none is filled, for it would score the filling."""
+        """Return what becomes of missing values in scored items: none is filled, for that would score the filling."""
         return REFUSE if self.missing == REFUSE else DROP

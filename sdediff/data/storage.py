@@ -56,7 +56,7 @@ def compact(x: Tensor) -> Tensor:
     return x.contiguous() if x.nbytes <= IN_MEMORY else x
 
 
-def single(array: Array) -> Array:
+def single_precision(array: Array) -> Array:
     """Return an array of floats ``(n, ...)`` in single precision of native order, itself where it is that already.
 
     What single precision does not hold becomes infinite.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdediff.networks.dropout import HashedDropout
+from sdediff.networks.dropout import HashedDropout, check_dropout
 from sdediff.networks.embedding import ConditionEmbedding, Embedding
 from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
@@ -186,5 +186,4 @@ def _check(shape: Sequence[int], size: DiTSize, patch: int, dropout: float, outp
             "width, depth, heads and outputs must be positive, the width even and a multiple of the heads, not "
             f"{size.width}, {size.depth}, {size.heads} and {outputs}"
         )
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is a probability in [0, 1), not {dropout:g}")
+    check_dropout(dropout)

@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
+def check_dropout(probability: float) -> None:
+    """Refuse a number that is no probability of dropout.
+
+    Raises:
+        ValueError: outside [0, 1).
+    """
+    if not 0.0 <= probability < 1.0:
+        raise ValueError(f"dropout is a probability in [0, 1), not {probability:g}")
+
+
 class HashedDropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose draws are a hash of each entry and its place in the item.
 

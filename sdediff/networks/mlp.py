@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from sdediff.networks.dropout import activation
+from sdediff.networks.dropout import activation, check_dropout
 from sdediff.networks.embedding import ConditionEmbedding, Embedding
 from sdediff.networks.sizes import sized
 from sdediff.networks.zero import zeroed
@@ -88,8 +88,7 @@ class MLP(nn.Module):
                 f"shape, width and outputs must be positive, not {tuple(shape)}, {chosen.width} and {outputs}; "
                 f"the number of blocks is at least 0, not {chosen.blocks}"
             )
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout is a probability in [0, 1), not {dropout:g}")
+        check_dropout(dropout)
         self.config = {
             "shape": list(shape),
             **chosen._asdict(),

@@ -14,7 +14,7 @@ from sdediff.networks.levels import Levelled
 
 
 class Told(NamedTuple):
-    """What a network can be told.
+    """Conditions that a network takes.
 
     Attributes:
         classes: number of classes, its parameter ``classes``; that number is the label of a class that is withheld.

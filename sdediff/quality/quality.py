@@ -12,7 +12,7 @@ from sdediff.types import brief
 
 @dataclass(frozen=True)
 class Quality:
-    """How like the data samples are.
+    """Measures of how like the data samples are.
 
     Attributes:
         figures: the figures by name, each with its interval and the value of perfect samples.

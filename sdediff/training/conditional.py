@@ -15,7 +15,7 @@ from sdediff.networks import NETWORKS, default_network
 from sdediff.numerics import choose
 
 
-def told(config: Config, own: OwnNetwork | None, data: Dataset) -> Config:
+def conditional_config(config: Config, own: OwnNetwork | None, data: Dataset) -> Config:
     """Return the configuration with the number of classes or features of the condition, where the network takes it.
 
     Raises:

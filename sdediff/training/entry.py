@@ -24,7 +24,7 @@ from sdediff.foreign import OwnNetwork, imported, is_import_path
 from sdediff.numerics import choose
 from sdediff.settings import TrainingSection
 from sdediff.training import loop
-from sdediff.training.conditional import told
+from sdediff.training.conditional import conditional_config
 from sdediff.training.loop import OnMetrics, OnSample, TrainResult
 
 GIVEN = "given"
@@ -111,7 +111,7 @@ def train(
     chosen = (Config() if config is None else config).updated(changes)
     items = _dataset(data, chosen, condition)
     if condition is not None:
-        chosen = told(chosen, own, items)
+        chosen = conditional_config(chosen, own, items)
 
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, items.info, path.with_name(f"{path.name}.png"), reference=items.held_out)

@@ -57,7 +57,7 @@ class Mixture:
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the model has a learned variance."""
+        """Tell whether the model has a learned variance."""
         return self.bound > 0.0
 
 
