@@ -28,7 +28,7 @@ class StreamError(ValueError):
 
 
 class Restored(NamedTuple):
-    """Place where a run goes on: the number of steps done, and why no newer state was taken (empty if it is the last)."""
+    """Place where a run goes on: the number of steps done, and why no newer state was taken (empty if it is newest)."""
 
     step: int
     remark: str
