@@ -1,4 +1,4 @@
-"""Configure the site: `sphinx-build -W -b html docs docs/_build`."""
+"""Configure the site: `sphinx-build -W -b html docs docs/_build/html`."""
 
 from importlib.metadata import version as version_of
 from typing import Any
@@ -17,7 +17,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "sdediff"
 html_theme_options = {"light_css_variables": {"font-stack": "system-ui, sans-serif"}}
