@@ -6,7 +6,7 @@ from typing import Any
 import sdediff
 
 project = "sdediff"
-author = "the sdediff authors"
+author = project_copyright = "the sdediff authors"
 release = version = version_of("sdediff")
 
 extensions = [
