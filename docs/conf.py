@@ -29,10 +29,12 @@ myst_heading_anchors = 3
 highlight_language = "none"
 
 nb_execution_mode = "cache"  # a tutorial runs again when its code has changed
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 autodoc_typehints = "none"  # signatures and argument lines say them
 autodoc_member_order = "bysource"
