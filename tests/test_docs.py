@@ -11,9 +11,10 @@ import click
 import pytest
 
 import sdediff
-from pages import BLOCK, DOCS, PAGES, ROOT, SHELL, broken_links, run_blocks
+from pages import BLOCK, DOCS, FENCED, PAGES, ROOT, SHELL, broken_links, run_blocks
 from sdediff.cli import main
 from sdediff.cli.tables import cost
+from sdediff.conditioning import CONDITIONINGS
 from sdediff.config import Config, build
 from sdediff.networks import SIZES, parameter_count
 from sdediff.training import OBJECTIVES, TIME_LAWS, WEIGHTINGS, Objective
@@ -120,3 +121,15 @@ def test_the_table_of_samplers_is_current() -> None:
     found = re.search(r"<!-- samplers -->\n(\|.*?\|)\n\n", text, flags=re.DOTALL)
     assert found, f"the page lacks the table:\n{sampler_table()}"
     assert found.group(1) == sampler_table(), f"the page's table should be:\n{sampler_table()}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert [name for name in sdediff.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_names_of_solvers_and_grids_exist() -> None:
+    """Those that the page for users of other libraries gives in quotes."""
+    text = (DOCS / "coming-from.md").read_text(encoding="utf-8")
+    known = {*sdediff.samplers.SOLVERS, *sdediff.GRIDS, *sdediff.PREDICTIONS, *CONDITIONINGS}
+    assert set(re.findall(r'"([a-z0-9+_-]+)"', FENCED.sub("", text))) <= known
