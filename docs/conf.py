@@ -1,13 +1,12 @@
 """Configure the site: `sphinx-build -W -b html docs docs/_build/html`."""
 
-from importlib.metadata import version as version_of
 from typing import Any
 
 import sdediff
 
 project = "sdediff"
 author = project_copyright = "the sdediff authors"
-release = version = version_of("sdediff")
+release = version = sdediff.__version__
 
 extensions = [
     "myst_nb",
