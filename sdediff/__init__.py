@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.wrappers import Threshold as Threshold
     from sdediff.wrappers import Wrapper as Wrapper
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),

@@ -516,7 +516,7 @@ def test_what_diffusers_cannot_say(tmp_path: Path) -> None:
 def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path, unet(), diffusers.DDPMScheduler(**BETAS))
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"need that package: pip install 'sdediff\[diffusers\]'"):
+    with pytest.raises(ValueError, match=r"models of diffusers need diffusers: pip install 'sdediff\[diffusers\]'"):
         sdediff.load(folder)
 
 

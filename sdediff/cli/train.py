@@ -32,6 +32,7 @@ from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS, KINDS
 from sdediff.data.reading import MISSING, REFUSE
 from sdediff.devices import pick_device
+from sdediff.extras import require
 from sdediff.foreign import is_import_path, path_of
 from sdediff.training import TrainingWarning, TrainResult, train
 from sdediff.training.conditional import conditional_config
@@ -113,6 +114,7 @@ def command(
     The run's folder holds the moving average of the network, settings, metrics and, every few hundred steps, pictures
     of samples. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; --resume continues from it bit for bit.
     """
+    require("train", "plots")
     console = Console(as_json)
     chosen = pick_device(device)
     flags = {
