@@ -11,7 +11,6 @@ anything is allocated. Each file is replaced in one step.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from sdediff.documents import (
 )
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork, imported, is_import_path, needs_network
-from sdediff.interop import DiffusersNetwork, find_model, load_folder
+from sdediff.interop import DiffusersNetwork, find_model, is_hub_name, load_folder
 from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import Levelled, described
 from sdediff.parametrization import PREDICTIONS
@@ -40,8 +39,6 @@ from sdediff.types import DataInfo
 
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
@@ -112,10 +109,10 @@ def load(
             f"{path} is not a model: one is a folder with {DESCRIPTION} and {TENSORS}; pickles are refused"
         )
     folder = path.parent if path.is_file() else path
-    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
+    if is_hub_name(path):
         raise FileNotFoundError(
-            f"no folder {path}; names of the Hugging Face hub are not looked up: download the model first, for example "
-            f"by `hf download {path} --local-dir FOLDER`, and load that folder"
+            f"no folder {path}; a name of the Hugging Face hub is fetched by --download on the command line, or by "
+            f"`hf download {path} --local-dir FOLDER`, which gives a folder to load"
         )
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
         if network is not None:

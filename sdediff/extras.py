@@ -14,7 +14,7 @@ EXTRAS = {
     "train": ("accelerate", "sklearn", "tensorboard"),
     "diffusers": ("diffusers",),
     "tables": ("pyarrow",),
-    "hub": ("datasets",),
+    "hub": ("datasets", "huggingface_hub"),
 }
 """Names of extras to the packages that the library imports of them."""
 

@@ -480,7 +480,7 @@ def test_pickles_and_missing_parts(tmp_path: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no scheduler"):
         sdediff.load(folder)
-    with pytest.raises(FileNotFoundError, match=r"names of the Hugging Face hub are not looked up"):
+    with pytest.raises(FileNotFoundError, match=r"a name of the Hugging Face hub is fetched by --download"):
         sdediff.load("google/ddpm-cifar10-32")  # a name is not looked for anywhere else
 
 

@@ -19,6 +19,7 @@ from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.evaluation.processes import Processes
 from sdediff.extras import EXTRAS, extra, require
+from sdediff.interop import fetch_model
 from sdediff.interop.network import diffusers
 from sdediff.training.record import Record
 from sdediff.types import DataInfo
@@ -120,6 +121,7 @@ USES: dict[str, tuple[Callable[[Path], object], ...]] = {
     "diffusers": (lambda _: diffusers(),),
     "pyarrow": (lambda folder: data.load_dataset(folder / "x.csv"),),
     "datasets": (lambda _: data.load_dataset("hf:mnist"),),
+    "huggingface_hub": (lambda _: fetch_model("google/ddpm-cifar10-32"),),
 }
 
 

@@ -46,6 +46,7 @@ OWNERS = {
     "diffusers": ("interop",),
     "pyarrow": ("data",),
     "datasets": ("data",),
+    "huggingface_hub": ("interop",),
     "PIL": ("data", "plots", "training"),
     "sklearn": ("data",),
     "accelerate": ("training", "evaluation"),
