@@ -47,10 +47,11 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     if given and steps is not None:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
-    if isinstance(solver, str):
-        sampler = choose(SOLVERS, ADAPTIVE.get(solver, solver) if given else solver, "solver")
-    else:
+    if isinstance(solver, Sampler):
         sampler = solver
+    else:
+        replaced = isinstance(solver, str) and given
+        sampler = choose(SOLVERS, ADAPTIVE.get(solver, solver) if replaced else solver, "solver")
     if given and not sampler.adaptive:
         choices = [key for key, value in SAMPLERS.items() if value.adaptive or key in ADAPTIVE]
         raise ValueError(f"solver {name!r} takes steps, not rtol/atol; adaptive ones are: {', '.join(choices)}")
