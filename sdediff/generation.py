@@ -25,6 +25,7 @@ from sdediff.options import (
     check_options,
     subset,
 )
+from sdediff.progress import reporter
 from sdediff.samplers import Sampler
 from sdediff.sampling import check_item, check_shape, resolve, solve, told
 
@@ -109,7 +110,7 @@ def sample(
     if gradients.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
-    seed, progress = options.get("seed", 0), options.get("progress")
+    seed, progress = options.get("seed", 0), reporter(options.get("progress"), "sampling", "step")
     samples, densities = [], []
     for start in range(0, n, size):
         first = options.get("first", 0) + start

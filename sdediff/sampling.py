@@ -22,6 +22,7 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
 from sdediff.options import GridLike, GuidanceOptions, SolveOptions, StepOptions, check_count, check_options, subset
 from sdediff.parametrization import check_signal
+from sdediff.progress import reporter
 from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS, Sampler
 from sdediff.samplers.auto import Auto
 from sdediff.samplers.stability import check_stability
@@ -189,8 +190,9 @@ def solve(
         check_stability(sampler, sde, times)
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
+    report = reporter(options.get("progress"), "solving", "step")
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):
-        found = sampler.sample(model, sde, y, times, noise, path=path, progress=options.get("progress"))
+        found = sampler.sample(model, sde, y, times, noise, path=path, progress=report)
         return found._replace(x=found.x.to(x.dtype), path=None if found.path is None else found.path.to(x.dtype))
 
 
