@@ -164,6 +164,19 @@ def test_module_and_lazy_imports() -> None:
     assert "Commands:" in text
 
 
+def test_shells_complete_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, there in (
+        ("sdediff sam", "sample"),
+        ("sdediff sample --solver dpm++3", "dpm++3m"),
+        ("sdediff info --ci", "--cite"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        monkeypatch.setenv("_SDEDIFF_COMPLETE", "bash_complete")
+        result = CliRunner().invoke(main, [], prog_name="sdediff")
+        assert f"plain,{there}\n" in result.stdout
+
+
 def test_the_citation_is_that_of_the_repository() -> None:
     text = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
     said = done("info", "--cite")

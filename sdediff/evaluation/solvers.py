@@ -208,10 +208,7 @@ class _Batches:
         self.progress = reporter(progress, "comparing", "forward")
 
     def run(self, solve_batch: _BatchSolve, cost: int) -> tuple[Tensor, float]:
-        """Return the results of all starts, and the number of forwards a sample.
-
-        ``solve_batch`` gets the denoiser of a batch, the batch, its first index, and a function for its progress.
-        """
+        """Return the results of all starts, and the NFE of a sample; ``solve_batch`` solves and reports on a batch."""
         results, items, nfe, before = list[Tensor](), 0, 0, self.done
         try:
             for model, x in self.batches:
