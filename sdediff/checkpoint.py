@@ -11,6 +11,7 @@ anything is allocated. Each file is replaced in one step.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from sdediff.sde import SDES
 from sdediff.tables import subtable
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
+
+_LOG = logging.getLogger(__name__)
 
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
@@ -70,6 +73,7 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / TENSORS, tensors)
     write(path / DESCRIPTION, text.encode())
+    _LOG.info("saved the model in %s", path)
 
 
 def load(
@@ -122,6 +126,7 @@ def load(
         raise ValueError(f"the model in {folder} knows how it was trained: conditioning is for folders of diffusers")
     model = _load_own(folder, imported(network) if isinstance(network, str) else network)
     model.data = model.data if data is None else data
+    _LOG.info("loaded the model in %s", folder)
     return model.to(device).eval()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from sdediff.extras import extra
 
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("*.json", "*.safetensors")  # nothing that executes
 
@@ -30,6 +32,7 @@ def fetch_model(name: str) -> Path:
     """
     with extra("hub", f"fetching {name} needs"):
         import huggingface_hub
+    _LOG.info("fetching %s", name)
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:  # of its HTTP client, which changes from release to release
