@@ -29,6 +29,8 @@ OPTIONAL = {package: name for name, packages in EXTRAS.items() for package in pa
 DISTRIBUTIONS = {"scikit-learn": "sklearn", "pillow": "PIL"}
 CORE = {"triton", "pydantic_core"}  # come with torch, and with pydantic
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}
+IMPORTERS = {"PIL": ("sdediff.data.images", "sdediff.data.folders"), "tensorboard": tuple(INSIDE)}
+"""Modules that import a package as they are imported."""
 
 
 def packages(requirements: list[str]) -> set[str]:
@@ -95,7 +97,7 @@ def block(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     loaded = {name for name in sys.modules if name.partition(".")[0] == package} | {package}
     for name in loaded:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("sdediff.data.images", "sdediff.data.folders", *INSIDE):  # which import one as they are imported
+    for name in IMPORTERS.get(package, ()):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
