@@ -27,7 +27,7 @@ from sdediff.options import (
 )
 from sdediff.progress import reporter
 from sdediff.samplers import Sampler
-from sdediff.sampling import check_item, check_shape, resolve, solve, told
+from sdediff.sampling import check_item, check_shape, one_time, resolve, solve, told
 
 
 @overload
@@ -103,7 +103,7 @@ def sample(
     t_from = options.get("t_from")
     if t_from is not None and return_log_prob:
         raise ValueError("samples with their density start at t_max: leave t_from out")
-    start_time = model.sde.t_max if t_from is None else float(t_from)
+    start_time = one_time("t_from", t_from, model.sde.t_max)
     if not return_log_prob:
         with evaluating(model, keep_mode):
             sampler = sampler.for_model(model, (n, *item), steps.get("steps"), (start_time, 0.0))

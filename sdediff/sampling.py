@@ -28,6 +28,8 @@ from sdediff.samplers.auto import Auto
 from sdediff.samplers.stability import check_stability
 from sdediff.types import Solution
 
+_MOST_STEPS = 1 << 31
+
 
 def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     """Return the sampler of a name, with the tolerances given.
@@ -45,6 +47,8 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     given = {key: value for key, value in tolerances.items() if value is not None}
     if steps is not None and not isinstance(steps, Integral):
         raise ValueError(f"steps must be a whole number, at least 1, not {steps}")
+    if steps is not None and steps >= _MOST_STEPS:
+        raise ValueError(f"steps must be below {_MOST_STEPS:,}")
     if given and steps is not None:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
@@ -177,7 +181,7 @@ def solve(
     flows = tracks_gradients(model, x, options.get("differentiable", False))
     sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde
-    interval = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
+    interval = (one_time("t_from", t_from, sde.t_max), one_time("t_to", t_to, sde.t_min))
     with evaluating(model, options.get("keep_mode", False)):
         sampler = sampler.for_model(model, x.shape, options.get("steps"), interval)
     times = node_times(sampler, model, options.get("steps"), grid, interval)
@@ -196,7 +200,7 @@ def solve(
         return found._replace(x=found.x.to(x.dtype), path=None if found.path is None else found.path.to(x.dtype))
 
 
-def _one_time(name: str, t: float | None, default: float) -> float:
+def one_time(name: str, t: float | None, default: float) -> float:
     """Return one time as a float.
 
     Raises:
@@ -204,8 +208,8 @@ def _one_time(name: str, t: float | None, default: float) -> float:
     """
     try:
         return default if t is None else float(t)
-    except (TypeError, ValueError, RuntimeError):
-        came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)[:80]
         raise ValueError(f"{name} must be one number, the same for the whole batch, not {came}") from None
 
 
