@@ -11,7 +11,7 @@ anything is allocated. Each file is replaced in one step.
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from sdediff.documents import (
 )
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork, imported, is_import_path, needs_network
-from sdediff.interop import DiffusersNetwork, find_model, load_folder
+from sdediff.interop import DiffusersNetwork, find_model, is_hub_name, load_folder
 from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import Levelled, described
 from sdediff.parametrization import PREDICTIONS
@@ -38,10 +38,10 @@ from sdediff.tables import subtable
 from sdediff.tensors import build_for, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
 
+_LOG = logging.getLogger(__name__)
+
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
@@ -73,6 +73,7 @@ def save(model: ScoreModel, path: str | Path, force: bool = False) -> None:
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / TENSORS, tensors)
     write(path / DESCRIPTION, text.encode())
+    _LOG.info("saved the model in %s", path)
 
 
 def load(
@@ -112,10 +113,10 @@ def load(
             f"{path} is not a model: one is a folder with {DESCRIPTION} and {TENSORS}; pickles are refused"
         )
     folder = path.parent if path.is_file() else path
-    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
+    if is_hub_name(path):
         raise FileNotFoundError(
-            f"no folder {path}; names of the Hugging Face hub are not looked up: download the model first, for example "
-            f"by `hf download {path} --local-dir FOLDER`, and load that folder"
+            f"no folder {path}; a name of the Hugging Face hub is fetched by --download on the command line, or by "
+            f"`hf download {path} --local-dir FOLDER`, which gives a folder to load"
         )
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
         if network is not None:
@@ -125,6 +126,7 @@ def load(
         raise ValueError(f"the model in {folder} knows how it was trained: conditioning is for folders of diffusers")
     model = _load_own(folder, imported(network) if isinstance(network, str) else network)
     model.data = model.data if data is None else data
+    _LOG.info("loaded the model in %s", folder)
     return model.to(device).eval()
 
 

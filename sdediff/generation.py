@@ -25,8 +25,9 @@ from sdediff.options import (
     check_options,
     subset,
 )
+from sdediff.progress import reporter
 from sdediff.samplers import Sampler
-from sdediff.sampling import check_item, check_shape, resolve, solve, told
+from sdediff.sampling import check_item, check_shape, one_time, resolve, solve, told
 
 
 @overload
@@ -102,14 +103,14 @@ def sample(
     t_from = options.get("t_from")
     if t_from is not None and return_log_prob:
         raise ValueError("samples with their density start at t_max: leave t_from out")
-    start_time = model.sde.t_max if t_from is None else float(t_from)
+    start_time = one_time("t_from", t_from, model.sde.t_max)
     if not return_log_prob:
         with evaluating(model, keep_mode):
             sampler = sampler.for_model(model, (n, *item), steps.get("steps"), (start_time, 0.0))
     if gradients.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
-    seed, progress = options.get("seed", 0), options.get("progress")
+    seed, progress = options.get("seed", 0), reporter(options.get("progress"), "sampling", "step")
     samples, densities = [], []
     for start in range(0, n, size):
         first = options.get("first", 0) + start

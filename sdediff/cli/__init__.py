@@ -26,6 +26,17 @@ COMMANDS = {
     "info": "Describe a run, or list solvers, grids, processes and data.",
 }
 
+EPILOG = """\b
+Examples:
+  sdediff train                     # digits, to runs/digits
+  sdediff sample --solver ode       # from the most recent run
+  sdediff sample --help
+
+\b
+Completion of commands, options and names (zsh and fish likewise):
+  eval "$(_SDEDIFF_COMPLETE=bash_source sdediff)"
+"""
+
 
 @click.group(
     cls=CommandTable,
@@ -33,8 +44,7 @@ COMMANDS = {
     package=__name__,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nExamples:\n  sdediff train                     # digits, to runs/digits\n"
-    "  sdediff sample --solver ode       # from the most recent run\n  sdediff sample --help",
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="sdediff", message="%(prog)s %(version)s")
 @click.pass_context

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from sdediff.checkpoint import DESCRIPTION, latest_run, load
 from sdediff.cli.console import Console
-from sdediff.cli.options import given_network
+from sdediff.cli.options import given_network, may_download
 from sdediff.config import Config
 from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.execution import Execution
+from sdediff.interop import fetch_model, is_hub_name
 from sdediff.score_model import ScoreModel
 from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
@@ -55,6 +56,8 @@ def open_run(folder: Path | None, device: str, console: Console, execution: Exec
     """
     chosen = pick_device(device)
     folder = find_run(console) if folder is None else folder
+    if may_download() and is_hub_name(folder):
+        folder = fetch_model(str(folder))
     model = load(folder, device=chosen, network=given_network()).with_execution(execution)
     folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
     if model.data is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from sdediff.numerics import choose, flatten
@@ -61,6 +60,8 @@ def integrate(
         ValueError: for an unknown method.
         FloatingPointError: if the step size underflows or the state overflows.
     """
+    import torchdiffeq  # which imports much of scipy
+
     choose(_METHODS, method, "torchdiffeq method")
     if start == end:
         return state

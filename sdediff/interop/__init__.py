@@ -1,6 +1,7 @@
 """Models of diffusers. Only this folder imports ``diffusers``, and only when such a model is read or written."""
 
 from sdediff.interop.folder import find_model, load_folder
+from sdediff.interop.hub import fetch_model, is_hub_name
 from sdediff.interop.network import DiffusersNetwork
 from sdediff.interop.schedulers import SampleBounds, Scheduled, sample_bounds, scheduled
 from sdediff.interop.writing import export
@@ -10,7 +11,9 @@ __all__ = [
     "SampleBounds",
     "Scheduled",
     "export",
+    "fetch_model",
     "find_model",
+    "is_hub_name",
     "load_folder",
     "sample_bounds",
     "scheduled",

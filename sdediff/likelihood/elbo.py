@@ -36,6 +36,7 @@ from sdediff.likelihood.result import Result, in_json, student_quantile
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
 from sdediff.options import ElboOptions, check_count, check_options
+from sdediff.progress import reporter
 from sdediff.types import DataInfo, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -179,7 +180,7 @@ def elbo(
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
     make_control = choose(CONTROLS, control, "control")
-    size, progress = options.get("batch_size"), options.get("progress")
+    size = options.get("batch_size")
     size = len(x) if size is None else size
     check_count("batch_size", size)
     if samples is not None:
@@ -187,6 +188,7 @@ def elbo(
     width = 0.0 if info is None else bin_width(info)
     selected = select_terms(model, BoundOptions(steps, times, variance, law, draws, samples, width), data_moments)
     seed, first, results = options.get("seed", 0), options.get("first", 0), []
+    progress = reporter(options.get("progress"), "bound", "item")
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)

@@ -35,6 +35,7 @@ from sdediff.likelihood.result import LogLikelihood, gather
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.options import LikelihoodOptions, check_count, check_options
+from sdediff.progress import reporter
 from sdediff.samplers.base import StepSampler
 from sdediff.types import DataInfo
 
@@ -99,7 +100,7 @@ def log_likelihood(
     check_options(options, LikelihoodOptions)
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
-    probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
+    probes, keep_mode = options.get("probes", 2), options.get("keep_mode", False)
     model, x, info = prepare_items(model, x, data, options)
     if options.get("differentiable", False):  # compiled networks have no second derivative
         model = model.with_execution(replace(model.execution, compile=False))
@@ -132,6 +133,8 @@ def log_likelihood(
     if target is not None and isinstance(method, AugmentedODE):
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
     size = microbatch(len(settings.levels(steps)), dim, x.device) if size is None else size
+
+    progress = reporter(options.get("progress"), "likelihood", "item")
 
     def batches() -> Iterator[LogLikelihood]:
         for begin in range(0, len(x), size):

@@ -19,6 +19,7 @@ from sdediff.data import Dataset
 from sdediff.data.units import fit_moments
 from sdediff.denoiser import Denoiser
 from sdediff.execution import Execution
+from sdediff.extras import extra
 from sdediff.foreign import OwnNetwork
 from sdediff.likelihood import bits_per_dim, log_likelihood
 from sdediff.networks.told import Told
@@ -96,7 +97,8 @@ class Trainer:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
-        from accelerate import Accelerator  # slow to import, and used nowhere else
+        with extra("train"):
+            from accelerate import Accelerator  # slow to import
 
         settings = config.training
         self.config, self.data = config, data
