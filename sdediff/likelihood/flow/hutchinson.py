@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -248,6 +249,27 @@ def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
         free &= ~low
 
 
+class Replicate(NamedTuple):
+    """The draws of a replicate.
+
+    Attributes:
+        signs: its signs, ``(B, D)``.
+        start: Hadamard row of each item's first probe, ``(B, 1)``.
+        stride: distance of the rows of one probe and the next, odd: each comes once before any comes twice, ``(B, 1)``.
+    """
+
+    signs: Tensor
+    start: Tensor
+    stride: Tensor
+
+    def probes(self, first: int, count: int) -> Tensor:
+        """Return the probes ``first, first + 1, ...``, ``(B, count, D)``."""
+        dim = self.signs.shape[1]
+        numbers = torch.arange(first, first + count, device=self.signs.device)
+        rows = (self.start + self.stride * numbers) % (1 << (dim - 1).bit_length())
+        return hadamard(rows, dim, self.signs.dtype).mul_(self.signs[:, None, :])
+
+
 @dataclass(frozen=True, eq=False)
 class OrthogonalTrace(HutchinsonTrace):
     """Signs in two replicates, orthogonal along the path; an even number of them at every node."""
@@ -259,18 +281,19 @@ class OrthogonalTrace(HutchinsonTrace):
     def probes(self, node: int) -> Tensor:
         """Draw the probes of a node, ``(B, K, D)``, the first half of them of the first replicate."""
         before, count = sum(self.counts[:node]) // 2, self.counts[node] // 2
-        return torch.cat([self._replicate(half, before, count) for half in (0, 1)], dim=1)
+        return torch.cat([replicate.probes(before, count) for replicate in self._replicates], dim=1)
 
-    def _replicate(self, half: int, first: int, count: int) -> Tensor:
-        """Draw probes ``first, first + 1, ...`` of one replicate, ``(B, count, D)``."""
+    @cached_property
+    def _replicates(self) -> list[Replicate]:
+        """Draw both replicates."""
+        return [self._draw_replicate(half) for half in (0, 1)]
+
+    def _draw_replicate(self, half: int) -> Replicate:
         number = sign_step(self.draw, half)
         signs, offsets = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
-        # every item takes the rows from a start and in odd strides of its own: each comes once before any comes twice
         start, stride = (torch.special.ndtr(offsets[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
-        numbers = torch.arange(first, first + count, device=signs.device)
-        rows = (start.long() + (2 * (stride.long() // 2) + 1) * numbers) % size
-        return torch.where(signs < 0.0, -1.0, 1.0).to(signs)[:, None, :] * hadamard(rows, signs.shape[1]).to(signs)
+        return Replicate(torch.where(signs < 0.0, -1.0, 1.0).to(signs), start.long(), 2 * (stride.long() // 2) + 1)
 
     def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
         """Return the standard error of the mean of both replicates, ``(B,)``."""
@@ -288,9 +311,17 @@ def widening(dim: int) -> float:
     return float(stdtrit(max(1.0, dim - 4.5), 0.975) / ndtri(0.975))
 
 
-def hadamard(rows: Tensor, dim: int) -> Tensor:
+def hadamard(rows: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the first ``dim`` entries of Sylvester's rows, ``(..., dim)`` of +1 and -1: parity of ``row & column``."""
+    low = (dim - 1).bit_length() // 2  # a row is the product of one of its upper bits and one of its lower
+    upper, lower = (_parities(part, size) for part, size in ((rows >> low, -(-dim >> low)), (rows, 1 << low)))
+    whole = upper.to(dtype)[..., :, None] * lower.to(dtype)[..., None, :]
+    return whole.flatten(-2)[..., :dim]
+
+
+def _parities(rows: Tensor, dim: int) -> Tensor:
+    """Return ``(-1)^n`` for the number n of bits of ``row & column``, columns 0, ..., dim - 1."""
     bits = rows[..., None] & torch.arange(dim, device=rows.device)
     for shift in (16, 8, 4, 2, 1):
         bits = bits ^ (bits >> shift)
-    return 1.0 - 2.0 * (bits & 1)
+    return 1 - 2 * (bits & 1)
