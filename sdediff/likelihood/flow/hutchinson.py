@@ -212,13 +212,13 @@ class HutchinsonTrace(Trace):
     def divergence(self, probes: Tensor, products: Tensor, node: int) -> NodeDivergence:
         """Return the divergence at a node by probes ``(B, K, D)`` and their products ``J^T e``."""
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
-        square = products.detach().square().sum(dim=2).mean(dim=1)
+        square = products.detach().square().sum(dim=(1, 2)) / products.shape[1]
         gaussian, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
         rotated = self.whitened.rotate(probes)
-        excess = self.whitened.rotate(products) - gaussian * rotated
+        excess = torch.addcmul(self.whitened.rotate(products), gaussian, rotated, value=-1.0)
         remainder = (factors * (rate.to(products) - gaussian)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
         diagonal = (rotated * excess).mean(dim=1)
-        shares = (diagonal * factors[:, None]).sum(dim=2) - remainder[:, None]
+        shares = factors.expand(-1, probes.shape[2]) @ diagonal.T - remainder[:, None]
         trace = diagonal.sum(dim=1) + gaussian.sum() * (probes.shape[2] // len(gaussian))
         return NodeDivergence(
             shares[0], shares[1:].detach(), trace, square, probes, self.whitened.rotate_back(factors[0] * excess)
@@ -250,24 +250,22 @@ def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
 
 
 class Replicate(NamedTuple):
-    """The draws of a replicate.
+    """The probes of a replicate, P along the path.
 
     Attributes:
         signs: its signs, ``(B, D)``.
-        start: Hadamard row of each item's first probe, ``(B, 1)``.
-        stride: distance of the rows of one probe and the next, odd: each comes once before any comes twice, ``(B, 1)``.
+        upper: factors of their Hadamard rows, of the columns' upper bits, ``(B, P, ...)``.
+        lower: factors of the lower bits, ``(B, P, ...)``.
     """
 
     signs: Tensor
-    start: Tensor
-    stride: Tensor
+    upper: Tensor
+    lower: Tensor
 
     def probes(self, first: int, count: int) -> Tensor:
         """Return the probes ``first, first + 1, ...``, ``(B, count, D)``."""
-        dim = self.signs.shape[1]
-        numbers = torch.arange(first, first + count, device=self.signs.device)
-        rows = (self.start + self.stride * numbers) % (1 << (dim - 1).bit_length())
-        return hadamard(rows, dim, self.signs.dtype).mul_(self.signs[:, None, :])
+        upper, lower = (part[:, first : first + count] for part in (self.upper, self.lower))
+        return self.signs[:, None, :] * hadamard(upper, lower, self.signs.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,8 +290,12 @@ class OrthogonalTrace(HutchinsonTrace):
         number = sign_step(self.draw, half)
         signs, offsets = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
+        # every item takes the rows from a start and in odd strides of its own: each comes once before any comes twice
         start, stride = (torch.special.ndtr(offsets[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
-        return Replicate(torch.where(signs < 0.0, -1.0, 1.0).to(signs), start.long(), 2 * (stride.long() // 2) + 1)
+        numbers = torch.arange(sum(self.counts) // 2, device=signs.device)
+        rows = (start.long() + (2 * (stride.long() // 2) + 1) * numbers) % size
+        upper, lower = (part.to(signs) for part in hadamard_factors(rows, signs.shape[1]))
+        return Replicate(torch.where(signs < 0.0, -1.0, 1.0).to(signs), upper, lower)
 
     def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
         """Return the standard error of the mean of both replicates, ``(B,)``."""
@@ -311,12 +313,15 @@ def widening(dim: int) -> float:
     return float(stdtrit(max(1.0, dim - 4.5), 0.975) / ndtri(0.975))
 
 
-def hadamard(rows: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the first ``dim`` entries of Sylvester's rows, ``(..., dim)`` of +1 and -1: parity of ``row & column``."""
-    low = (dim - 1).bit_length() // 2  # a row is the product of one of its upper bits and one of its lower
-    upper, lower = (_parities(part, size) for part, size in ((rows >> low, -(-dim >> low)), (rows, 1 << low)))
-    whole = upper.to(dtype)[..., :, None] * lower.to(dtype)[..., None, :]
-    return whole.flatten(-2)[..., :dim]
+def hadamard_factors(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of Sylvester's rows of ``dim`` entries, +1 and -1: of the columns' upper and lower bits."""
+    bits = (dim - 1).bit_length() // 2
+    return _parities(rows >> bits, -(-dim >> bits)), _parities(rows, 1 << bits)
+
+
+def hadamard(upper: Tensor, lower: Tensor, dim: int) -> Tensor:
+    """Return the first ``dim`` entries of the rows ``(..., dim)`` of these factors: parity of ``row & column``."""
+    return (upper[..., :, None] * lower[..., None, :]).flatten(-2)[..., :dim]
 
 
 def _parities(rows: Tensor, dim: int) -> Tensor:
