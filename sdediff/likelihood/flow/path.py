@@ -186,7 +186,9 @@ class Path:
         defects = self.rule.increments(self.slopes).sub_(self.states[1:]).add_(self.states[:-1])
         gaussians = [self.whitened.at(level) for level in self.levels]
         scores = [-noise * (own.rho / own.sin).to(noise) for noise, own in zip(self.noise, gaussians, strict=True)]
-        return torch.stack([wide(e * (a + b)).sum(dim=1) for e, (a, b) in zip(defects, pairwise(scores))]).mul_(0.5)
+        return torch.stack(
+            [wide(e * (a + b)).sum(dim=1) for e, (a, b) in zip(defects, pairwise(scores), strict=True)]
+        ).mul_(0.5)
 
 
 def evaluates_once_per_node(method: object) -> TypeIs[StepSampler]:
