@@ -291,7 +291,7 @@ class OrthogonalTrace(HutchinsonTrace):
         signs, offsets = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
         # every item takes the rows from a start and in odd strides of its own: each comes once before any comes twice
-        start, stride = (torch.special.ndtr(offsets[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
+        start, stride = (torch.special.ndtr(wide(offsets[:, i : i + 1])) * (size - 1) for i in (0, 1))
         numbers = torch.arange(sum(self.counts) // 2, device=signs.device)
         rows = (start.long() + (2 * (stride.long() // 2) + 1) * numbers) % size
         upper, lower = (part.to(signs) for part in hadamard_factors(rows, signs.shape[1]))
