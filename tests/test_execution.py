@@ -246,6 +246,27 @@ def test_everything_fast_at_once_is_the_plain_result_rounded(graphs):
         assert len(graphs) == 2
 
 
+def test_network_and_split_are_compiled_together_once():
+    """By torch's own ``model.compile()``: for one size of a batch, any other, and whatever the levels are."""
+    made: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        made.append(1)
+        return graph
+
+    torch._dynamo.reset()
+    model = model_of(Convolutions())
+    plain = sdediff.sample(model, (3, *SHAPE), steps=6)
+    model.compile(backend=counted)
+    for count in (3, 4, 5):
+        assert relative(sdediff.sample(model, (count, *SHAPE), steps=6)[:3], plain) < 1e-5
+    before = len(made)
+    assert before <= 3
+    sdediff.sample(model, (7, *SHAPE), steps=20)
+    assert len(made) == before
+    torch._dynamo.reset()
+
+
 def test_evaluation_mode_is_that_of_the_compiled_network(graphs):
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     torch.nn.init.eye_(network[0].weight)

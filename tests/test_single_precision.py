@@ -84,7 +84,6 @@ VERBS: dict[str, Callable[[ScoreModel], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:these floats are the levels")  # whatever a test of entries that are not there says
 CASES = [
     (verb, chain, known)
     for verb in VERBS
@@ -94,6 +93,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:these floats are the levels")  # whatever a test of entries that are not there says
 @pytest.mark.parametrize(("verb", "chain", "known"), CASES)
 def test_no_verb_makes_double_precision_there(verb, chain, known):
     with Single() as counted:
