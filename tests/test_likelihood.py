@@ -199,6 +199,9 @@ def test_exact_trace_is_that_of_the_jacobian(budget, monkeypatch):
     probes = PROBES["gaussian"].draw(torch.arange(3 * 5 * 32, dtype=torch.float64).sin().reshape(3, 5, 32))
     _, products = value_and_products(field, Y, probes)
     assert products == pytest.approx(torch.einsum("bij,bki->bkj", jacobian, probes), abs=1e-15 * scale)
+    for count in (1, 2, 3):  # a pass each, or one for all
+        few = value_and_products(field, Y, probes[:, :count])[1]
+        assert few == pytest.approx(products[:, :count], abs=1e-15 * scale)
 
 
 class Unbatched(torch.autograd.Function):
