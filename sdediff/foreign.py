@@ -191,7 +191,7 @@ def tensor_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    sample = None if isinstance(output, dict) else getattr(output, "sample", None)
+    sample = getattr(output, "sample", None)  # outputs of diffusers are dicts as well, which have no such attribute
     if isinstance(sample, Tensor):
         return sample
     remedies = {tuple: "[0]", list: "[0]", dict: '["sample"]'}

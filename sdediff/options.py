@@ -97,7 +97,7 @@ class BatchOptions(TypedDict, total=False):
             batch size.
         first: index of the first item.
         batch_size: number of items solved at a time; all by default, but in likelihoods as many as keep their paths in
-            about 100 MB, or 1 GB on accelerators.
+            about 100 MB, or 1 GB on accelerators. Where memory runs out it is halved, and halved again.
     """
 
     seed: int

@@ -16,7 +16,7 @@ LAYERS = {
     "types": 0, "numerics": 0, "noise": 0, "gaussian": 0, "moments_storage": 0,
     "bases": 0, "covariances": 0, "foreign": 0, "conditions": 0, "execution": 0, "tables": 0, "documents": 0,
     "tensors": 0,
-    "files": 0, "interrupt": 0, "devices": 0, "progress": 0, "extras": 0,
+    "files": 0, "interrupt": 0, "devices": 0, "progress": 0, "extras": 0, "microbatches": 0,
     "sde": 1, "networks": 1, "data": 1, "quality": 1,
     "grids": 2, "parametrization": 2, "instants": 2, "conditioning": 2, "denoising": 2, "denoiser": 2,
     "score_model": 2, "wrappers": 2, "guidance": 2,

@@ -21,6 +21,7 @@ from sdediff.evaluation.distances import Errors, energy_distance
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
+from sdediff.numerics import widest
 from sdediff.progress import ProgressLike, reporter
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
@@ -262,7 +263,7 @@ def _most_steps(sampler: Sampler, budget: int) -> int:
 def _starts(model: Denoiser, shape: Sequence[int], seed: int, prior: str, device: torch.device | str | None) -> Tensor:
     moments = prior_moments(prior, model.moments)
     device = torch.device(model.device if device is None else device)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = widest(device)
     noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=device)
     return model.sde.prior_sample(shape, moments=moments, noise=noise)
 

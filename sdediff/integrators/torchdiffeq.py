@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdediff.numerics import choose, flatten
+from sdediff.numerics import choose, flatten, widest
 
 ADAPTIVE_METHODS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 """Adaptive methods and their orders."""
@@ -77,7 +77,7 @@ def integrate(
     for dtype in dtypes[1:]:
         common = torch.promote_types(common, dtype)
     device = state[0].device
-    clock_dtype = torch.float32 if device.type == "mps" else torch.float64
+    clock_dtype = widest(device)
     clocks = [0.0, span] if nodes is None else [abs(node - start) for node in nodes]
     times = torch.tensor(clocks, dtype=clock_dtype, device=device)
     options = {} if method in FIXED_METHODS else {"norm": _worst_sample, "step_t": times[-1:], "dtype": clock_dtype}

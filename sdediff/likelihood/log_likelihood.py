@@ -14,7 +14,6 @@ by the noise of ``t_from``. Blurring by tau changes an item at order ``tau^2``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -32,6 +31,7 @@ from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
 from sdediff.likelihood.nodes import find_interval, find_levels, find_method, takes_any_steps
 from sdediff.likelihood.result import LogLikelihood, gather
+from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.options import LikelihoodOptions, check_count, check_options
@@ -136,16 +136,16 @@ def log_likelihood(
 
     progress = reporter(options.get("progress"), "likelihood", "item")
 
-    def batches() -> Iterator[LogLikelihood]:
-        for begin in range(0, len(x), size):
-            batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
-            source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
-                yield _solve_items(denoiser, batch, info, settings, source, draw, steps)
-            if progress is not None:
-                progress(begin + len(batch), len(x))
+    def batch(begin: int, end: int) -> LogLikelihood:
+        items, denoiser = x[begin:end], model.part(begin, end - begin, len(x))
+        source = NoiseSource(seed, items.shape, first=first + begin, dtype=dtype, device=x.device)
+        with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
+            found = _solve_items(denoiser, items, info, settings, source, draw, steps)
+        if progress is not None:
+            progress(end, len(x))
+        return found
 
-    result = gather(batches(), len(x))
+    result = gather(Microbatches(size)(len(x), batch), len(x))
     if info is not None:  # the density of continuous data has no natural size
         result.error_budget.check_path(dim)
     return result
