@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from scipy.integrate import solve_ivp
@@ -40,7 +41,7 @@ def euler_maruyama(
     """The reverse VP-SDE; its drift is ``-beta x / 2``, its diffusion ``sqrt(beta)``."""
     rng = torch.Generator().manual_seed(seed)
     x, grid = normal(shape, rng), times(steps)
-    for t, s in zip(grid, grid[1:], strict=False):
+    for t, s in pairwise(grid):
         variance = diffusion**2 * beta(t) * (t - s)
         x = x + drift * beta(t) * (t - s) * x + variance * model.score(x, t) + math.sqrt(variance) * normal(shape, rng)
     return x
@@ -75,7 +76,7 @@ def k_heun(model: ScoreModel, shape: tuple[int, ...], *, steps: int, seed: int) 
     """Heun on ``dx / d sigma = (x - D) / sigma`` (Karras et al. 2022)."""
     denoise, sigmas = by_sigma(model), karras(model, steps)
     x = sigmas[0] * normal(shape, torch.Generator().manual_seed(seed))
-    for here, there in zip(sigmas, sigmas[1:], strict=False):
+    for here, there in pairwise(sigmas):
         slope = (x - denoise(x, here)) / here
         moved = x + (there - here) * slope
         if there > 0.0:
@@ -89,7 +90,7 @@ def k_dpmpp_2m(model: ScoreModel, shape: tuple[int, ...], *, steps: int, seed: i
     denoise, sigmas = by_sigma(model), karras(model, steps)
     x = sigmas[0] * normal(shape, torch.Generator().manual_seed(seed))
     old, old_width = None, 0.0
-    for here, there in zip(sigmas, sigmas[1:], strict=False):
+    for here, there in pairwise(sigmas):
         now = denoise(x, here)
         if there == 0.0:
             return now
@@ -103,7 +104,7 @@ def k_dpmpp_2m(model: ScoreModel, shape: tuple[int, ...], *, steps: int, seed: i
 
 def ddim(model: ScoreModel, shape: tuple[int, ...], *, steps: int, seed: int) -> Tensor:
     x, grid = normal(shape, torch.Generator().manual_seed(seed)), times(steps)
-    for t, s in zip(grid, grid[1:], strict=False):
+    for t, s in pairwise(grid):
         eps = model.epsilon(x, t)
         x0 = (x - float(model.sde.sigma(t)) * eps) / float(model.sde.alpha(t))
         x = float(model.sde.alpha(s)) * x0 + float(model.sde.sigma(s)) * eps
@@ -158,7 +159,7 @@ def along_the_flow(model: ScoreModel, x: Tensor, probes: Tensor) -> tuple[Tensor
     def at(t: float) -> Callable[[Tensor], Tensor]:
         return lambda y: -0.5 * beta(t) * (y + model.score(y, t))
 
-    for s, t in zip(grid, grid[1:], strict=False):
+    for s, t in pairwise(grid):
         first, own = divergence(at(s), x, probes)
         second, other = divergence(at(t), x + (t - s) * first, probes)
         x, total = x + 0.5 * (t - s) * (first + second), total + 0.5 * (t - s) * (own + other)
@@ -252,11 +253,9 @@ def chain_bound(model: ScoreModel, x: Tensor, *, steps: int, seed: int) -> Tenso
     return -chain_log_weights(model, x, steps, torch.Generator().manual_seed(seed))
 
 
-def importance(
-    model: ScoreModel, x: Tensor, *, steps: int, seed: int, normalise: bool = True, count: int = 16
-) -> Tensor:
-    """The importance-weighted bound of ``count`` paths (Burda et al. 2016)."""
-    rng = torch.Generator().manual_seed(seed)
+def importance(model: ScoreModel, x: Tensor, *, steps: int, seed: int, normalise: bool = True) -> Tensor:
+    """The importance-weighted bound of 16 paths (Burda et al. 2016)."""
+    rng, count = torch.Generator().manual_seed(seed), 16
     weights = chain_log_weights(model, x.repeat(count, 1), 50, rng).reshape(count, len(x))
     return -(weights.logsumexp(dim=0) - (math.log(count) if normalise else 0.0))
 
@@ -267,7 +266,7 @@ def importance_without_log_k(model: ScoreModel, x: Tensor, *, steps: int, seed: 
 
 
 def continuous_bound(model: ScoreModel, x: Tensor, *, steps: int, seed: int, least: float = 1e-5) -> Tensor:
-    """``int |eps - eps_hat|^2 d lambda`` from levels uniform in lambda down to that of ``least`` (Kingma et al. 2021)."""
+    """``int |eps - eps_hat|^2 d lambda`` from levels uniform in lambda, down to ``least`` (Kingma et al. 2021)."""
     rng, dim, draws = torch.Generator().manual_seed(seed), x.shape[1], 64
     sde = model.sde
     alpha, sigma = float(sde.alpha(1.0)), float(sde.sigma(1.0))

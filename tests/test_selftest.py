@@ -122,20 +122,18 @@ def test_neighbours_that_matter_are_caught(only: Callable[..., None]) -> None:
     assert failures("batches") == {"tied"}
 
 
-def test_a_likelihood_that_is_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_and_errors_that_are_off_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shift by more than the slack of any number of dimensions; errors stated at a third."""
     right = densities._ours
-    monkeypatch.setattr(
-        densities, "_ours", lambda *args, **options: (right(*args, **options)[0] + 0.05, right(*args, **options)[1])
-    )
-    assert failures("likelihoods") >= {"2-D Gaussian", "2-D mixture", "1-D mixture"}
 
+    def ours(trace: str, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        values, errors = right(trace, *args, **options)
+        return (values + 0.05, errors) if trace == "exact" else (values, errors / 3.0)
 
-def test_errors_stated_too_small_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = densities._ours
-    monkeypatch.setattr(
-        densities, "_ours", lambda *args, **options: (right(*args, **options)[0], 0.3 * right(*args, **options)[1])
-    )
-    assert "12-D mixture, 2 probes" in failures("likelihoods")
+    monkeypatch.setattr(densities, "_ours", ours)
+    rows = selftest.run(checks=["likelihoods"]).failures
+    assert {row.figure for row in rows if row.subject == "12-D mixture, 2 probes"} == {"share within 1.96 errors"}
+    assert {row.subject for row in rows} == {"2-D Gaussian", "2-D mixture", "1-D mixture", "12-D mixture, 2 probes"}
 
 
 def test_a_bound_that_is_too_good_or_too_loose_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +145,9 @@ def test_a_bound_that_is_too_good_or_too_loose_is_caught(monkeypatch: pytest.Mon
 
 def test_a_trip_that_does_not_come_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = round_trips.decode
+    monkeypatch.delitem(round_trips._TRIPS, "ode")
     monkeypatch.setattr(round_trips, "decode", lambda *args: right(*args) + 0.01)
-    assert len(failures("round trips")) == 4
+    assert len(failures("round trips")) == 2
 
 
 def test_a_device_that_rounds_is_no_fault_and_one_that_errs_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,18 +169,16 @@ def test_a_device_that_rounds_is_no_fault_and_one_that_errs_is(monkeypatch: pyte
     assert len(found()) > 20
 
 
-@pytest.mark.parametrize("process", ["ve", "flow", "ddpm"])
+@pytest.mark.parametrize("process", ["ve", "flow"])
 def test_other_processes_pass(process: str, only: Callable[..., None]) -> None:
-    only("heun", "euler-maruyama")
-    result = selftest.run(checks=["orders", "laws", "bounds", "batches"], sde=PROCESSES[process])
+    only("heun")
+    result = selftest.run(checks=["orders", "laws", "bounds"], sde=PROCESSES[process])
     assert result.passed, str(result)
 
 
 def test_what_is_affine_is_told_from_what_is_not() -> None:
-    found = {
-        name: orders.is_affine(SAMPLERS[name], VPSDE()) for name in ("ancestral", "edm-churn", "torchsde-srk", "pc")
-    }
-    assert found == {"ancestral": True, "edm-churn": True, "torchsde-srk": True, "pc": False}
+    found = {name: orders.is_affine(SAMPLERS[name], VPSDE()) for name in ("ancestral", "edm-churn", "pc")}
+    assert found == {"ancestral": True, "edm-churn": True, "pc": False}
 
 
 # ---- somebody else's -------------------------------------------------------------------------------------------------
