@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,13 @@ def test_a_density_that_does_not_integrate_to_one_is_caught_as_such() -> None:
     rows = selftest.run(WRONG["likelihood"][-1], "likelihood").failures
     assert "mass of the density" in {row.figure for row in rows}
     assert "mass of the density" in {row.figure for row in selftest.run(exact_trace, "likelihood").rows}
+
+
+def test_the_page_s_adapter_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[1] / "docs" / "selftest.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(block, str(page), "exec"), {})
+    assert "2 figures (2 of sample): all as they should be" in capsys.readouterr().out
 
 
 def test_what_raises_has_failed_and_the_rest_goes_on() -> None:

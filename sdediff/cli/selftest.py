@@ -15,10 +15,10 @@ from sdediff.selftest import CHECKS, ROLES, SelfTest, run
 
 EPILOG = """\b
 Examples:
-  sdediff selftest                                        # this installation: two minutes
-  sdediff selftest --check orders --check laws --plot selftest.png
-  sdediff selftest --target mine.samplers:heun --role sample
-  sdediff selftest --target mine.likelihood:log_prob --role likelihood --process ve
+  sdediff selftest                                # this machine: two minutes
+  sdediff selftest --check orders --plot selftest.png
+  sdediff selftest --target mine:heun --role sample
+  sdediff selftest --target mine:log_prob --role likelihood --process ve
 """
 
 
