@@ -26,7 +26,7 @@ from sdediff.samplers.base import Noise
 from sdediff.samplers.bridge import bridge_std, recombine
 from sdediff.selftest import CHECKS, accelerators, bounds, densities, orders, round_trips
 from sdediff.selftest.cases import Case, Finding, Settings
-from sdediff.selftest.chance import FALSE_ALARM, gaussian_deviance, kolmogorov_distance, least_share
+from sdediff.selftest.chance import FALSE_ALARM, gaussian_deviance, kolmogorov_distance, largest_share
 from sdediff.selftest.problems import share_below
 from sdediff.selftest.result import Row, SelfTest
 from sdediff.types import Level
@@ -133,7 +133,9 @@ def test_likelihoods_and_errors_that_are_off_are_caught(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(densities, "_ours", ours)
     rows = selftest.run(checks=["likelihoods"]).failures
-    assert {row.figure for row in rows if row.subject == "12-D mixture, 2 probes"} == {"share within 1.96 errors"}
+    assert {row.figure for row in rows if row.subject == "12-D mixture, 2 probes"} == {
+        "share beyond 1.96 stated errors"
+    }
     assert {row.subject for row in rows} == {"2-D Gaussian", "2-D mixture", "1-D mixture", "12-D mixture, 2 probes"}
 
 
@@ -273,7 +275,7 @@ def test_limits_are_beyond_a_right_program_and_not_far() -> None:
     distance, limit = kolmogorov_distance(share_below(MIXTURE_1D.sample(4096, seed=1)))
     assert distance < limit
     assert kolmogorov_distance(share_below(MIXTURE_1D.sample(4096, seed=1) + 0.1))[0] > limit
-    assert binom.cdf(256 * least_share(256) - 1.0, 256, 0.95) < FALSE_ALARM
+    assert binom.sf(256 * largest_share(256), 256, 0.05) < FALSE_ALARM
 
 
 # ---- the result ------------------------------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ ROWS = (
 def test_the_result_in_numbers_and_words() -> None:
     result = SelfTest(ROWS)
     assert [row.passed for row in ROWS] == [True, True, True, False]
-    assert [row.place for row in ROWS[:3]] == pytest.approx([0.5, 0.5, -3.0])
+    assert [row.place for row in ROWS[:3]] == pytest.approx([0.5, 0.5, 0.0])
     assert not result.passed
     assert result.failures == ROWS[3:]
     lines = str(result).splitlines()

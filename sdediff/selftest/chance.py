@@ -46,6 +46,6 @@ def kolmogorov_distance(shares: Tensor) -> tuple[float, float]:
     return distance, float(kstwo.isf(FALSE_ALARM, count))
 
 
-def least_share(count: int, probability: float = 0.95) -> float:
-    """Return the least share of ``count`` items that fall into intervals of a probability, but for a false alarm."""
-    return float(binom.ppf(FALSE_ALARM, count, probability)) / count
+def largest_share(count: int, probability: float = 0.05) -> float:
+    """Return the largest share of ``count`` items of which each is found with a probability, but for a false alarm."""
+    return float(binom.isf(FALSE_ALARM, count, probability)) / count

@@ -17,7 +17,7 @@ from sdediff.analytic import GaussianMixture
 from sdediff.likelihood import log_likelihood
 from sdediff.score_model import ScoreModel
 from sdediff.selftest.cases import Case, Finding, Settings
-from sdediff.selftest.chance import DEVIATIONS, least_share
+from sdediff.selftest.chance import DEVIATIONS, largest_share
 from sdediff.selftest.problems import GAUSSIAN, MIXTURE, MIXTURE_1D, ROUGH
 from sdediff.selftest.targets import ScoresItems, WithError, errors_of, values_of
 
@@ -63,8 +63,8 @@ def _measure_errors(score: ScoresItems, data: GaussianMixture, settings: Setting
     yield Finding("RMS error, nats", _rms(mean), high=slack + 1.5 * math.sqrt(float(noise.mean())))
     stated = errors_of(results[0])
     if stated is not None:
-        covered = float((errors[0].abs() <= 1.96 * stated + 1e-9).double().mean())
-        yield Finding("share within 1.96 errors", covered, least_share(_COUNT), 1.0)
+        missed = float((~(errors[0].abs() <= 1.96 * stated + 1e-9)).double().mean())
+        yield Finding("share beyond 1.96 stated errors", missed, high=largest_share(_COUNT))
 
 
 def _measure_mass(score: ScoresItems, settings: Settings) -> Iterator[Finding]:

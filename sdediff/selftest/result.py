@@ -35,11 +35,11 @@ class Row:
 
     @property
     def place(self) -> float:
-        """Place between the limits: 0 in the middle, or at zero where there is one limit, and 1 or -1 on a limit."""
+        """Place between the limits: 1 or -1 on a limit, and 0 in the middle or, where there is one limit, at zero."""
         if math.isinf(self.low):
             return self.value / self.high
         if math.isinf(self.high):
-            return self.value / self.low
+            return -max(self.value / self.low, 0.0)  # a limit below zero
         return (2.0 * self.value - self.low - self.high) / (self.high - self.low)
 
     @property
