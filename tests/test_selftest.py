@@ -24,7 +24,7 @@ from sdediff.dynamics import Frame
 from sdediff.samplers import Sampler, StepSampler
 from sdediff.samplers.base import Noise
 from sdediff.samplers.bridge import bridge_std, recombine
-from sdediff.selftest import CHECKS, accelerators, bounds, densities, orders, round_trips
+from sdediff.selftest import CHECKS, accelerators, bounds, densities, laws, orders, round_trips
 from sdediff.selftest.cases import Case, Finding, Settings
 from sdediff.selftest.chance import FALSE_ALARM, gaussian_deviance, kolmogorov_distance, largest_share
 from sdediff.selftest.problems import share_below
@@ -33,8 +33,8 @@ from sdediff.types import Level
 
 CHEAP = ("likelihoods", "bounds", "round trips", "devices")
 """Checks that are run whole here; the others over a few solvers."""
-FEW = ("ode", "ancestral", "heun", "pc", "dopri5")
-"""One of each kind: exact on Gaussians, affine, deterministic, not affine, adaptive."""
+FEW = ("ancestral", "heun", "pc", "dopri5")
+"""One of each kind: affine, deterministic, not affine, adaptive."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class NoisyAncestral(StepSampler):
     ) -> tuple[Tensor, Any]:
         std = bridge_std(here, there)
         return recombine(denoise(y, here), there, math.sqrt(self.excess) * std, noise, mean_std=std), carry
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer samples, items and steps, whose limits are wider."""
+    for module, numbers in ((laws, {"_COUNT": 1024, "_STEPS": 200}), (densities, {"_COUNT": 128, "_SEEDS": 2})):
+        for name, number in numbers.items():
+            monkeypatch.setattr(module, name, number)
 
 
 @pytest.fixture
@@ -172,10 +180,9 @@ def test_a_device_that_rounds_is_no_fault_and_one_that_errs_is(monkeypatch: pyte
     assert len(found()) > 20
 
 
-@pytest.mark.parametrize("process", ["ve", "flow"])
-def test_other_processes_pass(process: str, only: Callable[..., None]) -> None:
+def test_another_process_passes(only: Callable[..., None]) -> None:
     only("heun")
-    result = selftest.run(checks=["orders", "laws", "bounds"], sde=PROCESSES[process])
+    result = selftest.run(checks=["orders", "laws", "bounds"], sde=PROCESSES["ve"])
     assert result.passed, str(result)
 
 
@@ -227,11 +234,11 @@ def test_what_raises_has_failed_and_the_rest_goes_on() -> None:
     result = selftest.run(broken, "likelihood")
     assert not result.passed
     texts = [row.figure for row in result.rows]
-    assert texts[:2] == ["ValueError: the log-densities of 256 items must have shape (256,), not (256, 2)"] * 2
+    assert texts[:2] == ["ValueError: the log-densities of 128 items must have shape (128,), not (128, 2)"] * 2
     assert texts[2] == "RuntimeError: no lines, please"
     assert all(math.isnan(row.value) for row in result.rows)
     wrong = selftest.run(lambda model, shape, *, steps, seed: torch.zeros(3, 2), "sample").rows
-    assert wrong[0].figure == "ValueError: samples must have shape (4096, 2), not (3, 2)"
+    assert wrong[0].figure == "ValueError: samples must have shape (1024, 2), not (3, 2)"
     wrong = selftest.run(lambda model, x, *, steps, seed: x, "bound").rows
     assert "the bounds of 1024 items must have shape (1024,)" in wrong[0].figure
 

@@ -29,14 +29,14 @@ _SLACK = 0.04
 def laws(settings: Settings) -> list[Case]:
     """Return a case for every solver of ``SAMPLERS``."""
     return [
-        law_case(partial(_draw, sampler), name, settings, _FEW if sampler.adaptive else _COUNT)
+        Case(name, partial(_measure_law, partial(_draw, sampler), settings, _FEW if sampler.adaptive else _COUNT))
         for name, sampler in SAMPLERS.items()
     ]
 
 
-def law_case(draw: DrawsSamples, subject: str, settings: Settings, count: int = _COUNT) -> Case:
-    """Return the case of a sampler, ours or somebody else's."""
-    return Case(subject, partial(_measure_law, draw, settings, count))
+def law_cases(draw: DrawsSamples, settings: Settings) -> list[Case]:
+    """Return the case of somebody else's sampler."""
+    return [Case("samples", partial(_measure_law, draw, settings, _COUNT))]
 
 
 def _measure_law(draw: DrawsSamples, settings: Settings, count: int) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from sdediff.selftest.batches import batches
 from sdediff.selftest.bounds import bound_cases, bounds
 from sdediff.selftest.cases import Case, Settings
 from sdediff.selftest.densities import likelihood_cases, likelihoods
-from sdediff.selftest.laws import law_case, laws
+from sdediff.selftest.laws import law_cases, laws
 from sdediff.selftest.orders import orders
 from sdediff.selftest.result import Row, SelfTest
 from sdediff.selftest.round_trips import round_trips
@@ -31,7 +31,7 @@ CHECKS: dict[str, Callable[[Settings], list[Case]]] = {
 """Checks of the library by name: functions that return their cases."""
 
 ROLES: dict[str, Callable[[Any, Settings], list[Case]]] = {
-    "sample": lambda draw, settings: [law_case(draw, "samples", settings)],
+    "sample": law_cases,
     "likelihood": likelihood_cases,
     "bound": bound_cases,
 }
