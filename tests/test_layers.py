@@ -30,7 +30,7 @@ LAYERS = {
     "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
     "checkpoint": 8, "description": 8, "plots": 8,
-    "training": 9, "evaluation": 9, "evaluation.solvers": 6, "evaluation.distances": 1,
+    "training": 9, "evaluation": 9, "selftest": 9, "evaluation.solvers": 6, "evaluation.distances": 1,
     "__init__": 10,
     "cli": 11,
     "__main__": 12,

@@ -144,17 +144,17 @@ def _import_network(context: click.Context, _: click.Parameter, path: str | None
         context.meta[_NETWORK] = import_typed(path)
 
 
-def import_typed(path: str) -> Callable[..., nn.Module]:
-    """Import a class whose place was typed on the command line, from the working directory too.
+def import_typed(path: str, what: str = "network", kind: str = "Class") -> Callable[..., Any]:
+    """Import a callable whose place was typed on the command line, from the working directory too.
 
     Raises:
-        ValueError: if there is no such class.
+        ValueError: if there is no such thing; see :func:`~sdediff.foreign.imported`.
     """
     from sdediff.foreign import imported
 
     if "" not in sys.path:
         sys.path.insert(0, "")
-    return imported(path)
+    return imported(path, what, kind)
 
 
 def given_network() -> Callable[..., nn.Module] | None:
