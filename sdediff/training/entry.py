@@ -21,8 +21,10 @@ from sdediff.data.entries import as_items, info_of
 from sdediff.data.units import standardised
 from sdediff.devices import pick_device
 from sdediff.foreign import OwnNetwork, imported, is_import_path
+from sdediff.latent.autoencoders import kind_of
+from sdediff.latent.first_stage import FirstStage
 from sdediff.numerics import choose
-from sdediff.settings import TrainingSection
+from sdediff.settings import LatentSection, TrainingSection
 from sdediff.training import loop
 from sdediff.training.conditional import conditional_config
 from sdediff.training.loop import OnMetrics, OnSample, TrainResult
@@ -34,6 +36,8 @@ _SHORT = {
     "sde": "sde.name",
     "prediction": "model.prediction",
     "conditioning": "model.conditioning",
+    "model": "model.kind",
+    **{name: f"latent.{name}" for name in LatentSection.model_fields},
     **{name: f"training.{name}" for name in TrainingSection.model_fields},
 }
 """Settings by a short name."""
@@ -41,7 +45,7 @@ _SHORT = {
 
 def train(
     data: Dataset | ArrayLike | Tensor | str | Path,
-    network: str | OwnNetwork = "auto",
+    network: str | OwnNetwork | FirstStage = "auto",
     run: str | Path | None = None,
     *,
     condition: ConditionLike = None,
@@ -54,17 +58,18 @@ def train(
     on_metrics: OnMetrics | None = None,
     **settings: Any,
 ) -> TrainResult:
-    """Train a score model on data.
+    """Train a model on data: a score model, or by ``model="vae"``, ``"ae"`` or ``"latent"`` one of two stages.
 
     Args:
         data: items ``(n, *shape)``, a tensor or an array: integers are levels ``0 .. K - 1`` (bytes always 256), images
             have their channels first, and the columns of continuous rows are standardised inside; a name or a path, as
             on the command line; or a :class:`~sdediff.data.Dataset`, with a hold-out of its own. Of items a fifth is
             held out.
-        network: a name of ``NETWORKS``, ``"auto"`` for the one that suits the shape, ``"package.module:Class"``, which
-            is imported, a class, or a module, which is copied with its weights. It is called as
-            ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is made with
-            those of ``shape``, ``classes`` and ``features`` that it takes.
+        network: the network of a score model: a name of ``NETWORKS``, ``"auto"`` for the one that suits the shape,
+            ``"package.module:Class"``, which is imported, a class, or a module, which is copied with its weights. It is
+            called as ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is
+            made with those of ``shape``, ``classes`` and ``features`` that it takes. Or an autoencoder or a VAE
+            (:mod:`sdediff.latent`), which is copied and trained further, or frozen with ``model="latent"``.
         run: folder for the run: settings, metrics, checkpoints, pictures. Without one nothing is written.
         condition: what the network is told of each item: labels ``0, 1, ...``, ``(n,)``, or vectors, ``(n, D)``; alone,
             or as ``{"label": labels}``, ``{"vector": vectors}``, ``(labels,)``.
@@ -78,9 +83,10 @@ def train(
             ``sample_every``; by default it draws a picture.
         on_metrics: function called with the step and the numbers of every line of metrics; if it returns true, the run
             ends after the next step, as by Ctrl-C.
-        **settings: ``steps``, ``batch_size``, ``learning_rate`` and everything else of
-            :class:`~sdediff.settings.TrainingSection`; ``sde``, ``prediction``, ``conditioning``; others by their full
-            names: ``**{"network.width": 64, "sde.beta_max": 10.0}``.
+        **settings: ``model``, the kind of model, and of those in two stages ``code``, ``coder``, ``observation`` and
+            everything else of :class:`~sdediff.settings.LatentSection`; ``steps``, ``batch_size``, ``learning_rate``
+            and everything else of :class:`~sdediff.settings.TrainingSection`; ``sde``, ``prediction``,
+            ``conditioning``; others by their full names: ``**{"network.width": 64, "sde.beta_max": 10.0}``.
 
     Returns:
         The model, the moving average of the weights, in evaluation mode (``.model``), and its run: ``.run_dir``,
@@ -98,7 +104,12 @@ def train(
     """
     changes = {_full_name(name): value for name, value in settings.items()}
     own: OwnNetwork | None = None
-    if not isinstance(network, str):
+    first_stage: FirstStage | None = None
+    if isinstance(network, FirstStage):
+        first_stage = network
+        if changes.get("model.kind") != "latent":
+            changes["model.kind"] = kind_of(network)
+    elif not isinstance(network, str):
         own = network
     elif is_import_path(network):
         own = imported(network)
@@ -121,6 +132,7 @@ def train(
         run,
         data=items,
         network=own,
+        first_stage=first_stage,
         conditional=condition is not None,
         resume=resume,
         force=force,

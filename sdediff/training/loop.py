@@ -9,11 +9,13 @@ bit for bit, on one process or several.
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ from sdediff.data import Dataset
 from sdediff.data.held_out import check_held_out, save_held_out
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork
-from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
+from sdediff.latent.first_stage import FirstStage
 from sdediff.progress import Progress
-from sdediff.score_model import ScoreModel
 from sdediff.training.folder import (
+    AUTOENCODER,
     BEST,
     CONFIG,
     PICTURE,
@@ -70,7 +72,7 @@ class TrainResult:
         metrics: the lines of metrics, those of a resumed run included: ``step`` and numbers by name.
     """
 
-    model: ScoreModel
+    model: Any
     run_dir: Path | None
     steps: int
     seconds: float
@@ -88,6 +90,7 @@ def train(
     *,
     data: Dataset | None = None,
     network: OwnNetwork | None = None,
+    first_stage: FirstStage | None = None,
     conditional: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -107,6 +110,8 @@ def train(
             ``info``, see :func:`~sdediff.data.standardised`.
         network: the network that the configuration names by its import path, a class or a module; see
             :func:`~sdediff.config.build`.
+        first_stage: the trained autoencoder of a latent model, or one to be trained further. Without it a latent model
+            takes that of ``latent.first_stage`` or trains a VAE first, in the folder ``first_stage`` of the run.
         conditional: whether the network is told the labels of the data, also if it has no parameter ``classes``.
         resume: continue from the state in ``run_dir``, or from the start if the run was stopped before its first state.
         force: replace the run in ``run_dir``.
@@ -140,9 +145,26 @@ def train(
     if resume and folder is not None:
         check_held_out(data, folder)
         data = in_saved_units(data, folder)
+    if config.model.kind == "latent" and first_stage is None:
+        if config.latent.first_stage is not None:
+            first_stage = load_first_stage(config.latent.first_stage, device)
+        else:
+            trained = _train_first_stage(
+                config, folder, data, resume=resume, force=force, device=device, progress=progress
+            )
+            if trained.interrupted:
+                return trained
+            first_stage = trained.model
     trackers = Trackers(config.training.trackers)
     trainer = Trainer(
-        config, data, device, network=network, conditional=conditional, trackers=trackers.names, folder=folder
+        config,
+        data,
+        device,
+        network=network,
+        first_stage=first_stage,
+        conditional=conditional,
+        trackers=trackers.names,
+        folder=folder,
     )
     step = _restore(trainer, folder) if resume and folder is not None else 0
     if step > config.training.steps:
@@ -155,6 +177,34 @@ def train(
     trainer.workers.wait_for_everyone()
     loop = _Loop(trainer, trackers, folder, step, on_sample=on_sample, on_metrics=on_metrics)
     return loop.run(progress=progress)
+
+
+def load_first_stage(folder: str | Path, device: str) -> FirstStage:
+    """Load the autoencoder of a run.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+        ValueError: if it is another one.
+    """
+    loaded = checkpoint.load_any(folder, device=device)
+    if not isinstance(loaded, FirstStage):
+        raise ValueError(f"the model in {folder} is no autoencoder, but a {type(loaded).__name__}")
+    return loaded
+
+
+def _train_first_stage(
+    config: Config, folder: Path | None, data: Dataset, *, resume: bool, force: bool, device: str, progress: bool
+) -> TrainResult:
+    """Train the VAE of a latent model, in a folder of its own in that of the run, where it can be resumed."""
+    steps = config.latent.first_stage_steps or config.training.steps
+    own = config.updated({"model.kind": "vae", "training.steps": steps, "training.bits_every": 0})
+    place = None if folder is None else folder / AUTOENCODER
+    if folder is not None and not resume and os.environ.get("RANK", "0") == "0":
+        clear_folder(folder)
+        save_held_out(data, folder)
+        write(folder / CONFIG, config.to_json().encode())  # with which the whole run can be resumed from now on
+    begun = place is not None and (place / CONFIG).is_file()
+    return train(own, place, data=data, resume=resume and begun, force=force, device=device, progress=progress)
 
 
 def _restore(trainer: Trainer, folder: Path) -> int:
@@ -267,10 +317,7 @@ class _Loop:
             self._preview(self.folder / SAMPLES, step, self.on_sample)
 
     def _preview(self, folder: Path, step: int, on_sample: OnSample) -> None:
-        trainer = self.trainer
-        shape = (16, *trainer.data.info.shape)
-        model = trainer.average.eval()
-        samples = sample(model, shape, seed=self.settings.seed, condition=trainer.held_out_condition(16))
+        samples = self.trainer.preview(16)
         folder.mkdir(exist_ok=True)
         path = folder / f"{PICTURE}{step:06d}"
         on_sample(samples, path)

@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdediff import checkpoint
-from sdediff.conditions import Condition, ConditionLike
-from sdediff.config import Config, build
+from sdediff.conditions import Condition
+from sdediff.config import Config
 from sdediff.data import Dataset
-from sdediff.data.units import fit_moments
-from sdediff.denoiser import Denoiser
 from sdediff.execution import Execution
 from sdediff.foreign import OwnNetwork
-from sdediff.likelihood import bits_per_dim, log_likelihood
+from sdediff.latent.first_stage import FirstStage
 from sdediff.networks.told import Told
-from sdediff.score_model import ScoreModel
 from sdediff.settings import PRECISIONS, TrainingSection
 from sdediff.training import ema
 from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
 from sdediff.training.labels import Labels, check_rows
-from sdediff.training.objective import Objective
 from sdediff.training.schedules import rate_factor
 from sdediff.training.state import Restored, restore, save_state
-from sdediff.types import Level, Split
+from sdediff.training.task import HeldOut, Model, Task
+from sdediff.training.tasks import make_task
 
 
-class _Conditioned(nn.Module):
-    """A model that is told a condition with every call, as several processes need to wrap it."""
+class _Losses(nn.Module):
+    """The losses of a batch as one forward, which several processes wrap."""
 
-    def __init__(self, model: ScoreModel) -> None:
+    def __init__(self, task: Task, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._task = model, task
 
-    def forward(self, x: Tensor, level: Level, condition: Condition) -> Split:
-        """Split the state under the condition."""
-        split: Split = self.model.given(condition)(x, level)
-        return split
-
-
-class _Trained(Denoiser):
-    """The denoiser that the objective evaluates: the wrapped model under the condition of a batch."""
-
-    def __init__(self, conditioned: nn.Module, model: ScoreModel, condition: Condition) -> None:
-        super().__init__()
-        self.conditioned, self.condition = conditioned, condition
-        self.sde, self.moments, self.data, self.prediction = model.sde, model.moments, model.data, model.prediction
-
-    def forward(self, x: Tensor, level: Level) -> Split:
-        """Split the state ``x`` ``(B, *shape)`` at ``level``."""
-        split: Split = self.conditioned(x, level, self.condition)
-        return split
-
-
-class HeldOut(NamedTuple):
-    """The likelihood of held-out items: its name, mean and standard error of the mean."""
-
-    name: str
-    mean: float
-    error: float
+    def forward(self, batch: Batch, condition: Condition, step: int) -> Tensor:
+        """Return the loss of each item, ``(B,)``."""
+        return self._task.loss(self.model, batch, condition, step)
 
 
 class Trainer:
@@ -77,6 +50,7 @@ class Trainer:
         data: the data.
         device: device of a single process; several processes choose their own, the CPU if this is ``"cpu"``.
         network: the network that the configuration names by its import path.
+        first_stage: the autoencoder on whose codes a latent model is trained.
         conditional: whether the network is told the labels of the data, also if it has no parameter ``classes``.
         trackers: names of experiment trackers.
         folder: folder of the trackers' files.
@@ -92,6 +66,7 @@ class Trainer:
         device: str,
         *,
         network: OwnNetwork | None = None,
+        first_stage: FirstStage | None = None,
         conditional: bool = False,
         trackers: Sequence[str] = (),
         folder: Path | None = None,
@@ -106,11 +81,12 @@ class Trainer:
         _check_distribution(str(self.workers.distributed_type.value))
         self.main = bool(self.workers.is_main_process)
         self.device = torch.device(device) if self.workers.num_processes == 1 else self.workers.device
-        untrained = build(config, data.info, fit_moments(data.train, data.info), network=network).to(self.device)
-        self.model = untrained.with_execution(_execution(settings, data.info.shape))
-        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
+        self.task = make_task(config, data, self.device, network=network, first_stage=first_stage)
+        untrained = self.task.model
+        self.model = self.task.executed(_execution(settings, data.info.shape))
         self.average = copy.deepcopy(untrained).requires_grad_(requires_grad=False)  # measured in single precision
-        self.averages = Averages(self.model.network, settings.averages)  # type: ignore[arg-type]  # a module
+        self._averaged = self.task.averaged(self.model) if settings.averages else self.model
+        self.averages = Averages(self._averaged, settings.averages)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
         )
@@ -124,15 +100,18 @@ class Trainer:
             world=world,
             device=self.device,
             flips=config.data.flips,
+            noise_shape=self.task.noise_shape,
         )
         share = settings.batch_size // world
         if share % settings.accumulate:
             raise ValueError(f"{share} items of a batch cannot be shared evenly by {settings.accumulate} parts")
         self._share = slice(rank * share, (rank + 1) * share)
-        self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
-        self.told = self.model.told
+        self.held_out = held_out_batch(
+            data.held_out, data.info, settings.seed, device=self.device, noise_shape=self.task.noise_shape
+        )
+        self.told = self.task.told
         self.labels = self._labels(conditional)
-        self.trained: Any = self.workers.prepare_model(_Conditioned(self.model), device_placement=False)
+        self.trained: Any = self.workers.prepare_model(_Losses(self.task, self.model), device_placement=False)
 
     def _labels(self, conditional: bool) -> Labels | None:
         """Return the conditions of the training items, if the network is told any."""
@@ -155,14 +134,13 @@ class Trainer:
         parts = list(self._parts(step))
         for number, (batch, condition) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.workers.no_sync(self.trained):
-                model = _Trained(self.trained, self.model, condition)
-                loss = self.objective.loss(model, batch.x0, batch.u, batch.eps).mean() / len(parts)
+                loss = self.trained(batch, condition, step).mean() / len(parts)
                 self.workers.backward(loss)
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
         ema.update(self.average, self.model, settings.ema, step)
-        self.averages.update(self.model.network, step)  # type: ignore[arg-type]
+        self.averages.update(self._averaged, step)
         return total
 
     def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
@@ -172,10 +150,10 @@ class Trainer:
         for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
             yield Batch(*fields), Condition.of(None if rows is None else self.told.condition(rows[i]))
 
-    def held_out_condition(self, count: int) -> ConditionLike:
+    def held_out_condition(self, count: int) -> Condition:
         """Return the condition of the first held-out items, from the first one again where they are too few."""
         rows = self.data.held_out_labels if self.labels is not None else None
-        return None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)])
+        return Condition.of(None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)]))
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -184,12 +162,12 @@ class Trainer:
         The network gets as many items at a time as in training, which the device is known to hold.
         """
         batch, count = self.held_out, len(self.held_out.x0)
-        model = self.average.eval().given(self.held_out_condition(count))
+        model, condition = self.average.eval(), self.held_out_condition(count)
         size = (self._share.stop - self._share.start) // self.config.training.accumulate
         total = 0.0
         for first in range(0, count, size):
             part = slice(first, first + size)
-            loss = self.objective.loss(model.part(first, size, count), batch.x0[part], batch.u[part], batch.eps[part])
+            loss = self.task.loss(model, Batch(*(field[part] for field in batch)), condition.rows(part), None)
             total += float(loss.sum())
         return total / count
 
@@ -199,19 +177,19 @@ class Trainer:
         The moving average's, with the same draws every time; the error is that of the mean over the data's population.
         """
         x = self.data.held_out[:count].to(self.device)
-        model, told, seed = self.average.eval(), self.held_out_condition(len(x)), self.config.training.seed
-        if x.is_floating_point():
-            log_prob = log_likelihood(model, x, condition=told, seed=seed).log_prob.double()
-            error = float(log_prob.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-            return HeldOut("log_likelihood", float(log_prob.mean()), error)
-        bits = bits_per_dim(model, x, condition=told, seed=seed)
-        return HeldOut("bits_per_dim", bits.mean, bits.mean_standard_error)
+        return self.task.likelihood(self.average.eval(), x, self.config.training.seed, self.held_out_condition(len(x)))
 
-    def finished(self) -> ScoreModel:
+    def preview(self, count: int) -> Tensor:
+        """Return samples of the moving average under the conditions of the first held-out items."""
+        seed = self.config.training.seed
+        return self.task.sample(self.average.eval(), count, seed, self.held_out_condition(count))
+
+    def finished(self) -> Model:
         """Return the moving average in evaluation mode, as trainable as the model is, so that it can be trained on."""
         for averaged, trained in zip(self.average.parameters(), self.model.parameters(), strict=True):
             averaged.requires_grad_(trained.requires_grad)
-        return self.average.eval()
+        model: Model = self.average.eval()
+        return model
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
