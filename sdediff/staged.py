@@ -1,4 +1,4 @@
-"""Models in two stages: codes of the data, and a denoiser whose data are the codes.
+"""Models in two stages: codes of the data, and a score model whose data are the codes.
 
 The verbs of the library take such a model like a denoiser: they sample, encode, decode or interpolate the codes, and
 the first stage stands between codes and data. Codes are in the coordinates of the prior.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdediff.denoiser import Denoiser
+from sdediff.score_model import ScoreModel
 from sdediff.types import DataInfo
 
 
@@ -28,8 +28,8 @@ class Staged(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def prior(self) -> Denoiser:
-        """The law of the codes, a denoiser that knows their shape.
+    def prior(self) -> ScoreModel:
+        """The law of the codes, a score model that knows their shape.
 
         Raises:
             ValueError: if the codes have no law.

@@ -66,7 +66,7 @@ def choose_solver(console: Console, task: Task, steps: int, interval: Interval) 
             console.bar("choosing a solver", "forward") as report,
             counting(task.model, lambda n: report(n, 0)) as work,
         ):
-            shape = (task.items, *run.info.shape)
+            shape = (task.items, *run.state_shape)
             choice = tuning.choose(task.model, steps, shape=shape, t_from=interval[0], t_to=interval[1])
         how, kept = _keep(task, choice)
         source, seconds, forwards = f"chosen in {work.seconds:.1f} s, {how}", work.seconds, work.items

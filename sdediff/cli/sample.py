@@ -85,6 +85,8 @@ def command(
             "of t_min: give it a deterministic solver of one forward a step, as --solver ode"
         )
     run = frame.open()
+    if log_prob and run.stage is not None:
+        raise ValueError("--log-prob: the density of data of a model in two stages is bounded, by `sdediff likelihood`")
     if name == TUNED:
         sampler = _load_tuned(run, solver.steps)
     steps = _count_steps(sampler, run, solver, log_prob)
@@ -99,8 +101,9 @@ def command(
     with frame.measure(model, "sampling") as measured:
         options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
         x, densities = _draw_samples(
-            model, (number, *run.info.shape), sampler, log_prob, progress=measured.report, **options
+            model, (number, *run.state_shape), sampler, log_prob, progress=measured.report, **options
         )
+        x = run.data(x, batch_size)
     nfe = measured.items / number
     others = {} if densities is None else {"log_prob": densities.numpy()}
     arrays = write_samples(x, run, files, seed=seed, solver=name, nfe=nfe, **others)

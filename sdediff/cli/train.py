@@ -36,7 +36,9 @@ from sdediff.foreign import is_import_path, path_of
 from sdediff.training import TrainingWarning, TrainResult, train
 from sdediff.training.conditional import conditional_config
 from sdediff.training.folder import CONFIG, SAMPLES
+from sdediff.training.tasks import TASKS
 
+KINDS_OF_MODEL = dict.fromkeys(TASKS)
 RUNS = Path("runs")
 DEFAULTS = Config().training
 
@@ -50,6 +52,8 @@ Examples:
   sdediff train --resume --run runs/photos --steps 20000
   sdediff train --network mynets:UNet --set network.width=64    # code of your own, from the working directory
   sdediff train --conditional                                   # with the classes of the data
+  sdediff train --model vae --run runs/vae                      # then, or without it, its latent score model:
+  sdediff train --model latent --first-stage runs/vae --run runs/latent
   torchrun --nproc_per_node 2 -m -- sdediff train    # several processes, one batch
 
 \b
@@ -84,6 +88,13 @@ Processes, for --set sde.name=:
 @click.option(
     "--conditional", is_flag=True, help="Tell the network the classes of the data, so that it samples by --condition."
 )
+@click.option(
+    "--model",
+    "kind_of_model",
+    type=TableName(KINDS_OF_MODEL, "kind of model"),
+    help=f"What is trained: {', '.join(KINDS_OF_MODEL)}.  [default: score]",
+)
+@click.option("--first-stage", type=PATH, help="Run of a latent model's autoencoder.  [default: its own VAE]")
 @network_option
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Continue the run, with its own settings.")
@@ -102,13 +113,15 @@ def command(
     lr: float | None,
     seed: int | None,
     conditional: bool,
+    kind_of_model: str | None,
+    first_stage: Path | None,
     settings: tuple[str, ...],
     resume: bool,
     force: bool,
     device: str,
     as_json: bool,
 ) -> None:
-    """Train a score network on data and write a run.
+    """Train a score network, an autoencoder, a VAE or a latent score model on data and write a run.
 
     The run's folder holds the moving average of the network, settings, metrics and, every few hundred steps, pictures
     of samples. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; --resume continues from it bit for bit.
@@ -120,6 +133,8 @@ def command(
         "data.kind": kind,
         "data.size": size,
         "data.missing": missing,
+        "model.kind": kind_of_model,
+        "latent.first_stage": None if first_stage is None else str(first_stage),
         "training.steps": steps,
         "training.batch_size": batch_size,
         "training.learning_rate": lr,

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sdediff.analytic import Gaussian
-from sdediff.denoiser import Denoiser
 from sdediff.latent.bound import Bounded, CodeLaw, StandardNormal
 from sdediff.latent.first_stage import FirstStage
 from sdediff.latent.networks import CODERS, default_coder
@@ -28,6 +27,7 @@ from sdediff.latent.observations import Observation, make_observation
 from sdediff.latent.posterior import Posterior
 from sdediff.networks import initialise
 from sdediff.numerics import choose, flatten
+from sdediff.score_model import ScoreModel
 from sdediff.sde import VPSDE
 from sdediff.types import DataInfo
 
@@ -44,7 +44,7 @@ class Autoencoder(FirstStage):
     encoder_outputs = 1
 
     @property
-    def prior(self) -> Denoiser:
+    def prior(self) -> ScoreModel:
         """Refuse: the codes of an autoencoder have no law.
 
         Raises:
@@ -91,13 +91,13 @@ class VAE(FirstStage, Bounded):
         return Posterior.of(output)
 
     @cached_property
-    def _prior(self) -> tuple[Denoiser]:  # a tuple, lest its constants become part of the module
+    def _prior(self) -> tuple[ScoreModel]:  # a tuple, lest its constants become part of the module
         size = math.prod(self.code_shape)
         return (Gaussian(torch.zeros(size), 1.0, shape=self.code_shape).model(VPSDE()),)
 
     @property
-    def prior(self) -> Denoiser:
-        """The law of the codes, ``N(0, I)``, as an exact denoiser."""
+    def prior(self) -> ScoreModel:
+        """The law of the codes, ``N(0, I)``, as an exact score model."""
         return self._prior[0]
 
     def loss(self, x: Tensor, values: Tensor, eps: Tensor, *, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:

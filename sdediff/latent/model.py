@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdediff.denoiser import Denoiser
 from sdediff.latent.bound import Bounded, CodeDensity, CodeLaw
 from sdediff.latent.first_stage import FirstStage
 from sdediff.likelihood import elbo as elbo_of_codes
@@ -70,7 +69,7 @@ class LatentModel(Bounded):
             raise ValueError("the scale of the codes must be above 0")
 
     @property
-    def prior(self) -> Denoiser:
+    def prior(self) -> ScoreModel:
         """The law of the codes, in its coordinates ``(z - shift) / scale``."""
         return self.score_model
 

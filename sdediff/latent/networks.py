@@ -1,4 +1,4 @@
-"""Encoders and decoders: a residual perceptron for rows, a residual convolutional network for images.
+"""Encoders and decoders: linear maps, a residual perceptron, a residual convolutional network for images.
 
 ``CODERS`` lists the pairs; each is built from the shape of an item and of its codes.
 """
@@ -40,6 +40,35 @@ def _perceptron(entries: int, width: int, blocks: int, exits: int, dropout: floa
     return nn.Sequential(
         nn.Flatten(), nn.Linear(entries, width), *body, nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, exits)
     )
+
+
+class LinearEncoder(nn.Module):
+    """Linear map from data to codes, with which a VAE is probabilistic principal component analysis.
+
+    Args:
+        shape: shape of an item.
+        code: shape of its codes.
+        outputs: number of tensors like the codes: 2 for the mean and the log-variance of a VAE.
+    """
+
+    def __init__(self, shape: Sequence[int], code: Sequence[int], *, outputs: int = 2) -> None:
+        super().__init__()
+        self.config = {"shape": list(shape), "code": list(code), "outputs": outputs}
+        self.exit = (outputs * code[0], *code[1:])
+        self.layer = nn.Linear(math.prod(shape), math.prod(self.exit))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, *shape)`` to ``(B, outputs * C, ...)`` of codes ``(C, ...)``."""
+        result: Tensor = self.layer(x.flatten(1))
+        return result.reshape(len(x), *self.exit)
+
+
+class LinearDecoder(LinearEncoder):
+    """Linear map from codes to the outputs of an observation."""
+
+    def __init__(self, shape: Sequence[int], code: Sequence[int], *, outputs: int = 1) -> None:
+        super().__init__(code, shape, outputs=outputs)
+        self.config |= {"shape": list(shape), "code": list(code)}
 
 
 class MLPEncoder(nn.Module):
@@ -109,7 +138,7 @@ class _Maps(NamedTuple):
     sides: list[tuple[int, int]]
 
 
-def _maps(shape: Sequence[int], width: int, halvings: int) -> _Maps:
+def _maps(shape: Sequence[int], width: int, halvings: int, patch: int) -> _Maps:
     """Return the sizes of the maps.
 
     Raises:
@@ -117,9 +146,11 @@ def _maps(shape: Sequence[int], width: int, halvings: int) -> _Maps:
     """
     if len(shape) != 3:
         raise ValueError(f"the convolutional coder is for images (C, H, W), not items {tuple(shape)}")
-    if halvings < 0 or min(shape[1:]) >> halvings < 1:
-        raise ValueError(f"images {tuple(shape)} cannot be halved {halvings} times")
-    sides = [(shape[1], shape[2])]
+    if patch < 1 or shape[1] % patch or shape[2] % patch:
+        raise ValueError(f"images {tuple(shape)} cannot be cut into patches of {patch} x {patch}")
+    sides = [(shape[1] // patch, shape[2] // patch)]
+    if halvings < 0 or min(sides[0]) >> halvings < 1:
+        raise ValueError(f"maps of {sides[0]} pixels cannot be halved {halvings} times")
     for _ in range(halvings):
         sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
     return _Maps([width * min(1 << level, 4) for level in range(halvings + 1)], sides)
@@ -137,6 +168,7 @@ class ConvEncoder(nn.Module):
         width: channels of the first level; the others have twice, then four times as many.
         blocks: residual blocks a level.
         halvings: number of halvings of the size.
+        patch: side of the patches that are the pixels of the first level: 2 for a quarter of the cost.
         dropout: probability of the dropout.
 
     Raises:
@@ -152,15 +184,20 @@ class ConvEncoder(nn.Module):
         width: int = 32,
         blocks: int = 1,
         halvings: int = 2,
+        patch: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = {
             "shape": list(shape), "code": list(code), "outputs": outputs,
-            "width": width, "blocks": blocks, "halvings": halvings, "dropout": dropout,
+            "width": width, "blocks": blocks, "halvings": halvings, "patch": patch, "dropout": dropout,
         }  # fmt: skip
-        channels, sides = maps = _maps(shape, width, halvings)
-        layers: list[nn.Module] = [nn.Conv2d(shape[0], channels[0], 3, padding=1)]
+        channels, sides = maps = _maps(shape, width, halvings, patch)
+        layers: list[nn.Module] = [
+            nn.Conv2d(shape[0], channels[0], 3, padding=1)
+            if patch == 1
+            else nn.Conv2d(shape[0], channels[0], patch, patch)
+        ]
         for level, count in enumerate(channels):
             if level:
                 layers.append(nn.Conv2d(channels[level - 1], count, 3, stride=2, padding=1))
@@ -192,14 +229,15 @@ class ConvDecoder(nn.Module):
         width: int = 32,
         blocks: int = 1,
         halvings: int = 2,
+        patch: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = {
             "shape": list(shape), "code": list(code), "outputs": outputs,
-            "width": width, "blocks": blocks, "halvings": halvings, "dropout": dropout,
+            "width": width, "blocks": blocks, "halvings": halvings, "patch": patch, "dropout": dropout,
         }  # fmt: skip
-        channels, sides = maps = _maps(shape, width, halvings)
+        channels, sides = maps = _maps(shape, width, halvings, patch)
         layers: list[nn.Module] = []
         if len(code) == 1:
             layers += [
@@ -216,7 +254,9 @@ class ConvDecoder(nn.Module):
                     nn.Upsample(size=sides[level - 1]),
                     nn.Conv2d(channels[level], channels[level - 1], 3, padding=1),
                 ]
-        layers += [group_norm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], outputs * shape[0], 3, padding=1)]
+        exits = outputs * shape[0] * patch**2
+        layers += [group_norm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], exits, 3, padding=1)]
+        layers.append(nn.PixelShuffle(patch))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -237,7 +277,11 @@ class Coder(NamedTuple):
     decoder: type[nn.Module]
 
 
-CODERS: dict[str, Coder] = {"mlp": Coder(MLPEncoder, MLPDecoder), "conv": Coder(ConvEncoder, ConvDecoder)}
+CODERS: dict[str, Coder] = {
+    "linear": Coder(LinearEncoder, LinearDecoder),
+    "mlp": Coder(MLPEncoder, MLPDecoder),
+    "conv": Coder(ConvEncoder, ConvDecoder),
+}
 """Pairs of encoder and decoder by name."""
 
 

@@ -81,9 +81,8 @@ class _LocationScale(Observation):
         if std is not None and (entrywise or not 0.0 < std < math.inf):
             raise ValueError(f"a fixed standard deviation is positive and one for all entries, not {std}")
         self.config = {"std": std, "entrywise": entrywise}
-        self.entrywise = entrywise
-        log_std = torch.tensor(0.0 if std is None else math.log(std))
-        self.log_std = nn.Parameter(log_std, requires_grad=std is None and not entrywise)
+        self.fixed, self.entrywise = std, entrywise
+        self.log_std = nn.Parameter(torch.zeros(())) if std is None and not entrywise else None
 
     def outputs(self, info: DataInfo) -> int:
         if self.integers:
@@ -95,7 +94,10 @@ class _LocationScale(Observation):
 
     def std(self, outputs: Tensor) -> Tensor:
         """Return the standard deviation, ``()`` or ``(B, *shape)``."""
-        return (outputs[:, 1] if self.entrywise else self.log_std.to(outputs)).clamp(*_LOG_STD).exp()
+        if self.fixed is not None:
+            return outputs.new_tensor(self.fixed)
+        log_std = outputs[:, 1] if self.log_std is None else self.log_std.to(outputs)
+        return log_std.clamp(*_LOG_STD).exp()
 
 
 class GaussianObservation(_LocationScale):
