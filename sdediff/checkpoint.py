@@ -29,7 +29,7 @@ from sdediff.documents import (
 )
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork, imported, is_import_path, needs_network
-from sdediff.interop import DiffusersNetwork, find_model, load_folder
+from sdediff.interop import DiffusersNetwork, find_autoencoder, find_model, load_folder, load_latent
 from sdediff.latent import FIRST_STAGES, FirstStage, LatentModel
 from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import Levelled, described
@@ -164,6 +164,8 @@ def load_any(
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
         if network is not None:
             raise ValueError(f"the network in {folder} is one of diffusers: network= is for networks of your own")
+        if find_autoencoder(folder) is not None and data is None:
+            return load_latent(folder, conditioning=conditioning).to(device).eval()
         return load_folder(folder, data=data, conditioning=conditioning).to(device).eval()
     if conditioning is not None:
         raise ValueError(f"the model in {folder} knows how it was trained: conditioning is for folders of diffusers")

@@ -16,6 +16,7 @@ from torch import nn
 from sdediff.data.section import Data, data_entries
 from sdediff.documents import Named, Section, validated
 from sdediff.foreign import is_import_path, path_of
+from sdediff.interop import DiffusersDecoder, DiffusersEncoder
 from sdediff.latent import CODERS, FIRST_STAGES, OBSERVATIONS, FirstStage
 from sdediff.latent.autoencoders import kind_of
 from sdediff.numerics import choose
@@ -63,6 +64,8 @@ def describe_stage(model: FirstStage) -> dict[str, Any]:
 
 def _describe_coder(network: nn.Module, part: str) -> dict[str, Any]:
     """Return name and parameters of a network of the library, or the place of the class of another one."""
+    if isinstance(network, DiffusersEncoder | DiffusersDecoder):
+        raise ValueError("autoencoders of diffusers are not saved but exported, with the score model of their codes")
     names = [name for name, pair in CODERS.items() if getattr(pair, part) is type(network)]
     config = getattr(network, "config", None)
     if names and isinstance(config, Mapping):

@@ -67,11 +67,8 @@ def steps_in(seconds: float, train: Callable[..., Any]) -> int:
 
 def report(name: str, bound: latent.LatentBound) -> None:
     """Print a bound with its terms."""
-    print(
-        f"{name:34s} {bound.mean:7.2f} +- {bound.mean_standard_error:.2f} nats = {float(bound.reconstruction.mean()):.2f} "
-        f"reconstruction + {float(bound.kl.mean()):.2f} divergence",
-        flush=True,
-    )
+    terms = f"{float(bound.reconstruction.mean()):.2f} reconstruction + {float(bound.kl.mean()):.2f} divergence"
+    print(f"{name:34s} {bound.mean:7.2f} +- {bound.mean_standard_error:.2f} nats = {terms}", flush=True)
 
 
 @click.command()

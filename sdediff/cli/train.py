@@ -28,11 +28,13 @@ from sdediff.cli.options import (
     network_option,
 )
 from sdediff.cli.runs import MAIN, find_run, read_metrics
+from sdediff.cli.stages import draw_stages
 from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS, KINDS
 from sdediff.data.reading import MISSING, REFUSE
 from sdediff.devices import pick_device
 from sdediff.foreign import is_import_path, path_of
+from sdediff.latent import FirstStage, LatentModel
 from sdediff.training import TrainingWarning, TrainResult, train
 from sdediff.training.conditional import conditional_config
 from sdediff.training.folder import CONFIG, SAMPLES
@@ -179,6 +181,9 @@ def command(
             on_sample=draw,
         )
     if MAIN:
+        if isinstance(result.model, FirstStage | LatentModel):
+            for remark in draw_stages(result.model, dataset, folder):
+                console.note(remark)
         _print_result(result, folder, console, f" --network {config.network.name}" * (network is not None))
     if result.interrupted:
         sys.exit(INTERRUPTED)
@@ -222,7 +227,8 @@ def _print_result(result: TrainResult, folder: Path, console: Console, own: str)
             f"loss {result.loss:.4f}, held out {result.held_out_loss:.4f}"
         )
     console.say(f"  run       {folder}")
-    console.say(f"  pictures  {folder / SAMPLES}/, {folder / 'loss.png'}")
+    more = [name for name in ("reconstructions.png", "codes.png", "traversals.png") if (folder / name).is_file()]
+    console.say(f"  pictures  {', '.join([f'{folder / SAMPLES}/', str(folder / 'loss.png'), *more])}")
     console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}{own}")
     console.result(
         run=folder,

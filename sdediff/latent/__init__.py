@@ -11,6 +11,7 @@ from sdediff.latent.model import DENSITIES, LatentModel, measure_scale
 from sdediff.latent.networks import CODERS, default_coder
 from sdediff.latent.observations import OBSERVATIONS, Observation, make_observation
 from sdediff.latent.posterior import Posterior, active_units
+from sdediff.latent.traversal import traverse
 
 __all__ = [
     "CODERS",
@@ -30,4 +31,5 @@ __all__ = [
     "elbo",
     "make_observation",
     "measure_scale",
+    "traverse",
 ]

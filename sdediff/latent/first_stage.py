@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sdediff.data.levels import to_values
 from sdediff.data.units import check_units, to_data, to_model
@@ -43,15 +44,35 @@ class FirstStage(Staged):
         self.encoder, self.decoder, self.data = encoder, decoder, data
         self.observation = make_observation(observation, data) if isinstance(observation, str) else observation
         count = self.observation.outputs(data)
-        with torch.no_grad(), evaluating(self):
-            example = torch.zeros(1, *data.shape, dtype=self.dtype, device=self.device)
-            mean = self.posterior(example).mean
-            came = tuple(tensor_of(self.decoder(mean)).shape)
-        self._code_shape = tuple(mean.shape[1:])
+        self._code_shape, came = self._shapes()
         wanted = (1, count * data.shape[0], *data.shape[1:])
         if came != wanted:
             law = type(self.observation).__name__
             raise ValueError(f"the decoder returns {came} for one code; {law} on data {data.shape} wants {wanted}")
+
+    @torch.no_grad()
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of an item's codes and of the decoder's output for it, ``(1, ...)``.
+
+        The networks are evaluated on the ``meta`` device, which costs nothing, and on their own only if that fails.
+        """
+
+        def shapes(device: torch.device | str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+            def output(network: nn.Module, x: Tensor) -> Tensor:
+                own = {
+                    name: value.to(device) for name, value in (*network.named_parameters(), *network.named_buffers())
+                }
+                return tensor_of(functional_call(network, own, (x,)))
+
+            example = torch.zeros(1, *self.data.shape, dtype=self.dtype, device=device)
+            mean = self.law(output(self.encoder, example)).mean
+            return tuple(mean.shape[1:]), tuple(output(self.decoder, mean).shape)
+
+        with evaluating(self):
+            try:
+                return shapes("meta")
+            except Exception:  # networks may raise anything there
+                return shapes(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
