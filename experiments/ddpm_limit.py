@@ -9,7 +9,7 @@ There is no Monte-Carlo error in laws and bound: on Gaussian data a sampler is a
 with unit vectors, and the bound's terms are quadratic, so that sign patterns average to the expectation; on the line
 the density is carried by the kernel of each step.
 
-    python experiments/ddpm_limit.py              # writes docs/ddpm_limit.png and prints the slopes
+    python experiments/ddpm_limit.py              # writes docs/pictures/ddpm_limit.png and prints the slopes
 
 Expected: all slopes within 0.9 to 1.1. Cost: about a minute on one core.
 """
@@ -202,7 +202,7 @@ def draw(axes: Axes, title: str, ylabel: str, curves: list[Curve]) -> None:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/ddpm_limit.png"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/pictures/ddpm_limit.png"), show_default=True)
 def main(out: Path) -> None:
     """Measure the convergences, print the slopes and draw the figure."""
     panels = [

@@ -30,7 +30,7 @@ Expected, digits mixture (latent error; round trip float64, float32), at 20, 50 
 
 Cost: 3 minutes on 1 core.
 
-    python -m experiments.encoding [--problem digits-mixture] [--samples 256] [--out encoding.png]
+    python -m experiments.encoding [--problem digits-mixture] [--samples 256] [--out runs/encoding.png]
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "sdediff-peers", help="of references"
     )
-    parser.add_argument("--out", type=Path, default=Path("encoding.png"))
+    parser.add_argument("--out", type=Path, default=Path("runs/encoding.png"))
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     draw(measure(load(options.problem, options.samples, options.cache)), options.out)
 
 

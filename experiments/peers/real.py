@@ -4,7 +4,7 @@
     python -m experiments.peers.networks runs/nets --shared DATA
     python -m experiments.peers.real --runs runs/nets --shared DATA                       # hours the first time
     python -m experiments.peers.real --runs runs/nets --shared DATA --solver ode --solver ode@karras --half judge
-    python -m experiments.peers.real --runs runs/nets --shared DATA --name moons-ve --name cifar-ve
+    python -m experiments.peers.real --runs runs/nets --shared DATA --name moons-ve --name digits-mixture
 
 Same starts at ``t_max`` (a chain's last instant), same last level, equal numbers of forwards; the error is the distance
 to the end of the network's own flow, by UniPC on a fine grid, checked against another fine solve: figures less than
@@ -43,9 +43,10 @@ from .contest import BUDGETS
 from .measure import Errors, Problem, of_ours
 from .networks import HALVES, TRAINED
 from .rivals import METRICS, PACKAGES, Log, Screening
-from .subjects import SUBJECTS
+from .subjects import EXACT, SUBJECTS
 
 WORST = 1e3
+ALL = SUBJECTS | EXACT
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def prepare(
 
     Starts that the network takes off the data are left out unless ``every`` start is wanted.
     """
-    model = SUBJECTS[name].make(runs, shared)
+    model = ALL[name].make(runs, shared)
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
@@ -160,7 +161,7 @@ def rows(name: str, cells: dict[int, Cell], apart: Errors) -> list[dict[str, Any
             unsure = getattr(apart, metric)
             ours = {solver: getattr(errors, metric) for solver, errors in cell.ours.items()}
             made.append(
-                {"network": name, "half": SUBJECTS[name].half, "forwards": n, "metric": metric, "truth": unsure}
+                {"network": name, "half": ALL[name].half, "forwards": n, "metric": metric, "truth": unsure}
                 | {"peer": peer, "peer_label": who, "named": named, "named_label": which, "ours": ours}
                 | {"counts": 3.0 * unsure < min(peer, named, *ours.values())}
             )
@@ -205,7 +206,7 @@ def summary(made: list[dict[str, Any]]) -> None:
 @click.command()
 @click.option("--runs", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--shared", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--name", "names", multiple=True, type=click.Choice(list(SUBJECTS)), default=list(SUBJECTS))
+@click.option("--name", "names", multiple=True, type=click.Choice(list(ALL)), default=list(SUBJECTS))
 @click.option("--half", "halves", multiple=True, type=click.Choice(HALVES), default=HALVES)
 @click.option("--solver", "solvers", multiple=True, default=["ode"], show_default=True, help="NAME or NAME@GRID.")
 @click.option("--package", "packages", multiple=True, type=click.Choice(list(PACKAGES)), default=list(PACKAGES))
@@ -228,7 +229,7 @@ def main(
     cache, made = cache or runs / "cache", list[dict[str, Any]]()
     cache.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if SUBJECTS[name].half not in halves:
+        if ALL[name].half not in (*halves, "exact"):
             continue
         if name in TRAINED and not (runs / name / "model.json").exists():
             print(f"{name} is left out: {runs} has no such run")

@@ -102,9 +102,6 @@ def as_json(outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
-COLOURS = {"diffusers": "tab:orange", "k-diffusion": "tab:green", "azula": "tab:purple"}
-
-
 def draw(outcomes: list[Outcome], path: Path) -> None:
     """Error against forwards: a column a problem, RMS above, median below."""
     figure, axes = plt.subplots(2, len(outcomes), figsize=(4.2 * len(outcomes), 7.0), squeeze=False, sharex=True)
@@ -115,8 +112,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
         column[1].set_xlabel("forwards of the network")
     for axis, metric in zip(axes[:, 0], METRICS, strict=True):
         axis.set_ylabel({"rms": "RMS error", "median": "median error of a sample"}[metric])
-    for package, colour in COLOURS.items():
-        axes[0, 0].plot([], [], color=colour, lw=0.8, label=f"{package}, own grids")
+    axes[0, 0].plot([], [], color="0.75", lw=1.0, label="a configuration of a peer, own grids")
     axes[0, 0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
@@ -128,9 +124,9 @@ def _panel(axis: Any, outcome: Outcome, metric: str) -> None:
     for score in outcome.screened:
         if score.field == 0:
             lines.setdefault(score.label, {})[score.budget] = _of(score.errors, metric)
-    for label, line in lines.items():
-        axis.plot(*zip(*sorted(line.items()), strict=True), color=COLOURS[label.split()[0]], lw=0.4, alpha=0.35)
-    for field, style in zip(FIELDS, ("-", "--", ":"), strict=True):
+    for line in lines.values():
+        axis.plot(*zip(*sorted(line.items()), strict=True), color="0.75", lw=0.4)
+    for field, style in (("own", "-"), ("any", ":")):
         best = [_of(outcome.best(field, metric, n).errors, metric) for n in BUDGETS]
         axis.plot(BUDGETS, best, color="black", lw=1.2, ls=style, label=f"best peer, {field} grids")
     ours = outcome.ours["ode"]

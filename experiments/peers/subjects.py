@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import sdediff
 from experiments.imperfect import Erring
 from experiments.pretrained.models import cnn, unet
+from experiments.problems import PROBLEMS
 from sdediff.analytic import GaussianMixture
 
 from .networks import TRAINED
@@ -30,7 +31,7 @@ class Subject:
     """A network to solve with.
 
     Args:
-        half: ``choose`` or ``judge``.
+        half: ``choose`` or ``judge``; ``exact`` for exact problems, on which the default was chosen.
         make: ``(runs, shared) -> model``.
     """
 
@@ -111,6 +112,10 @@ def _scattered(seed: int, sde: sdediff.SDE, predicts: str, error: float, *_: Pat
     return wrapped(scattered(seed), sde, predicts, error, moments=True)
 
 
+def _exact(name: str, *_: Path) -> sdediff.ScoreModel:
+    return PROBLEMS[name]().model(sdediff.VPSDE())
+
+
 LINEAR, COSINE = sdediff.DDPM.linear(1000), sdediff.DDPM.cosine(1000)
 A, B = (12, 0), (20, 1)
 SUBJECTS: dict[str, Subject] = {
@@ -129,3 +134,5 @@ SUBJECTS: dict[str, Subject] = {
     "mixture-ve-eps-1.5%": Subject("judge", partial(_scattered, 2, sdediff.VESDE(), "epsilon", 0.015)),
     "mixture-linear-v-2%": Subject("judge", partial(_scattered, 2, LINEAR, "v_prediction", 0.02)),
 }
+EXACT: dict[str, Subject] = {name: Subject("exact", partial(_exact, name)) for name in PROBLEMS}
+"""The exact problems of the contest ``run``, measured by ``real`` where they are named."""

@@ -61,7 +61,7 @@ PARTS = ("bits", "below", "steps", "bounds", "trips", "samples")
 @click.option("--model", "chosen", multiple=True, type=click.Choice(list(MODELS)), default=list(MODELS))
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS)
 @click.option("--items", default=64, show_default=True, help="Test images scored.")
-@click.option("--picture", type=click.Path(path_type=Path), default=Path("pretrained.png"), show_default=True)
+@click.option("--picture", type=click.Path(path_type=Path), default=Path("runs/pretrained.png"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="The figures as JSON.")
 def main(
     checkpoints: Path,
@@ -83,6 +83,7 @@ def main(
         if out is not None:
             out.write_text(json.dumps(record, indent=1) + "\n")
     if blocks:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         samples.picture(blocks, picture)
 
 
