@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff import analytic as analytic
+    from sdediff import data as data
+    from sdediff import evaluation as evaluation
+    from sdediff import interop as interop
+    from sdediff import networks as networks
+    from sdediff import noise as noise
+    from sdediff import plots as plots
+    from sdediff import samplers as samplers
+    from sdediff import training as training
+    from sdediff import tuning as tuning
     from sdediff.checkpoint import load as load
     from sdediff.checkpoint import save as save
     from sdediff.denoiser import Denoiser as Denoiser
@@ -56,7 +65,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.wrappers import Threshold as Threshold
     from sdediff.wrappers import Wrapper as Wrapper
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "checkpoint": ("load", "save"),
@@ -85,19 +94,20 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME, "analytic"])
 
+if not TYPE_CHECKING:  # or every misspelt name would have a type
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, or a module, on first use (PEP 562)."""
-    if name in _HOME:
-        value = getattr(import_module(f"sdediff.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    try:
-        return import_module(f"sdediff.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"sdediff.{name}":
-            raise
-        raise AttributeError(f"module 'sdediff' has no attribute {name!r}") from None
+    def __getattr__(name: str) -> Any:
+        """Import a public name, or a module, on first use (PEP 562)."""
+        if name in _HOME:
+            value = getattr(import_module(f"sdediff.{_HOME[name]}"), name)
+            globals()[name] = value
+            return value
+        try:
+            return import_module(f"sdediff.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"sdediff.{name}":
+                raise
+            raise AttributeError(f"module 'sdediff' has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:

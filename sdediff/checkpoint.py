@@ -11,7 +11,7 @@ anything is allocated. Each file is replaced in one step.
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sdediff.documents import (
 )
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork, imported, is_import_path, needs_network
-from sdediff.interop import DiffusersNetwork, find_autoencoder, find_model, load_folder, load_latent
+from sdediff.interop import DiffusersNetwork, find_autoencoder, find_model, is_hub_name, load_folder, load_latent
 from sdediff.latent import FIRST_STAGES, FirstStage, LatentModel
 from sdediff.moments_storage import moments_tensors, read_moments
 from sdediff.networks import Levelled, described
@@ -48,12 +48,12 @@ from sdediff.tables import subtable
 from sdediff.tensors import build_for, check_finite, fill, read_shapes, read_tensors, write_tensors
 from sdediff.types import DataInfo
 
+_LOG = logging.getLogger(__name__)
+
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
 FIRST, SECOND = "first_stage", "score_model"
 """Folders of the two stages of a latent model."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save(model: ScoreModel | FirstStage | LatentModel, path: str | Path, force: bool = False) -> None:
@@ -95,6 +95,7 @@ def _write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Ten
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / TENSORS, tensors)
     write(path / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    _LOG.info("saved the model in %s", path)
 
 
 def _save_latent(model: LatentModel, path: Path) -> None:
@@ -156,10 +157,10 @@ def load_any(
             f"{path} is not a model: one is a folder with {DESCRIPTION} and {TENSORS}; pickles are refused"
         )
     folder = path.parent if path.is_file() else path
-    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
+    if is_hub_name(path):
         raise FileNotFoundError(
-            f"no folder {path}; names of the Hugging Face hub are not looked up: download the model first, for example "
-            f"by `hf download {path} --local-dir FOLDER`, and load that folder"
+            f"no folder {path}; a name of the Hugging Face hub is fetched by --download on the command line, or by "
+            f"`hf download {path} --local-dir FOLDER`, which gives a folder to load"
         )
     if not (folder / DESCRIPTION).is_file() and find_model(folder) is not None:
         if network is not None:
@@ -174,6 +175,7 @@ def load_any(
         if not isinstance(model, ScoreModel):
             raise ValueError(f"the model in {folder} knows what its data are: data= is for score models")
         model.data = data
+    _LOG.info("loaded the model in %s", folder)
     return model.to(device).eval()
 
 

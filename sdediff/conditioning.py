@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.instants import Evaluate, at_instant, at_instants, from_first, interpolated, on_instants, position_of
-from sdediff.numerics import scaled, to_nearest
+from sdediff.numerics import scaled, to_nearest, widest
 from sdediff.parametrization import SIGMA_DATA, check_sigma_data, edm_scale
 from sdediff.sde import SDE
 from sdediff.types import Level, Scalar, Split
@@ -30,7 +30,7 @@ def _per_sample(value: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
     dtype = torch.promote_types(dtype, torch.float32)
     if isinstance(value, float):  # created on the device: no copy
         return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
-    tensor = torch.as_tensor(value, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
+    tensor = torch.as_tensor(value, dtype=widest(x.device))
     return tensor.to(dtype=dtype, device=x.device).expand(x.shape[0]).clone()
 
 

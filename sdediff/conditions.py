@@ -143,13 +143,15 @@ class Condition:
 
         Floats are converted to the network's ``dtype``; integers stay as they are.
         """
+        if not self:
+            return self
         self.check(len(x))
 
         def ready(value: Tensor) -> Tensor:
             kind = dtype if value.is_floating_point() else value.dtype
             return value.to(x.device, kind).expand(len(x), *value.shape[1:]).clone()
 
-        return self.map(ready) if self else self
+        return self.map(ready)
 
 
 def _rows_of(value: Any, name: str) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypedDict
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.gaussian import Moments
 from sdediff.generation import sample
 from sdediff.options import check_options
+from sdediff.progress import ProgressLike
 from sdediff.sampling import check_item
 
 SAMPLES, STEPS = 256, 20
@@ -30,7 +30,7 @@ class PilotOptions(TypedDict, total=False):
         seed: seed of the samples.
         batch_size: number of samples solved at a time; all by default.
         condition: condition of the samples: a tensor, tuple or dict of tensors, one row a sample or one for all.
-        progress: called with the number of steps done and their total.
+        progress: true for a bar, or a function called with the number of steps done and their total.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class PilotOptions(TypedDict, total=False):
     seed: int
     batch_size: int | None
     condition: ConditionLike
-    progress: Callable[[int, int], None] | None
+    progress: ProgressLike
 
 
 def moments(model: Denoiser, data: Tensor | None = None, **options: Unpack[PilotOptions]) -> Moments:

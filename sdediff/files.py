@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -93,7 +92,7 @@ def _may_be_alive(entry: os.DirEntry[str], host: str, process: int) -> bool:
 def _temporary_file(target: Path) -> Iterator[Path]:
     """Create an empty file in the folder of another and remove it in the end, unless it was moved."""
     remove_abandoned(target.parent)
-    temporary = target.with_name(f".{target.name[:30]}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.unfinished")
+    temporary = target.with_name(f".{target.name[:30]}.{_HOST}.{os.getpid()}.{os.urandom(4).hex()}.unfinished")
     _writing.add(temporary.name)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # restricted by the user's mask

@@ -43,29 +43,31 @@ def path_of(network: OwnNetwork) -> str:
     return f"{made.__module__}:{name}"
 
 
-def imported(path: str) -> Callable[..., nn.Module]:
-    """Import the class of a network by its place; this runs the code of its module.
+def imported(path: str, what: str = "network", kind: str = "Class") -> Callable[..., Any]:
+    """Import the class of a network, or another callable, by its place; this runs the code of its module.
 
     Args:
         path: ``package.module:Class``, as somebody typed it: never the content of a file.
+        what: word for it in messages.
+        kind: word for what it must be.
 
     Raises:
         ValueError: if there is no such class; in one line.
     """
     if not _IMPORT_PATH.fullmatch(path):
-        raise ValueError(f"a network of one's own is named package.module:Class, not {path!r}")
+        raise ValueError(f"a {what} of one's own is named package.module:{kind}, not {path!r}")
     module, _, name = path.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = vars(found)[part]
     except ImportError as error:
-        raise ValueError(f"the network {path} cannot be imported: {error}") from error
+        raise ValueError(f"the {what} {path} cannot be imported: {error}") from error
     except KeyError as error:
-        raise ValueError(f"the network {path} cannot be imported: {module} has no {name}") from error
+        raise ValueError(f"the {what} {path} cannot be imported: {module} has no {name}") from error
     if not callable(found):
-        raise ValueError(f"the network {path} is no class, but {type(found).__name__}")
-    made: Callable[..., nn.Module] = found
+        raise ValueError(f"the {what} {path} is no {kind.lower()}, but {type(found).__name__}")
+    made: Callable[..., Any] = found
     return made
 
 
@@ -191,7 +193,7 @@ def tensor_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    sample = None if isinstance(output, dict) else getattr(output, "sample", None)
+    sample = getattr(output, "sample", None)  # outputs of diffusers are dicts as well, which have no such attribute
     if isinstance(sample, Tensor):
         return sample
     remedies = {tuple: "[0]", list: "[0]", dict: '["sample"]'}

@@ -18,7 +18,7 @@ from torch import Tensor
 from sdediff.bases import Axes, Basis, as_basis
 from sdediff.covariances import COVARIANCES
 from sdediff.covariances.items import Items
-from sdediff.numerics import LOG_2PI, as_float64, choose, flatten
+from sdediff.numerics import LOG_2PI, as_float64, choose, flatten, wide
 from sdediff.types import Level, Scalar, Split, brief
 
 _FLOOR = 1e-5
@@ -136,14 +136,14 @@ class Moments:
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
         """Return the log-density (nats, ``(B,)``, float64) of ``N(alpha m, alpha^2 C + sigma^2)``."""
         self._check(x)
-        x = x.double() if x.device.type != "mps" else x
+        x = wide(x)
         own = self.to(x)
         std = own._std(level)
         return -0.5 * ((own.coordinates(x, level.alpha) / std).square() + LOG_2PI).sum(dim=1) - std.log().sum()
 
     def kl(self, x0: Tensor, level: Level[float]) -> Tensor:
         """Return L_T, ``KL(N(alpha x0, sigma^2) || N(alpha m, alpha^2 C + sigma^2))`` in nats, float64 ``(B,)``."""
-        x0 = x0.double()
+        x0 = wide(x0)
         own = self.to(x0)
         shift = level.alpha * own.coordinates(x0)
         excess = level.alpha**2 * own.variances / level.sigma**2  # the prior's variance over sigma^2, less 1
@@ -257,8 +257,8 @@ class GaussianErrors:
     """
 
     def __init__(self, x0: Tensor, moments: Moments) -> None:
-        own = moments.to(x0.double())
-        self._basis, self._variances, self._z = as_basis(own.basis), own.variances, own.coordinates(x0.double())
+        own = moments.to(wide(x0))
+        self._basis, self._variances, self._z = as_basis(own.basis), own.variances, own.coordinates(wide(x0))
 
     @classmethod
     def none(cls, x0: Tensor) -> GaussianErrors:
@@ -273,27 +273,31 @@ class GaussianErrors:
         return self._z.device
 
     def _rotate(self, x: Tensor) -> Tensor:
-        return self._basis.rotate(flatten(x).double())
+        return self._basis.rotate(wide(flatten(x)))
 
     def squared_error(self, eps: Tensor, half_log_snr: float | Tensor) -> Tensor:
         """Return ``|eps - eps_G|^2`` of noise ``(B, *shape)`` at one level or one a sample, float64 ``(B,)``."""
-        lam = torch.as_tensor(half_log_snr, dtype=torch.float64, device=eps.device).reshape(-1, 1)
+        lam = self._levels(half_log_snr)
         return (self._keep(lam) * self._rotate(eps) - self._shrink(lam) * self._z).square().sum(dim=1)
 
     def mean(self, half_log_snr: Tensor) -> Tensor:
         """Return the mean over the noise at levels ``(L,)``: float64 ``(L, B)``."""
-        lam = half_log_snr.to(self._z.device).reshape(-1, 1)
+        lam = self._levels(half_log_snr)
         keep = self._keep(lam).square().sum(dim=1, keepdim=True)
         return keep + self._shrink(lam).square() @ self._z.square().T
 
     def integral(self, half_log_snr: Tensor) -> Tensor:
         """Integrate the mean over lambda between neighbours of ``(S + 1,)``, from large to small: ``(S, B)``."""
-        lam = half_log_snr.to(self._z.device).reshape(-1, 1)
+        lam = self._levels(half_log_snr)
         keep, shrink = self._keep(lam), self._shrink(lam)
         # With gamma = e^(2 lambda): d keep^2 = d/2 [log(1 + c gamma) - keep], d shrink^2 = d/2 [gamma / (1 + c gamma)]
         own = (torch.log1p(self._variances * torch.exp(2.0 * lam)) - keep).sum(dim=1, keepdim=True)
         primitive = 0.5 * (own + (torch.exp(lam) * shrink) @ self._z.square().T)
         return -primitive.diff(dim=0)
+
+    def _levels(self, half_log_snr: float | Tensor) -> Tensor:
+        """Return levels as a column, in the dtype and on the device of the errors."""
+        return torch.as_tensor(half_log_snr, dtype=self._z.dtype, device=self._z.device).reshape(-1, 1)
 
     def _keep(self, lam: Tensor) -> Tensor:
         """Return ``k``, ``(L, D)``."""

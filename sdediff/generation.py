@@ -15,6 +15,7 @@ from sdediff.execution import tf32_products
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.likelihood.flow.of_samples import sample_with_density, sampling_path
+from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
 from sdediff.options import (
     GradientOptions,
@@ -25,8 +26,9 @@ from sdediff.options import (
     check_options,
     subset,
 )
+from sdediff.progress import reporter
 from sdediff.samplers import Sampler
-from sdediff.sampling import check_item, check_shape, resolve, solve, told
+from sdediff.sampling import check_item, check_shape, one_time, resolve, solve, told
 from sdediff.staged import Staged
 
 
@@ -106,30 +108,31 @@ def sample(
     t_from = options.get("t_from")
     if t_from is not None and return_log_prob:
         raise ValueError("samples with their density start at t_max: leave t_from out")
-    start_time = model.sde.t_max if t_from is None else float(t_from)
+    start_time = one_time("t_from", t_from, model.sde.t_max)
     if not return_log_prob:
         with evaluating(model, keep_mode):
             sampler = sampler.for_model(model, (n, *item), steps.get("steps"), (start_time, 0.0))
     if gradients.get("differentiable", False) and return_log_prob:
         raise ValueError("no gradients flow from samples that come with their density: ask log_likelihood for them")
     path = sampling_path(model, sampler, steps.get("steps"), steps.get("grid")) if return_log_prob else None
-    seed, progress = options.get("seed", 0), options.get("progress")
-    samples, densities = [], []
-    for start in range(0, n, size):
+    seed, progress = options.get("seed", 0), reporter(options.get("progress"), "sampling", "step")
+    batches, done = Microbatches(size), 0
+
+    def draw(start: int, end: int) -> tuple[Tensor, ...]:
         first = options.get("first", 0) + start
         source = NoiseSource(
             seed,
-            (min(size, n - start), *item),
+            (end - start, *item),
             first=first,
             dtype=torch.promote_types(dtype, torch.float32),
             device=model.device if device is None else device,
         )
         x = model.sde.prior_sample(source.shape, t=start_time, moments=moments, noise=source)
-        own = model.part(start, size, n)
+        own, before = model.part(start, end - start, n), done
 
-        def report(done: int, total: int, batch: int = start // size) -> None:
+        def report(step: int, total: int) -> None:
             if progress is not None:
-                progress(batch * total + done, total * -(-n // size))
+                progress(before * total + step, total * (before - (start - n) // (end - start)))
 
         if path is None:
             x = solve(
@@ -145,14 +148,18 @@ def sample(
                 **steps,
                 **gradients,
             ).x
-        else:
-            trace = subset(options, TraceOptions)
-            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
-                found = sample_with_density(own, x, path, source, moments=moments, progress=report, **trace)
-            x = found.x
-            densities.append(found.log_prob - log_scale(model.data))
-        samples.append(to_data(x, model.data).to(dtype))
-    return (torch.cat(samples), torch.cat(densities)) if return_log_prob else torch.cat(samples)
+            return (to_data(x, model.data).to(dtype),)
+        trace = subset(options, TraceOptions)
+        with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
+            found = sample_with_density(own, x, path, source, moments=moments, progress=report, **trace)
+        return to_data(found.x, model.data).to(dtype), found.log_prob - log_scale(model.data)
+
+    parts = []
+    for part in batches(n, draw):
+        parts.append(part)
+        done += 1
+    samples, *densities = map(torch.cat, zip(*parts, strict=True))
+    return (samples, densities[0]) if return_log_prob else samples
 
 
 def _sample_codes(

@@ -23,15 +23,20 @@ PART = 1 << 20
 def as_float64(value: Scalar) -> Tensor:
     """Return ``value`` as a float64 tensor, on its own device where that device has float64."""
     if isinstance(value, Tensor):
-        if value.device.type == "mps":  # MPS has no float64; scalars are free on the CPU
+        if widest(value.device) != torch.float64:  # scalars are free on the CPU
             value = value.cpu()
         return value.to(torch.float64)
     return torch.as_tensor(value, dtype=torch.float64)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the widest floats of a device, in which densities are summed: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def wide(x: Tensor) -> Tensor:
-    """Return ``x`` in float64, in which densities are summed, on devices that have it."""
-    return x if x.device.type == "mps" else x.double()
+    """Return ``x`` in the widest floats of its device."""
+    return x.to(widest(x.device))
 
 
 def single(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from sdediff.conditions import ConditionLike
 from sdediff.execution import Execution
 from sdediff.grids import Grid
-from sdediff.samplers.base import Progress, Sampler
+from sdediff.progress import ProgressLike
+from sdediff.samplers.base import Sampler
 
 GridLike = str | Grid | Sequence[float] | Tensor
 OptionsT = TypeVar("OptionsT")
@@ -47,13 +48,14 @@ class CallOptions(TypedDict, total=False):
             network is called ``network(x, t, *condition)`` or ``network(x, t, **condition)``.
         keep_mode: whether the network stays in its own mode, dropout and batch statistics included, rather than being
             put into evaluation mode for the call.
-        progress: function called as ``progress(done, total)``.
+        progress: true for a bar (or, without a terminal, a line now and then), or a function called as
+            ``progress(done, total)``.
         execution: how the network is run, an :class:`~sdediff.execution.Execution`; by default as the model says.
     """
 
     condition: ConditionLike
     keep_mode: bool
-    progress: Progress | None
+    progress: ProgressLike
     execution: Execution | None
 
 
@@ -95,7 +97,7 @@ class BatchOptions(TypedDict, total=False):
             batch size.
         first: index of the first item.
         batch_size: number of items solved at a time; all by default, but in likelihoods as many as keep their paths in
-            about 100 MB, or 1 GB on accelerators.
+            about 100 MB, or 1 GB on accelerators. Where memory runs out it is halved, and halved again.
     """
 
     seed: int

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 FIRST_WAIT, LONGEST_WAIT = 5.0, 600.0
 """Seconds until the first plain line, and at most between two; each wait is 1.5 times the one before."""
+
+_NOTEBOOK = "ipykernel.iostream"  # the module of a notebook's error stream
+
+ProgressLike = Callable[[int, int], None] | bool | None
+"""What functions take as ``progress=``: true for a bar, or a function called as ``progress(done, total)``."""
+
+
+def reporter(progress: ProgressLike, title: str, unit: str) -> Callable[[int, int], None] | None:
+    """Return the function that reports, ``None`` for none; a bar closes where all is done, or with its function."""
+    if not isinstance(progress, bool):
+        return progress
+    if not progress:
+        return None
+    bar = Progress(title, unit).__enter__()
+
+    def report(done: int, total: int) -> None:
+        bar(done, total)
+        if done >= total:
+            bar.__exit__(None, None, None)
+
+    return report
 
 
 class Progress:
@@ -30,8 +52,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         self.show = self.show and sys.stderr is not None
-        if self.show and sys.stderr.isatty():
-            from tqdm import tqdm
+        if self.show and (sys.stderr.isatty() or type(sys.stderr).__module__ == _NOTEBOOK):
+            from tqdm.auto import tqdm
 
             total = self.total or None
             self._bar = tqdm(

@@ -22,10 +22,13 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import all_finite, choose, single
 from sdediff.options import GridLike, GuidanceOptions, SolveOptions, StepOptions, check_count, check_options, subset
 from sdediff.parametrization import check_signal
+from sdediff.progress import reporter
 from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS, Sampler
 from sdediff.samplers.auto import Auto
 from sdediff.samplers.stability import check_stability
 from sdediff.types import Solution
+
+_MOST_STEPS = 1 << 31
 
 
 def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
@@ -44,13 +47,16 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     given = {key: value for key, value in tolerances.items() if value is not None}
     if steps is not None and not isinstance(steps, Integral):
         raise ValueError(f"steps must be a whole number, at least 1, not {steps}")
+    if steps is not None and steps >= _MOST_STEPS:
+        raise ValueError(f"steps must be below {_MOST_STEPS:,}")
     if given and steps is not None:
         raise ValueError("give either steps (a fixed grid) or rtol/atol (adaptive), not both")
     name = solver if isinstance(solver, str) else type(solver).__name__
-    if isinstance(solver, str):
-        sampler = choose(SOLVERS, ADAPTIVE.get(solver, solver) if given else solver, "solver")
-    else:
+    if isinstance(solver, Sampler):
         sampler = solver
+    else:
+        replaced = isinstance(solver, str) and given
+        sampler = choose(SOLVERS, ADAPTIVE.get(solver, solver) if replaced else solver, "solver")
     if given and not sampler.adaptive:
         choices = [key for key, value in SAMPLERS.items() if value.adaptive or key in ADAPTIVE]
         raise ValueError(f"solver {name!r} takes steps, not rtol/atol; adaptive ones are: {', '.join(choices)}")
@@ -175,7 +181,7 @@ def solve(
     flows = tracks_gradients(model, x, options.get("differentiable", False))
     sampler, grid = resolve(solver, **subset(options, StepOptions)), options.get("grid")
     sde = model.sde
-    interval = (_one_time("t_from", t_from, sde.t_max), _one_time("t_to", t_to, sde.t_min))
+    interval = (one_time("t_from", t_from, sde.t_max), one_time("t_to", t_to, sde.t_min))
     with evaluating(model, options.get("keep_mode", False)):
         sampler = sampler.for_model(model, x.shape, options.get("steps"), interval)
     times = node_times(sampler, model, options.get("steps"), grid, interval)
@@ -188,12 +194,13 @@ def solve(
         check_stability(sampler, sde, times)
     y = single(x)  # steps add up what half precision would lose
     noise = NoiseSource(seed, x.shape, first=first, dtype=y.dtype, device=x.device)
+    report = reporter(options.get("progress"), "solving", "step")
     with evaluating(model, options.get("keep_mode", False)), torch.set_grad_enabled(flows):
-        found = sampler.sample(model, sde, y, times, noise, path=path, progress=options.get("progress"))
+        found = sampler.sample(model, sde, y, times, noise, path=path, progress=report)
         return found._replace(x=found.x.to(x.dtype), path=None if found.path is None else found.path.to(x.dtype))
 
 
-def _one_time(name: str, t: float | None, default: float) -> float:
+def one_time(name: str, t: float | None, default: float) -> float:
     """Return one time as a float.
 
     Raises:
@@ -201,8 +208,8 @@ def _one_time(name: str, t: float | None, default: float) -> float:
     """
     try:
         return default if t is None else float(t)
-    except (TypeError, ValueError, RuntimeError):
-        came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        came = f"a tensor {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)[:80]
         raise ValueError(f"{name} must be one number, the same for the whole batch, not {came}") from None
 
 

@@ -19,7 +19,7 @@ from sdediff.data.levels import to_values
 from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import to_data, to_model
 from sdediff.denoiser import Denoiser, check_denoiser
-from sdediff.numerics import expand, flatten
+from sdediff.numerics import expand, flatten, wide
 from sdediff.options import SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import Sampler
 from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
@@ -144,10 +144,10 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
     Nearly parallel pairs are interpolated linearly, the limit.
     """
-    u, v = flatten(a).double(), flatten(b).double()
-    cosine = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp(min=1e-300)
+    u, v = wide(flatten(a)), wide(flatten(b))
+    cosine = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp(min=torch.finfo(u.dtype).tiny)
     angle = torch.acos(cosine.clamp(-1.0, 1.0))
-    share = torch.as_tensor(fraction, dtype=torch.float64, device=a.device)
+    share = torch.as_tensor(fraction, dtype=u.dtype, device=u.device)
     straight = angle.sin().abs() < 1e-6
     safe = torch.where(straight, 1.0, angle)
     first = torch.where(straight, 1.0 - share, torch.sin((1.0 - share) * safe) / safe.sin())

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.grids import GRIDS
 from sdediff.samplers import ADAPTIVE, SAMPLERS, SOLVERS
+from sdediff.types import DataInfo
 
 ROUNDING = 1e-3
 """Float32 sums over a solve differ in their last bits with the batch's shape and the alignment of memory; that is some
@@ -100,19 +103,48 @@ def test_help_lists_every_command_in_order() -> None:
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
-    examples = result.stdout.partition("Examples:")[2]
+    examples, _, options = result.stdout.partition("Examples:")[2].partition("Options:")
     assert examples.count(f"sdediff {command}") >= 2
-    assert "--json" in result.stdout
+    assert "--json" in options
 
 
 def test_solver_help_is_generated_from_the_table() -> None:
-    text = call("sample", "--help").stdout
+    text = call("info", "--list").stdout
     for name, solver in SAMPLERS.items():
         row = next(line.split() for line in text.splitlines() if line.strip().startswith(f"{name} "))
-        assert row[1] == str(solver.order)
-    encode = call("encode", "--help").stdout
-    for name, solver in SAMPLERS.items():
-        assert any(line.strip().startswith(f"{name} ") for line in encode.splitlines()) == (not solver.stochastic)
+        assert row[1:3] == ["SDE" if solver.stochastic else "ODE", str(solver.order)]
+    listed = {command: _listed_solvers(command) for command in ("sample", "encode")}
+    assert set(SAMPLERS) <= listed["sample"]
+    assert listed["encode"] & set(SAMPLERS) == {name for name, solver in SAMPLERS.items() if not solver.stochastic}
+
+
+def _listed_solvers(command: str) -> set[str]:
+    """The names at the end of a command's help."""
+    text = call(command, "--help").stdout.partition("Solvers,")[2]
+    return {word.strip(",") for line in text.splitlines()[1:] for word in line.split()}
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
+def test_help_is_narrow_and_short(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns, and two screens of 40 lines, on a wide terminal too."""
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = call(*command, "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 2 * 40
+
+
+def test_lists_are_narrow() -> None:
+    assert max(len(line) for line in call("info", "--list").stdout.splitlines()) <= 82
+
+
+def test_colours_are_of_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        for terminal in (True, False):
+            result = CliRunner().invoke(main, ["sampel"], color=terminal)
+            assert ("\x1b[" in result.stderr) == (coloured and terminal)
+            assert click.unstyle(result.stderr).startswith("error: no command")
 
 
 def test_module_and_lazy_imports() -> None:
@@ -130,6 +162,49 @@ def test_module_and_lazy_imports() -> None:
     assert version == f"sdediff {sdediff.__version__}\n"
     assert wrong.startswith("error: no command 'sampel' (did you mean 'sample'?)")
     assert "Commands:" in text
+
+
+def test_shells_complete_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, there in (
+        ("sdediff sam", "sample"),
+        ("sdediff sample --solver dpm++3", "dpm++3m"),
+        ("sdediff info --ci", "--cite"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        monkeypatch.setenv("_SDEDIFF_COMPLETE", "bash_complete")
+        result = CliRunner().invoke(main, [], prog_name="sdediff")
+        assert f"plain,{there}\n" in result.stdout
+
+
+def test_the_citation_is_that_of_the_repository() -> None:
+    text = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    said = done("info", "--cite")
+    for name, value in (("title", said["title"]), ("version", said["version"]), ("  - name", said["author"])):
+        assert f"{name}: {value}\n" in text.replace('"', "")
+    assert call("info", "--cite").stdout == said["bibtex"] + "\n"
+
+
+def test_hub_names_are_fetched_when_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a stand-in of the hub's client, which has the folder and lets only some files through."""
+    monkeypatch.chdir(tmp_path)
+    sdediff.save(build(Config(), DataInfo((2,), name="moons")), "cache")
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name == "owner/gone":
+            raise RuntimeError("404 Client Error\nmore")
+        return "cache"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert "--download" in refused("info", "--run", "owner/name")
+    assert asked == []
+    assert done("info", "--run", "owner/name", "--download")["run"] == "cache"
+    assert asked == [("owner/name", ["*.json", "*.safetensors"])]
+    assert (
+        refused("info", "--run", "owner/gone", "--download") == "error: owner/gone cannot be fetched: 404 Client Error"
+    )
 
 
 # ---- train -------------------------------------------------------------------------------------------------------

@@ -480,7 +480,7 @@ def test_pickles_and_missing_parts(tmp_path: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no scheduler"):
         sdediff.load(folder)
-    with pytest.raises(FileNotFoundError, match=r"names of the Hugging Face hub are not looked up"):
+    with pytest.raises(FileNotFoundError, match=r"a name of the Hugging Face hub is fetched by --download"):
         sdediff.load("google/ddpm-cifar10-32")  # a name is not looked for anywhere else
 
 
@@ -516,7 +516,7 @@ def test_what_diffusers_cannot_say(tmp_path: Path) -> None:
 def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path, unet(), diffusers.DDPMScheduler(**BETAS))
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"need that package: pip install 'sdediff\[diffusers\]'"):
+    with pytest.raises(ValueError, match=r"models of diffusers need diffusers: pip install 'sdediff\[diffusers\]'"):
         sdediff.load(folder)
 
 

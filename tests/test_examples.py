@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import conditioning, networks, training, tuning
+from sdediff import conditioning, networks, selftest, training, tuning
 
 DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
     f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
@@ -19,6 +19,7 @@ DOCUMENTED |= {
     f"tuning.{name}": getattr(tuning, name) for name in ("choose", "ForIntervals", "load_choice", "save_choice")
 }
 DOCUMENTED |= {f"networks.{name}": getattr(networks, name) for name in ("DiT", "MLP", "UNet", "parameter_count")}
+DOCUMENTED |= {f"selftest.{name}": getattr(selftest, name) for name in ("SelfTest", "run")}
 DOCUMENTED |= {"training.Objective": training.Objective} | {
     f"conditioning.{name}": getattr(conditioning, name) for name in ("ByEDM", "ByLabel", "ByTime")
 }

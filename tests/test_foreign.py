@@ -134,6 +134,14 @@ def test_what_is_found_and_what_is_not() -> None:
     assert sdediff.sample(told, (3, 2), steps=2, differentiable=True).requires_grad
 
 
+class MappedOutput(dict[str, Any]):
+    """What they return in fact: a dictionary whose entries are attributes, too."""
+
+    @property
+    def sample(self) -> Any:
+        return self["sample"]
+
+
 class Output:
     """What diffusers' networks return."""
 
@@ -144,7 +152,9 @@ class Output:
 def test_what_networks_return() -> None:
     net = Net()
     truth = sdediff.sample(ScoreModel(net, CHAIN), (3, 2), steps=2)
-    assert torch.equal(sdediff.sample(ScoreModel(lambda x, t: Output(net(x, t)), CHAIN), (3, 2), steps=2), truth)
+    for make in (Output, lambda y: MappedOutput(sample=y)):
+        model = ScoreModel(lambda x, t, make=make: make(net(x, t)), CHAIN)
+        assert torch.equal(sdediff.sample(model, (3, 2), steps=2), truth)
     for output, words in (
         (lambda y: (y,), r"returned tuple, not a tensor: wrap it, for example lambda x, t: network\(x, t\)\[0\]"),
         (lambda y: {"sample": y}, r'returned dict.*\["sample"\]'),

@@ -1,8 +1,6 @@
 """The stochastic benchmark's measurement: its figures are those of the laws, not of the number of draws."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from experiments.peers import law
 from sdediff.analytic import Gaussian
 from sdediff.dynamics import Frame
 from sdediff.samplers.multistep import Multistep
+from sdediff.selftest.convergence import affine_map, moments_at
 
 NORMAL = law.Truth("normal", Gaussian((0.0, 0.0, 0.0), 1.0))
 SKEW = law.Truth("skew", Gaussian((0.3, -0.2), torch.tensor([[1.3, 0.5], [0.5, 0.4]], dtype=torch.float64)))
@@ -68,9 +67,6 @@ def test_the_floor_is_no_excess():
 
 def test_what_is_measured_of_a_coarse_solver_is_its_exact_bias():
     """Five steps of the first-order exponential method on a Gaussian: its excess against the affine map's."""
-    sys.path.insert(0, str(Path(__file__).parent / "laws"))
-    from convergence import affine_map, moments_at
-
     sampler, model = Multistep("sample", "logsnr", 1, eta=1.0), SKEW.data.model(law.SDE)
     times = sdediff.GRIDS["logsnr"](law.SDE, 5, 1.0, law.T_TO)
     _, spread = affine_map(sampler, model, times, 2).push(*moments_at(SKEW.data, law.SDE, 1.0))

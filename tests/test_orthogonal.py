@@ -9,7 +9,7 @@ import torch
 
 from sdediff import VPSDE, log_likelihood
 from sdediff.analytic import GaussianMixture
-from sdediff.likelihood.flow.hutchinson import PROBES, OrthogonalTrace, hadamard, widening
+from sdediff.likelihood.flow.hutchinson import PROBES, OrthogonalTrace, hadamard, hadamard_factors, widening
 from sdediff.likelihood.flow.trace import NodeDivergence
 from sdediff.noise import NoiseSource
 
@@ -32,7 +32,7 @@ def divergences(trace: OrthogonalTrace, matrices: torch.Tensor) -> list[NodeDive
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 64])
 def test_rows_are_orthogonal_signs(dim):
-    rows = hadamard(torch.arange(dim), dim)
+    rows = hadamard(*hadamard_factors(torch.arange(dim), dim), dim).float()
     assert torch.equal(rows.abs(), torch.ones(dim, dim))
     assert torch.equal(rows @ rows.T, dim * torch.eye(dim))
 

@@ -6,12 +6,15 @@ import io
 import math
 import signal
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 
+import sdediff
 from sdediff import interrupt, progress
 from sdediff.interrupt import ENDING, Interrupt, ending_interrupts
-from sdediff.progress import FIRST_WAIT, LONGEST_WAIT, Progress
+from sdediff.progress import FIRST_WAIT, LONGEST_WAIT, Progress, ProgressLike
 
 
 class Stream(io.StringIO):
@@ -80,6 +83,56 @@ def test_a_stream_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch, term
             clock.now = float(second)
             report(second)
     assert reported(monkeypatch, None, 100) == []
+
+
+MODEL = sdediff.analytic.Gaussian([2.0, 0.0], 0.25).model(sdediff.VPSDE())
+X = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+VERBS: dict[str, Callable[[ProgressLike], object]] = {
+    "sampling": lambda progress: sdediff.sample(MODEL, (4, 2), steps=3, batch_size=2, progress=progress),
+    "solving": lambda progress: sdediff.solve(MODEL, X, steps=3, progress=progress),
+    "likelihood": lambda progress: sdediff.log_likelihood(MODEL, X, steps=3, batch_size=1, progress=progress),
+    "bits/dim": lambda progress: sdediff.bits_per_dim(
+        MODEL, X.long(), levels=4, low=-1.0, high=2.0, steps=8, batch_size=1, progress=progress
+    ),
+    "bound": lambda progress: sdediff.elbo(MODEL, X, steps=4, batch_size=1, progress=progress),
+    "comparing": lambda progress: sdediff.compare(MODEL, (4, 2), ["ddim"], forwards=[5], progress=progress),
+    "evaluating": lambda progress: sdediff.evaluate(
+        torch.randn(64, 2, generator=torch.Generator().manual_seed(0)),
+        torch.randn(64, 2, generator=torch.Generator().manual_seed(1)),
+        resamples=2,
+        measures=["frechet"],
+        progress=progress,
+    ),
+}
+
+
+@pytest.mark.parametrize("title", VERBS)
+def test_verbs_show_a_bar_when_told_so(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the error stream, closed in the end; a function gets the same numbers; nobody is told nothing unasked."""
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    VERBS[title](None)
+    VERBS[title](False)
+    assert stream.getvalue() == ""
+    told: list[tuple[int, int]] = []
+    VERBS[title](lambda done, total: told.append((done, total)))
+    assert stream.getvalue() == ""
+    assert told
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+    VERBS[title](True)
+    assert title in stream.getvalue()
+    assert stream.getvalue().rstrip(" ").endswith("\r")  # the line is cleared
+
+
+def test_notebooks_have_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their stream is no terminal."""
+    made = type("OutStream", (Stream,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", made)
+    with Progress("working", "step", 10) as report:
+        report(10)
+    assert "working" in made.getvalue()
+    assert "\r" in made.getvalue()
 
 
 def test_signals_of_supervisors_are_patient() -> None:

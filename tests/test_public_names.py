@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -22,7 +23,11 @@ def test_type_checkers_see_the_same_names():
     nodes = [node for node in ast.walk(ast.parse(inspect.getsource(sdediff))) if isinstance(node, ast.ImportFrom)]
     typed = {alias.asname: f"{node.module}.{alias.name}" for node in nodes for alias in node.names if alias.asname}
     homes = {name: f"sdediff.{module}.{name}" for name, module in sdediff._HOME.items()}
-    assert typed == homes | {"analytic": "sdediff.analytic"}
+    modules = {name: home for name, home in typed.items() if home == f"sdediff.{name}"}
+    assert typed == homes | modules
+    assert {"analytic", "data", "samplers", "training", "tuning"} <= set(modules)
+    for home in modules.values():
+        import_module(home)
 
 
 def test_unknown_names_are_attribute_errors():

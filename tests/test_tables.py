@@ -44,6 +44,7 @@ from sdediff.parametrization import PREDICTIONS, Linear, Velocity
 from sdediff.quality import FEATURES, MEASURES
 from sdediff.samplers.ancestral import VARIANCES, Ancestral
 from sdediff.samplers.heun import Heun
+from sdediff.selftest import CHECKS
 from sdediff.tables import FilteredTable
 from sdediff.training import OBJECTIVES, SCHEDULES, TIME_LAWS, WEIGHTINGS, Objective
 from sdediff.training.objective import Mixture
@@ -55,7 +56,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "CONDITIONINGS": CONDITIONINGS, "VARIANCES": VARIANCES, "TIME_LAWS": TIME_LAWS, "WEIGHTINGS": WEIGHTINGS,
     "OBJECTIVES": OBJECTIVES, "DATASETS": DATASETS, "DEQUANTISATIONS": DEQUANTISATIONS, "BOUNDS": BOUNDS,
     "PROBES": PROBES, "LAWS": LAWS, "CONTROLS": CONTROLS, "DECODERS": DECODERS,
-    "SCHEDULES": SCHEDULES, "MEASURES": MEASURES, "FEATURES": FEATURES,
+    "CHECKS": CHECKS, "SCHEDULES": SCHEDULES, "MEASURES": MEASURES, "FEATURES": FEATURES,
 }  # fmt: skip
 
 

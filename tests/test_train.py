@@ -551,3 +551,14 @@ def test_a_condition_by_name_and_alone() -> None:
     for several in ((labels, items()), {"label": labels, "vector": items()}, {"mood": labels}, ()):
         with pytest.raises(ValueError, match="training takes one condition"):
             sdediff.train(items(), "mlp", condition=several, **settings)
+
+
+def test_the_package_logs_under_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it reads and writes, and nothing louder."""
+    with caplog.at_level("INFO", "sdediff"):
+        sdediff.train(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), run=tmp_path / "run", **SMALL)
+        sdediff.load(tmp_path / "run")
+    said = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert ("sdediff.training.state", "INFO", f"saved the state in {tmp_path / 'run'} after 6 steps") in said
+    assert said[-1] == ("sdediff.checkpoint", "INFO", f"loaded the model in {tmp_path / 'run'}")
+    assert {level for name, level, _ in said if name.startswith("sdediff")} == {"INFO"}

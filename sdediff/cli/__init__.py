@@ -20,11 +20,23 @@ COMMANDS = {
     "decode": "Decode latents into data: the inverse of encode.",
     "interpolate": "Interpolate between data through the latent space.",
     "compare": "Compare error and cost of several solvers on a run.",
+    "selftest": "Measure this installation, or somebody else's sampler or likelihood, on exact problems.",
     "average": "Average the weights of a run over another width, after the fact.",
     "moments": "Give a model mean and covariance of its data.",
     "export": "Write a model in the format of another library.",
     "info": "Describe a run, or list solvers, grids, processes and data.",
 }
+
+EPILOG = """\b
+Examples:
+  sdediff train                     # digits, to runs/digits
+  sdediff sample --solver ode       # from the most recent run
+  sdediff sample --help
+
+\b
+Completion of commands, options and names (zsh and fish likewise):
+  eval "$(_SDEDIFF_COMPLETE=bash_source sdediff)"
+"""
 
 
 @click.group(
@@ -33,8 +45,7 @@ COMMANDS = {
     package=__name__,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nExamples:\n  sdediff train                     # digits, to runs/digits\n"
-    "  sdediff sample --solver ode       # from the most recent run\n  sdediff sample --help",
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="sdediff", message="%(prog)s %(version)s")
 @click.pass_context

@@ -8,18 +8,17 @@ import click
 
 from sdediff.checkpoint import save
 from sdediff.cli.console import Console
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import PATH, POSITIVE, force_option, given_network, json_option, network_option
 from sdediff.training.averages import averaged
 
-EPILOG = """\b
-Examples:
+EXAMPLES = """\
   sdediff train --run runs/digits --set training.averages=[0.05,0.1]
   sdediff average runs/digits runs/digits-0.08 --width 0.08
-  sdediff average runs/digits runs/digits-0.12 --width 0.12
-"""
+  sdediff average runs/digits runs/digits-0.12 --width 0.12"""
 
 
-@click.command("average", epilog=EPILOG)
+@click.command("average", cls=DescribedCommand, examples=EXAMPLES)
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option(

@@ -21,6 +21,7 @@ from sdediff.cli.console import columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
 from sdediff.evaluation.solvers import (
     JUDGE,
@@ -36,10 +37,10 @@ from sdediff.files import write
 from sdediff.samplers import AUTO, SAMPLERS, Sampler
 
 EXAMPLES = """\
-  sdediff compare                                # the defaults, on the most recent run
+  sdediff compare                            # the most recent run
   sdediff compare --solver ode,unipc3,dpm++2m --forwards 6,12,24
-  sdediff compare --solver ode,auto --forwards 5,10    # auto is chosen for each
-  sdediff compare --solver sde,ancestral,edm-churn --count 1000 --out laws.png"""
+  sdediff compare --solver ode,auto --forwards 5,10
+  sdediff compare --solver sde,ancestral --count 1000 --out laws.png"""
 
 COMPARABLE: Mapping[str, Any] = ChainMap({"tuned": None, AUTO: None}, SAMPLERS)
 """Solvers that can be compared."""
@@ -77,7 +78,7 @@ def _several(
     )
 
 
-@click.command("compare", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
+@click.command("compare", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, COMPARABLE),))
 @run_option
 @_several("--solver", "solvers", TableName(COMPARABLE, "solver"), SOLVERS, "Solvers below, or tuned")
 @_several("--forwards", "forwards", click.IntRange(min=1), NFE_BUDGETS, "Largest NFE of solvers on a grid")

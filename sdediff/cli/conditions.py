@@ -57,15 +57,15 @@ condition_option = click.option(
     type=Assignment(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="Condition: an argument of the network and a number, or several separated by commas. May be repeated.",
+    help="Tell the network this: numbers, by commas; repeatable.",
 )
-label_option = click.option("--label", metavar="CLASS", help="Condition on a class of the data, by its number or name.")
+label_option = click.option("--label", metavar="CLASS", help="Tell it a class of the data, by number or name.")
 labels_option = click.option(
     "--labels",
     metavar="[NAME]",
     is_flag=False,
     flag_value="label",
-    help="Condition on the labels of DATA, as this argument.  [default: label]",
+    help="Tell it the labels of DATA.  [default: as label]",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,11 @@ def _print(text: str) -> None:
         raise
 
 
+def paint(text: str, **style: Any) -> str:
+    """Return a text in a style, plain where ``NO_COLOR`` is set; what is no terminal gets it plain from click."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
 def print_error(text: str) -> None:
     """Print on the error stream; failures are ignored."""
     try:
@@ -118,11 +124,18 @@ def warnings_as_lines(*, show: bool = True) -> Iterator[None]:
             yield
         finally:
             for text in dict.fromkeys(str(warning.message) for warning in caught) if show else ():
-                print_error(f"warning: {text}")
+                print_error(f"{paint('warning:', fg='yellow')} {text}")
 
 
-def columns(rows: list[list[str]], indent: str = "  ") -> str:
-    """Format a table as text with aligned columns."""
+def columns(rows: list[list[str]], indent: str = "  ", width: int | None = None) -> str:
+    """Format a table as text with aligned columns; with ``width``, the last one is wrapped."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(indent + line.rstrip() for line in padded)
+    start = len(indent) + sum(each + 2 for each in widths[:-1])
+    lines = []
+    for *cells, last in rows:
+        wrapped = (
+            [last] if width is None else textwrap.wrap(last, max(width - start, 20), break_on_hyphens=False) or [""]
+        )
+        first = indent + "".join(f"{cell.ljust(each)}  " for cell, each in zip(cells, widths, strict=False))
+        lines += [f"{first}{wrapped[0]}".rstrip(), *(" " * start + more for more in wrapped[1:])]
+    return "\n".join(lines)

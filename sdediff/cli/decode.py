@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, with_condition
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import CODES, in_batches, write_samples
 from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_option, run_option, solver_options
 from sdediff.cli.runs import Run, open_run
@@ -26,7 +28,7 @@ from sdediff.transport import decode, states_of
 
 EXAMPLES = """\
   sdediff decode runs/digits/latents/latents.npz
-  sdediff decode z.npz --out back.png --solver heun --steps 50   # another solver than encoded them"""
+  sdediff decode z.npz --out back.png --solver heun --steps 50"""
 
 
 class Latents(NamedTuple):
@@ -39,7 +41,9 @@ class Latents(NamedTuple):
     guidance: Guidance
 
 
-@click.command("decode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
+@click.command(
+    "decode", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, DETERMINISTIC),)
+)
 @click.argument("latents", type=PATH)
 @run_option
 @number_option

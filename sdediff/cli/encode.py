@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.conditions import CONDITION, labels_option, with_labels
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import CODES, DataItems, in_batches, read_items
 from sdediff.cli.options import (
     SolverChoice,
@@ -31,11 +33,13 @@ EXAMPLES = """\
   sdediff encode                             # the run's held-out data
   sdediff encode photos.npz --out z.npz
   sdediff encode -n 100 --solver heun --steps 50
-  sdediff encode --solver auto --steps 20        # chosen for the run's model; decode chooses for its direction
-  sdediff encode --solver reversible --steps 10   # decode inverts it exactly"""
+  sdediff encode --solver auto --steps 20    # chosen for the run; decode's too
+  sdediff encode --solver reversible --steps 10    # decode inverts it exactly"""
 
 
-@click.command("encode", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
+@click.command(
+    "encode", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, DETERMINISTIC),)
+)
 @data_argument
 @run_option
 @number_option

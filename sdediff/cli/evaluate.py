@@ -16,6 +16,7 @@ from sdediff.cli import tables
 from sdediff.cli.compare import Several
 from sdediff.cli.conditions import Assignments, condition_option, with_condition
 from sdediff.cli.console import Console, warnings_as_lines
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import ITEM_ARRAYS, DataItems, read_items
 from sdediff.cli.options import (
     COUNT,
@@ -50,10 +51,10 @@ DRAWN, SCORED = 1000, 128
 """Numbers of samples and of scored items of a run by default."""
 
 EXAMPLES = """\
-  sdediff evaluate                               # the most recent run, beside its held-out data
+  sdediff evaluate                  # the most recent run and its held-out data
   sdediff evaluate runs/digits -n 5000 --solver sde --steps 100
   sdediff evaluate samples.npz --data test.npz --json
-  sdediff evaluate pictures/ --data photos/ --features inception.pt --resamples 10"""
+  sdediff evaluate pictures/ --data photos/ --features inception.pt"""
 
 RANGE_HELP = "Values of black and white for --features FILE, unless it takes bytes.  [default: -1 1]"
 
@@ -67,7 +68,7 @@ class Subject(NamedTuple):
     run: Run | None
 
 
-@click.command("evaluate", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
+@click.command("evaluate", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, SAMPLERS),))
 @click.argument("subject", metavar="[SAMPLES_OR_RUN]", type=PATH, required=False)
 @click.option("--data", help="A file or folder of data, or a data set's name for its held-out part.")
 @click.option("-n", "--number", type=COUNT, help=f"Samples of a run, or the first of a file.  [default: {DRAWN}; all]")

@@ -8,20 +8,19 @@ import click
 
 from sdediff.checkpoint import load
 from sdediff.cli.console import Console
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import PATH, TableName, force_option, json_option
 from sdediff.interop import export
 
 FORMATS = {"diffusers": export}
 """Formats of export."""
 
-EPILOG = """\b
-Examples:
+EXAMPLES = """\
   sdediff export ddpm-cat --to diffusers ddpm-cat-again
-  sdediff export runs/finetuned --to diffusers out/pipeline --force
-"""
+  sdediff export runs/finetuned --to diffusers out/pipeline --force"""
 
 
-@click.command("export", epilog=EPILOG)
+@click.command("export", cls=DescribedCommand, examples=EXAMPLES)
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option(

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from sdediff.cli.console import exit_with, open_streams, print_error
+from sdediff.cli.console import exit_with, open_streams, paint, print_error
 from sdediff.interrupt import ending_interrupts
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -92,7 +92,7 @@ def fail(error: Exception, message: str, code: int) -> NoReturn:
     """Print one line on the error stream and exit."""
     if os.environ.get("SDEDIFF_DEBUG") == "1":
         raise error
-    print_error(f"error: {' '.join(message.split())}")
+    print_error(f"{paint('error:', fg='red')} {' '.join(message.split())}")
     exit_with(code)
 
 

@@ -73,7 +73,7 @@ def guidance_options(command: Callable[..., Any]) -> Any:
             type=Assignment(),
             multiple=True,
             metavar="NAME=VALUE",
-            help="What stands for no condition in guidance.  [default: what the network was trained with]",
+            help="No condition, in guidance.  [default: as trained]",
         ),
         click.option(
             "--guidance-interval",

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from sdediff import __version__
 from sdediff.checkpoint import latest_run
 from sdediff.cli import tables
 from sdediff.cli.console import Console, columns
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import json_option, run_option
 from sdediff.cli.runs import Run, open_run, read_metrics, run_config
 from sdediff.config import PROCESSES
@@ -27,24 +29,38 @@ from sdediff.training import OBJECTIVES, SCHEDULES, TIME_LAWS, WEIGHTINGS
 
 _KINDS = {"ae": "autoencoder", "vae": "variational autoencoder", "latent": "score model on codes"}
 
-EPILOG = """\b
-Examples:
-  sdediff info                    # the most recent run
+EXAMPLES = """\
+  sdediff info                # the most recent run
   sdediff info --run runs/digits --json
-  sdediff info --list             # solvers, grids, processes, networks, data sets
-"""
+  sdediff info --run google/ddpm-cifar10-32 --download
+  sdediff info --list         # solvers, grids, processes, networks, data sets"""
 
 
-@click.command("info", epilog=EPILOG)
+AUTHORS = "The sdediff authors"
+TITLE = "sdediff: score-based SDE/ODE solvers with exact encoding and likelihoods that state their error"
+CITATION = f"""\
+@software{{sdediff,
+  author  = {{{{{AUTHORS}}}}},
+  title   = {{{{{TITLE}}}}},
+  version = {{{__version__}}},
+  license = {{MIT}}
+}}"""
+
+
+@click.command("info", cls=DescribedCommand, examples=EXAMPLES)
 @run_option
-@click.option("--list", "listing", is_flag=True, help="The available solvers, grids, processes and data, not a run.")
+@click.option("--list", "listing", is_flag=True, help="Solvers, grids, processes and data, not a run.")
+@click.option("--cite", is_flag=True, help="How to cite the package, as BibTeX.")
 @json_option
-def command(run: Path | None, listing: bool, as_json: bool) -> None:
+def command(run: Path | None, listing: bool, cite: bool, as_json: bool) -> None:
     """Describe a run: process, network, data, training.
 
     With --list, or without any run: the available solvers, grids, processes and data sets.
     """
     console = Console(as_json)
+    if cite:
+        console.say(CITATION)
+        return console.result(title=TITLE, author=AUTHORS, version=__version__, bibtex=CITATION)
     if listing or (run is None and not _any_run()):
         return _list_tables(console)
     opened = open_run(run, "cpu", console)
@@ -65,7 +81,7 @@ def _list_tables(console: Console) -> None:
     console.say(
         "\n\n".join([tables.solvers(), tables.grids(), tables.processes(), tables.networks(), tables.datasets()])
     )
-    console.say("\nDATA may also be a .npy, .npz, .csv, .parquet or IDX file, or a folder of images.")
+    console.say("\nDATA may also be a .npy, .npz, .csv, .parquet or IDX file, or a folder of images")
     lists: dict[str, Mapping[str, object]] = {
         "solvers": SOLVERS,
         "grids": GRIDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import arrays_of, backdrop, read_items
 from sdediff.cli.options import SolverChoice, batch_size_option, data_argument, run_option, solver_options
 from sdediff.cli.output import write_npz
@@ -24,12 +26,14 @@ ROWS = 8
 """Number of paths by default."""
 
 EXAMPLES = """\
-  sdediff interpolate                            # neighbours among the held-out items
+  sdediff interpolate                    # neighbours among held-out items
   sdediff interpolate --pair 0 7 --pair 3 5 --points 12
   sdediff interpolate photos/ --pair 0 1 --out film.png"""
 
 
-@click.command("interpolate", epilog=tables.as_epilog(EXAMPLES, tables.solvers(DETERMINISTIC)))
+@click.command(
+    "interpolate", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, DETERMINISTIC),)
+)
 @data_argument
 @run_option
 @click.option(

@@ -20,6 +20,7 @@ from sdediff.cli.conditions import labels_option, with_labels
 from sdediff.cli.evaluation import WRITERS, OutputFiles, Task, evaluation_bar, write_evaluation
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
     COUNT,
@@ -50,15 +51,13 @@ from sdediff.samplers.ancestral import VARIANCES
 TRACES = {"auto": f"exact up to {EXACT_UP_TO} dimensions", "exact": "D products", "hutchinson": "random probes"}
 PRIORS = {"moments": "the data's mean and covariance", "standard": "N(0, sigma^2)"}
 
-EPILOG = """\b
-Examples:
-  sdediff likelihood                              # the run's held-out data
-  sdediff likelihood --out bits.csv               # a row for each item, and a picture; repeated: resumed
-  sdediff likelihood --target-error 0.01          # as many items as needed
+EXAMPLES = """\
+  sdediff likelihood                         # the run's held-out data
+  sdediff likelihood --out bits.csv          # a row an item; repeated: resumed
+  sdediff likelihood --target-error 0.01     # as many items as needed
   sdediff likelihood test.npz --trace hutchinson --probes 8 --json
-  sdediff likelihood --elbo --samples 4           # the variational bound
-  torchrun --nproc_per_node 2 -m -- sdediff likelihood    # several processes
-"""
+  sdediff likelihood --elbo --samples 4      # the variational bound
+  torchrun --nproc_per_node 2 -m -- sdediff likelihood"""
 
 
 class StepCount(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
@@ -90,8 +89,8 @@ method_options = together(
     click.option(
         "--steps", type=StepCount(), help="Steps of a fixed grid; with --elbo, of the chain, or inf: continuous time."
     ),
-    _table_option("--grid", GRIDS, "grid", "Spacing of the steps"),
-    click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
+    click.option("--grid", type=TableName(GRIDS, "grid"), help="Spacing of the steps, of `sdediff info --list`."),
+    click.option("--rtol", type=POSITIVE, help="Relative tolerance: adaptive, instead of steps."),
     click.option("--atol", type=POSITIVE, help="Absolute tolerance."),
     click.option(
         "--trace",
@@ -119,7 +118,7 @@ method_options = together(
 )
 
 
-@click.command("likelihood", epilog=EPILOG)
+@click.command("likelihood", cls=DescribedCommand, examples=EXAMPLES)
 @data_argument
 @run_option
 @number_option

@@ -9,6 +9,7 @@ import click
 from sdediff.checkpoint import save
 from sdediff.cli.conditions import Assignments, condition_option, with_condition
 from sdediff.cli.console import Console
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import read_items
 from sdediff.cli.options import (
     COUNT,
@@ -23,15 +24,13 @@ from sdediff.cli.options import (
 from sdediff.cli.runs import open_run
 from sdediff.estimation import SAMPLES, STEPS, moments
 
-EPILOG = """\b
-Examples:
-  sdediff moments ddpm-cat runs/cat                      # from samples of the model
-  sdediff moments ddpm-cat runs/cat --data cats.npz      # from the data: better, and at once
-  sdediff moments runs/digits runs/digits --data mnist.npz --force
-"""
+EXAMPLES = """\
+  sdediff moments ddpm-cat runs/cat                    # from its samples
+  sdediff moments ddpm-cat runs/cat --data cats.npz    # from data: better
+  sdediff moments runs/digits runs/digits --data mnist.npz --force"""
 
 
-@click.command("moments", epilog=EPILOG)
+@click.command("moments", cls=DescribedCommand, examples=EXAMPLES)
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--data", help="A file or folder of the data, or a data set's name for its held-out part.")

@@ -109,12 +109,12 @@ def solver_options(table: Mapping[str, Any], default: str | None = "ode", otherw
             help="One of the solvers below." + otherwise,
         ),
         click.option("--steps", type=COUNT, help="Steps of a fixed grid.  [default: the solver's own]"),
-        click.option("--rtol", type=POSITIVE, help="Relative tolerance: an adaptive solve instead of steps."),
-        click.option("--atol", type=POSITIVE, help="Absolute tolerance; one given alone stands for both."),
+        click.option("--rtol", type=POSITIVE, help="Relative tolerance: adaptive, instead of steps."),
+        click.option("--atol", type=POSITIVE, help="Absolute tolerance; one alone stands for both."),
         click.option(
             "--grid",
             type=TableName(GRIDS, "grid"),
-            help=f"Spacing of the steps: {', '.join(GRIDS)}.  [default: the solver's own]",
+            help="Spacing of the steps, of `sdediff info --list`.",
         ),
     )
 
@@ -135,7 +135,7 @@ def batch_size_option(default: int) -> Decorator[Any]:
     )
 
 
-_NETWORK = "sdediff.network"  # the place of --network in a command's context, where open_run finds it
+_NETWORK, _DOWNLOAD = "sdediff.network", "sdediff.download"  # places in a command's context, where open_run finds them
 
 
 def _import_network(context: click.Context, _: click.Parameter, path: str | None) -> None:
@@ -144,17 +144,17 @@ def _import_network(context: click.Context, _: click.Parameter, path: str | None
         context.meta[_NETWORK] = import_typed(path)
 
 
-def import_typed(path: str) -> Callable[..., nn.Module]:
-    """Import a class whose place was typed on the command line, from the working directory too.
+def import_typed(path: str, what: str = "network", kind: str = "Class") -> Callable[..., Any]:
+    """Import a callable whose place was typed on the command line, from the working directory too.
 
     Raises:
-        ValueError: if there is no such class.
+        ValueError: if there is no such thing; see :func:`~sdediff.foreign.imported`.
     """
     from sdediff.foreign import imported
 
     if "" not in sys.path:
         sys.path.insert(0, "")
-    return imported(path)
+    return imported(path, what, kind)
 
 
 def given_network() -> Callable[..., nn.Module] | None:
@@ -168,21 +168,38 @@ network_option = click.option(
     metavar="MODULE:CLASS",
     expose_value=False,
     callback=_import_network,
-    help="Class of a network of your own, which is imported.  [default: the library's]",
+    help="Import a network of your own, a class.",
 )
+
+
+def _download(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    context.meta[_DOWNLOAD] = wanted
+
+
+def may_download() -> bool:
+    """Return whether the present command was told ``--download``."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_DOWNLOAD))
+
+
 run_option = together(
-    click.option("--run", type=PATH, help="Folder of the run.  [default: the most recent under runs/]"),
+    click.option("--run", type=PATH, help="Folder of the run.  [default: latest in runs/]"),
+    click.option(
+        "--download",
+        is_flag=True,
+        expose_value=False,
+        callback=_download,
+        help="Fetch --run owner/name from the Hugging Face hub.",
+    ),
     network_option,
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto for the fastest available."
-)
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
 execution_options = together(
     click.option("--autocast", type=TableName(AUTOCASTS, "precision"), help="Precision of the network: bf16 or fp16."),
-    click.option("--compile", is_flag=True, help="Compile the network; the first forward then takes minutes."),
+    click.option("--compile", is_flag=True, help="Compile the network: minutes, at first."),
     click.option("--channels-last", is_flag=True, help="Lay images out with their channels last."),
-    click.option("--tf32/--no-tf32", default=None, help="TF32 on CUDA.  [default: torch's own; off in likelihoods]"),
+    click.option("--tf32/--no-tf32", default=None, help="TF32 on CUDA, which likelihoods leave off."),
 )
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sdediff.extras import require
 from sdediff.files import write
 
 
@@ -26,10 +27,13 @@ def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, 
         force: replace files that exist.
 
     Raises:
-        ValueError: if ``out`` has the suffix of another kind of file.
+        ValueError: if ``out`` has the suffix of another kind of file, or a picture is among them and matplotlib or
+            Pillow is not installed.
         FileExistsError: if a file that was named exists, without ``force``.
         OSError: if the folder cannot be made or written to.
     """
+    if ".png" in suffixes:
+        require("plots")
     if out is None or out.is_dir():
         folder = folder if out is None else out
         stem, number = folder / name, 1

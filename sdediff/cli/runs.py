@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from sdediff.checkpoint import DESCRIPTION, latest_run, load_any
 from sdediff.cli.console import Console
-from sdediff.cli.options import given_network
+from sdediff.cli.options import given_network, may_download
 from sdediff.config import Config
 from sdediff.data import to_values
 from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.execution import Execution
 from sdediff.foreign import twin_of
+from sdediff.interop import fetch_model, is_hub_name
 from sdediff.latent import FirstStage, LatentModel
 from sdediff.numerics import in_parts
 from sdediff.score_model import ScoreModel
@@ -100,6 +101,8 @@ def open_model(
     """
     chosen = pick_device(device)
     folder = find_run(console) if folder is None else folder
+    if may_download() and is_hub_name(folder):
+        folder = fetch_model(str(folder))
     model = load_any(folder, device=chosen, network=given_network())
     return folder.parent if folder.is_file() else folder, model, chosen  # the model's file stands for its folder
 

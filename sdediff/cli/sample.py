@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.items import write_samples
 from sdediff.cli.options import COUNT, SolverChoice, batch_size_option, run_option, seed_option, solver_options
 from sdediff.cli.runs import Run
@@ -27,15 +29,14 @@ from sdediff.samplers.ancestral import Ancestral
 from sdediff.sampling import node_times
 
 EXAMPLES = """\
-  sdediff sample                                 # 64, from the most recent run
+  sdediff sample                             # 64, from the most recent run
   sdediff sample --solver ode --steps 10 -n 100
   sdediff sample --solver dopri5 --rtol 1e-6 --seed 7 --out seven.png
   sdediff sample --solver sde --steps 200 --json
-  sdediff sample --solver auto --steps 10        # chosen for the run's model, and kept in the run
-  sdediff sample --solver tuned --steps 10       # after sdediff tune
-  sdediff sample --log-prob -n 1000              # and the log-density of each
-  sdediff sample --label 3 --guidance 2          # of a run by sdediff train --conditional
-  sdediff sample --solver ancestral-learned      # a checkpoint with a learned variance"""
+  sdediff sample --solver auto --steps 10    # chosen for the run, kept in it
+  sdediff sample --solver tuned --steps 10   # after sdediff tune
+  sdediff sample --log-prob -n 1000          # and the log-density of each
+  sdediff sample --label 3 --guidance 2      # of sdediff train --conditional"""
 
 TUNED = "tuned"
 LEARNED: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
@@ -43,7 +44,9 @@ LEARNED: dict[str, Sampler] = {"ancestral-learned": Ancestral("learned")}
 SAMPLE_SOLVERS: Mapping[str, Any] = ChainMap({**LEARNED, TUNED: None, AUTO: None}, SAMPLERS)
 
 
-@click.command("sample", epilog=tables.as_epilog(EXAMPLES, tables.solvers()))
+@click.command(
+    "sample", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, SAMPLE_SOLVERS),)
+)
 @run_option
 @solver_options(SAMPLE_SOLVERS)
 @click.option("-n", "--number", type=COUNT, default=64, show_default=True, help="Number of samples.")

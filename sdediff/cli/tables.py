@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdediff.cli.console import columns
+from sdediff.cli.help import WIDTH
 from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
 from sdediff.data.toy import TOYS
@@ -16,26 +18,46 @@ from sdediff.networks import NETWORKS, SIZES, parameter_count
 from sdediff.samplers import AUTO, SOLVERS, Sampler
 from sdediff.tables import FilteredTable
 
-AUTO_ROW = ["-", "N", "20 on its own", "ODE", "chosen for the model: at most 1,280 forwards of one item, once"]
-"""Row of ``"auto"`` after its name: order and nodes are those of what is chosen."""
+_USES = {
+    "few forwards": ("ode",),
+    "chosen for the run": (AUTO, "tuned"),
+    "with noise": ("sde", "ancestral"),
+    "a learned variance": ("ancestral-learned",),
+    "to a tolerance": ("adaptive", "adaptive-sde"),
+    "exact round trips": ("reversible",),
+}
+"""Uses of solvers, in the order of the help; others are those of their kind by name."""
 
 
 def solvers(table: Mapping[str, Sampler] = SOLVERS) -> str:
-    """List name, order, cost and kind of every solver."""
+    """List what every solver is for, its kind, order, cost and default steps."""
     rows = [
         [
             name,
-            str(solver.order),
-            cost(solver),
-            "-" if solver.adaptive else f"{solver.steps} on {solver.grid}",
             "SDE" if solver.stochastic else "ODE",
-            repr(solver),
+            "-" if name == AUTO else str(solver.order),  # that of what is chosen
+            cost(solver),
+            "-" if solver.adaptive else f"{solver.steps}{', chain' * (solver.grid == 'chain')}",
+            use(name, solver),
         ]
         for name, solver in table.items()
-        if name != AUTO
     ]
-    rows += [[AUTO, *AUTO_ROW]] * (AUTO in table)
-    return columns([["solver", "order", "NFE", "default steps", "kind", "method"], *rows])
+    return columns([["solver", "kind", "order", "NFE", "steps", "for"], *rows], width=WIDTH)
+
+
+def solvers_by_use(table: Mapping[str, Sampler | None]) -> str:
+    """List the names of solvers by what they are for."""
+    uses: dict[str, list[str]] = {each: [] for each in _USES}
+    for name, solver in table.items():
+        uses.setdefault(use(name, solver), []).append(name)
+    rows = [[each, ", ".join(sorted(names, key=list(table).index))] for each, names in uses.items() if names]
+    return f"Solvers, which `sdediff info --list` describes:\n{columns(rows, width=WIDTH)}"
+
+
+def use(name: str, solver: Sampler | None) -> str:
+    """Return what a solver is for."""
+    known = (each for each, names in _USES.items() if name in names)
+    return next(known, "by name, with noise" if solver is not None and solver.stochastic else "by name, no noise")
 
 
 DETERMINISTIC: Mapping[str, Sampler] = FilteredTable(SOLVERS, lambda solver: not solver.stochastic)
@@ -53,21 +75,26 @@ def cost(solver: Sampler) -> str:
 
 def grids() -> str:
     """List name and rule of every grid."""
-    return columns(
-        [["grid", "nodes", "rule"], *([name, summary(type(grid)), repr(grid)] for name, grid in GRIDS.items())]
-    )
+    rows = [[name, ", ".join(_numbers(grid)) or "-", summary(type(grid))] for name, grid in GRIDS.items()]
+    return columns([["grid", "parameters", "nodes"], *rows], width=WIDTH)
+
+
+def _numbers(record: Any) -> list[str]:
+    """Return the numbers among the fields of a dataclass, by name."""
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return [f"{name}={value:g}" for name, value in values.items() if isinstance(value, int | float)]
 
 
 def processes() -> str:
     """List name and parameters of every forward process."""
     rows = [[name, _signature(make), summary(make)] for name, make in PROCESSES.items()]
-    return columns([["process", "parameters", "description"], *rows])
+    return columns([["process", "parameters", "description"], *rows], width=WIDTH)
 
 
 def datasets() -> str:
     """List the data sets."""
     rows = [[name, summary(TOYS.get(name, make))] for name, make in DATASETS.items()]
-    return columns([["data", "description"], *rows])
+    return columns([["data", "description"], *rows], width=WIDTH)
 
 
 def summary(thing: object) -> str:
@@ -89,14 +116,9 @@ def networks(shape: tuple[int, ...] = (3, 32, 32)) -> str:
         for size, made in sizes.items()
     ]
     rows += [[name, "-", "-", summary(make)] for name, make in NETWORKS.items() if name not in SIZES]
-    return columns([["network", "size", f"weights for {shape}", "parameters"], *rows])
+    return columns([["network", "size", f"weights for {shape}", "parameters"], *rows], width=WIDTH)
 
 
 def _signature(make: Callable[..., Any]) -> str:
     parameters = inspect.signature(make).parameters.values()
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
-
-
-def as_epilog(examples: str, *tables: str) -> str:
-    r"""Return examples and tables as the end of a help text, without rewrapping (click's ``\b``)."""
-    return "\n\n".join(f"\b\n{block}" for block in (f"Examples:\n{examples}", *tables))

@@ -16,6 +16,7 @@ from torch import Tensor
 from sdediff import plots
 from sdediff.cli.console import Console, print_error, warnings_as_lines
 from sdediff.cli.group import INTERRUPTED
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import (
     COUNT,
     PATH,
@@ -33,6 +34,7 @@ from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS, KINDS
 from sdediff.data.reading import MISSING, REFUSE
 from sdediff.devices import pick_device
+from sdediff.extras import require
 from sdediff.foreign import is_import_path, path_of
 from sdediff.latent import FirstStage, LatentModel
 from sdediff.training import TrainingWarning, TrainResult, train
@@ -45,32 +47,26 @@ RUNS = Path("runs")
 DEFAULTS = Config().training
 
 
-EPILOG = f"""\b
-Examples:
-  sdediff train
+EXAMPLES = """\
+  sdediff train                              # digits, to runs/digits
   sdediff train --data moons --steps 3000 --set sde.name=flow
-  sdediff train --data photos/ --size 64 --set data.flips=true --run runs/photos
+  sdediff train --data photos/ --size 64 --set data.flips=true
   sdediff train --data table.csv --missing drop --set data.text=drop
   sdediff train --resume --run runs/photos --steps 20000
-  sdediff train --network mynets:UNet --set network.width=64    # code of your own, from the working directory
-  sdediff train --conditional                                   # with the classes of the data
-  sdediff train --model vae --run runs/vae                      # then, or without it, its latent score model:
-  sdediff train --model latent --first-stage runs/vae --run runs/latent
-  torchrun --nproc_per_node 2 -m -- sdediff train    # several processes, one batch
+  sdediff train --network mynets:UNet --set network.width=64
+  sdediff train --conditional                # with the classes of the data
+  sdediff train --model vae --run runs/vae
+  sdediff train --model latent --first-stage runs/vae
+  torchrun --nproc_per_node 2 -m -- sdediff train"""
 
-\b
-Data by name:
-  {", ".join(DATASETS)}
-
-\b
-Processes, for --set sde.name=:
-  {", ".join(PROCESSES)}
-
-{CONFIG} in the run lists all settings, for --config or --set.
-"""
+NOTES = (
+    lambda: f"Data by name:\n  {', '.join(DATASETS)}",
+    lambda: f"Processes, for --set sde.name=:\n  {', '.join(PROCESSES)}",
+    lambda: f"Settings:\n  {CONFIG} in the run lists all of them, for --config or --set.",
+)
 
 
-@click.command("train", epilog=EPILOG)
+@click.command("train", cls=DescribedCommand, examples=EXAMPLES, notes=NOTES)
 @click.option(
     "--data", metavar="NAME|PATH", help="Data set, file (arrays, table, IDX) or folder of images.  [default: digits]"
 )
@@ -128,6 +124,7 @@ def command(
     The run's folder holds the moving average of the network, settings, metrics and, every few hundred steps, pictures
     of samples. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; --resume continues from it bit for bit.
     """
+    require("train", "plots")
     console = Console(as_json)
     chosen = pick_device(device)
     flags = {

@@ -13,17 +13,16 @@ from sdediff.cli.console import Console, columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import FAILED, INTERRUPTED
 from sdediff.cli.guidance import Guidance, guidance_options
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import COUNT, run_option, seed_option
 
-EPILOG = """\b
-Examples:
+EXAMPLES = """\
   sdediff tune                                   # the most recent run, 10 steps
   sdediff tune --run runs/digits --steps 8 --steps 10 --steps 20
-  sdediff sample --solver tuned --steps 10       # use the tuned solver
-"""
+  sdediff sample --solver tuned --steps 10       # use the tuned solver"""
 
 
-@click.command("tune", epilog=EPILOG)
+@click.command("tune", cls=DescribedCommand, examples=EXAMPLES)
 @run_option
 @click.option(
     "--steps",

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sdediff.data.dataset import Dataset
+from sdediff.extras import extra
 from sdediff.types import DataInfo
 
 HELD_OUT = 360
@@ -13,8 +14,9 @@ HELD_OUT = 360
 
 def digits(seed: int = 0) -> Dataset:
     """All digits, 360 of them held out with the classes in their proportions, chosen by ``seed``."""
-    from sklearn.datasets import load_digits  # slow to import, and used nowhere else
-    from sklearn.model_selection import train_test_split
+    with extra("train", "the digits are scikit-learn's: they need"):
+        from sklearn.datasets import load_digits  # slow to import, and used nowhere else
+        from sklearn.model_selection import train_test_split
 
     source = load_digits()
     images = torch.from_numpy(source.images).to(torch.int64)[:, None]

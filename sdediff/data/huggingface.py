@@ -15,11 +15,10 @@ import numpy as np
 
 from sdediff.data.arrays import Array, Members, readable
 from sdediff.data.columns import Table
-from sdediff.data.images import KINDS, header_of, no_bombs, pixels_of
 from sdediff.data.storage import empty
+from sdediff.extras import extra
 
 PREFIX = "hf:"
-EXTRA = "pip install 'sdediff[hub]'"
 
 _PARTS = {"x_train": ("train",), "x_test": ("test", "validation")}
 _LABELS_OF = {"x_train": "y_train", "x_test": "y_test"}
@@ -48,10 +47,8 @@ def read_hub(source: str | Path, size: int | None) -> Hub:
     Raises:
         ValueError: if it cannot be read, or ``datasets`` is not installed.
     """
-    try:
+    with extra("hub", f"{source}: reading it needs"):
         import datasets  # slow to import, and used nowhere else
-    except ImportError:
-        raise ValueError(f"{source}: reading it needs datasets: {EXTRA}") from None
     with readable(Path(source)):
         if isinstance(source, str):
             found = datasets.load_dataset(*source.removeprefix(PREFIX).split(":", 1))
@@ -87,6 +84,8 @@ def _table(rows: Any) -> Table:
 
 def _images(rows: Any, column: str, size: int | None, where: str) -> Array:
     """Decode a column of images, in two passes: sizes and kinds, then pixels."""
+    from sdediff.data.images import KINDS, header_of, no_bombs, pixels_of  # which needs Pillow
+
     with readable(Path(where)), no_bombs():
         headers = [header_of(row[column]) for row in rows]
         shapes, kinds = {header.shape for header in headers}, {header.kind for header in headers}

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from PIL import Image, ImageFile, ImageOps
 
 from sdediff.data.arrays import Array, readable
+from sdediff.extras import extra
+
+with extra("plots", "images need"):
+    from PIL import Image, ImageFile, ImageOps
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # no others, whatever a file is called
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")

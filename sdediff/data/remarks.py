@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdediff.data.levels import LEVEL_LIMIT
 from sdediff.data.units import has_units
+from sdediff.numerics import wide
 from sdediff.types import DataInfo
 
 LARGEST, SMALLEST = 10.0, 0.1
@@ -55,7 +56,7 @@ def are_levels(x: Tensor, info: DataInfo) -> bool:
         return False
     if not bool(((x == x.round()) & (x >= 0) & (x < info.levels)).all()):
         return False
-    position = (x.double() - info.low) * (info.levels - 1) / (info.high - info.low)
+    position = (wide(x) - info.low) * (info.levels - 1) / (info.high - info.low)
     off = (position - position.round()).abs() > 1e-3
     return bool((x > info.high).any() or (off.any() and (x != x.flatten()[0]).any()))
 

@@ -12,7 +12,6 @@ from sdediff.data.arrays import Array, Members, members
 from sdediff.data.cifar import cifar_members, is_cifar
 from sdediff.data.columns import Table
 from sdediff.data.dataset import Ids
-from sdediff.data.folders import read_folder
 from sdediff.data.huggingface import PREFIX, is_saved, read_hub
 from sdediff.data.idx import idx_files, idx_members, is_idx
 from sdediff.data.reading import Reading
@@ -92,6 +91,8 @@ def _folder(path: Path, reading: Reading) -> Source:
         return Source(path, arrays, ordered=True, classes=classes)
     if idx_files(path):
         return Source(path, idx_members(path))
+    from sdediff.data.folders import read_folder  # which needs Pillow
+
     folder = read_folder(path, reading.size, reading.damaged)
     found = {"data": folder.images} | ({} if folder.labels is None else {OTHER_LABELS: folder.labels})
     arrays = {name: partial(_same, array) for name, array in found.items()}

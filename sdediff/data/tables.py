@@ -10,9 +10,9 @@ import numpy as np
 
 from sdediff.data.arrays import Array, readable
 from sdediff.data.columns import Table
+from sdediff.extras import extra
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-EXTRA = "pip install 'sdediff[tables]'"
 
 _DELIMITERS = ",;\t"
 
@@ -23,10 +23,8 @@ def read_table(path: Path) -> Table:
     Raises:
         ValueError: if the file is damaged, two columns have one name, or pyarrow is not installed.
     """
-    try:
+    with extra("tables", f"{path}: reading tables needs"):
         import pyarrow  # slow to import, and used nowhere else
-    except ImportError:
-        raise ValueError(f"{path}: reading tables needs pyarrow: {EXTRA}") from None
     with readable(path):
         table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
         again = [name for name, count in Counter(table.column_names).items() if count > 1]
@@ -36,13 +34,15 @@ def read_table(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Any:
-    from pyarrow import parquet
+    with extra("tables"):
+        from pyarrow import parquet
 
     return parquet.read_table(path)
 
 
 def _read_csv(path: Path) -> Any:
-    from pyarrow import csv
+    with extra("tables"):
+        from pyarrow import csv
 
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()

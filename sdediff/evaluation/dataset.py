@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdediff.conditions import Condition, ConditionLike
-from sdediff.evaluation.memory import Microbatches, fitting, out_of_memory, peak_memory
+from sdediff.evaluation.memory import fitting, peak_memory
 from sdediff.evaluation.processes import Processes
 from sdediff.evaluation.resume import Columns, PartialResults
+from sdediff.microbatches import Microbatches, out_of_memory
 from sdediff.types import brief
 
 BLOCK = 32
@@ -216,7 +217,8 @@ class _Rounds:
         if self.microbatches is None:
             self.share = self._measured_size(function, x, first)
             self.microbatches = Microbatches(self.share)
-        return self.microbatches(function, x, first)
+        parts = [*self.microbatches(len(x), lambda begin, end: function(x[begin:end], first + begin))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _conditional(self, condition: Condition, first: int) -> BatchEvaluation:
         """Return the evaluation under the condition of a batch, whose microbatches get their own rows."""

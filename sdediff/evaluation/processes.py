@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdediff.extras import extra
+
 
 class Processes:
     """The processes that ``torchrun`` or ``accelerate launch`` started.
@@ -25,7 +27,8 @@ class Processes:
         self.rank, self.count, self.device = 0, 1, torch.device(device)
         self._accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import Accelerator  # slow to import, and needed by several processes only
+            with extra("train", "several processes need"):
+                from accelerate import Accelerator  # slow to import
 
             self._accelerator = Accelerator(cpu=self.device.type == "cpu")
             self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes

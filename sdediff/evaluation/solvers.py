@@ -21,6 +21,8 @@ from sdediff.evaluation.distances import Errors, energy_distance
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
 from sdediff.noise import NoiseSource
+from sdediff.numerics import widest
+from sdediff.progress import ProgressLike, reporter
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import check_shape, resolve, solve
@@ -131,7 +133,7 @@ def compare(
     prior: str = "moments",
     batch_size: int | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
     condition: ConditionLike = None,
     report: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
@@ -151,7 +153,7 @@ def compare(
         prior: distribution of the starts; see :func:`~sdediff.generation.sample`.
         batch_size: number of starts solved at a time; all by default.
         device: device of the states; the network's by default.
-        progress: function called as ``progress(done, total)``, in forwards, roughly.
+        progress: true for a bar, or a function called as ``progress(done, total)``; in forwards, roughly.
         condition: condition of each start, one row a start or one for all, as in :func:`~sdediff.sampling.solve`.
         report: function called after every row with the comparison so far.
 
@@ -197,19 +199,17 @@ _BatchSolve = Callable[[Denoiser, Tensor, int, Progress], Solution]
 class _Batches:
     """The starts in batches, with the progress over all solves."""
 
-    def __init__(self, model: Denoiser, x: Tensor, size: int | None, cost: int, progress: Progress | None) -> None:
+    def __init__(self, model: Denoiser, x: Tensor, size: int | None, cost: int, progress: ProgressLike) -> None:
         if size is not None and size < 1:
             raise ValueError(f"the batch size must be at least 1, not {size}")
         size = len(x) if size is None else size
         begins = range(0, len(x), size)
         self.batches = [(model.part(first, size, len(x)), x[first : first + size]) for first in begins]
-        self.done, self.total, self.progress = 0, cost * len(self.batches), progress
+        self.done, self.total = 0, cost * len(self.batches)
+        self.progress = reporter(progress, "comparing", "forward")
 
     def run(self, solve_batch: _BatchSolve, cost: int) -> tuple[Tensor, float]:
-        """Return the results of all starts, and the number of forwards a sample.
-
-        ``solve_batch`` gets the denoiser of a batch, the batch, its first index, and a function for its progress.
-        """
+        """Return the results of all starts, and the NFE of a sample; ``solve_batch`` solves and reports on a batch."""
         results, items, nfe, before = list[Tensor](), 0, 0, self.done
         try:
             for model, x in self.batches:
@@ -263,7 +263,7 @@ def _most_steps(sampler: Sampler, budget: int) -> int:
 def _starts(model: Denoiser, shape: Sequence[int], seed: int, prior: str, device: torch.device | str | None) -> Tensor:
     moments = prior_moments(prior, model.moments)
     device = torch.device(model.device if device is None else device)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = widest(device)
     noise = NoiseSource(seed, shape, first=_FIRST, dtype=dtype, device=device)
     return model.sde.prior_sample(shape, moments=moments, noise=noise)
 

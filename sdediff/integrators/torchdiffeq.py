@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
-from sdediff.numerics import choose, flatten
+from sdediff.numerics import choose, flatten, widest
 
 ADAPTIVE_METHODS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 """Adaptive methods and their orders."""
@@ -61,6 +60,8 @@ def integrate(
         ValueError: for an unknown method.
         FloatingPointError: if the step size underflows or the state overflows.
     """
+    import torchdiffeq  # which imports much of scipy
+
     choose(_METHODS, method, "torchdiffeq method")
     if start == end:
         return state
@@ -76,7 +77,7 @@ def integrate(
     for dtype in dtypes[1:]:
         common = torch.promote_types(common, dtype)
     device = state[0].device
-    clock_dtype = torch.float32 if device.type == "mps" else torch.float64
+    clock_dtype = widest(device)
     clocks = [0.0, span] if nodes is None else [abs(node - start) for node in nodes]
     times = torch.tensor(clocks, dtype=clock_dtype, device=device)
     options = {} if method in FIXED_METHODS else {"norm": _worst_sample, "step_t": times[-1:], "dtype": clock_dtype}

@@ -2,6 +2,7 @@
 
 from sdediff.interop.autoencoder import DiffusersDecoder, DiffusersEncoder, load_latent
 from sdediff.interop.folder import find_autoencoder, find_model, load_folder
+from sdediff.interop.hub import fetch_model, is_hub_name
 from sdediff.interop.network import DiffusersNetwork
 from sdediff.interop.schedulers import SampleBounds, Scheduled, sample_bounds, scheduled
 from sdediff.interop.writing import export
@@ -13,8 +14,10 @@ __all__ = [
     "SampleBounds",
     "Scheduled",
     "export",
+    "fetch_model",
     "find_autoencoder",
     "find_model",
+    "is_hub_name",
     "load_folder",
     "load_latent",
     "sample_bounds",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdediff.documents import reason, shown
+from sdediff.extras import extra
 
 _LARGE = 1 << 20  # entries of an item for which no network is evaluated merely as a check
-EXTRA = "pip install 'sdediff[diffusers]'"
 
 
 class AllowedClasses(NamedTuple):
@@ -68,10 +68,8 @@ def diffusers() -> ModuleType:
     Raises:
         ValueError: if it is not installed.
     """
-    try:
+    with extra("diffusers"):
         import diffusers as package
-    except ImportError:
-        raise ValueError(f"models of diffusers need that package: {EXTRA}") from None
     return package
 
 

@@ -28,6 +28,7 @@ from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, stud
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
 from sdediff.options import LikelihoodOptions, check_count, check_options
+from sdediff.progress import reporter
 from sdediff.types import DataInfo, Level, brief
 
 
@@ -159,13 +160,13 @@ def bits_per_dim(
     if target_error is not None:
         given["target_error"] = target_error * nats
     start = model.sde.levels([dequantisation.start(model.sde, info) if t_from is None else t_from])[0]
-    batches = []
+    batches, report = [], reporter(progress, "bits/dim", "item")
     for begin in range(0, len(x), size):
         batch = x[begin : begin + size]
         given |= {"seed": options.get("seed", 0), "first": options.get("first", 0) + begin}
         batches.append(_draws(model.part(begin, size, len(x)), batch, info, dequantisation, start, samples, given))
-        if progress is not None:
-            progress(begin + len(batch), len(x))
+        if report is not None:
+            report(begin + len(batch), len(x))
     return _summarise(batches, estimate, nats, start.t)
 
 

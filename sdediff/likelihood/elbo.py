@@ -33,9 +33,11 @@ from sdediff.likelihood.bound.selection import BoundOptions, select_terms
 from sdediff.likelihood.discrete.decoder import make_decoder
 from sdediff.likelihood.discrete.dequantization import prepare_items
 from sdediff.likelihood.result import Result, in_json, student_quantile
+from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
 from sdediff.options import ElboOptions, check_count, check_options
+from sdediff.progress import reporter
 from sdediff.staged import Staged
 from sdediff.types import DataInfo, UndefinedError, brief
 
@@ -201,28 +203,31 @@ def elbo(
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
     make_control = choose(CONTROLS, control, "control")
-    size, progress = options.get("batch_size"), options.get("progress")
+    size = options.get("batch_size")
     size = len(x) if size is None else size
     check_count("batch_size", size)
     if samples is not None:
         check_count("samples", samples)
     width = 0.0 if info is None else bin_width(info)
     selected = select_terms(model, BoundOptions(steps, times, variance, law, draws, samples, width), data_moments)
-    seed, first, results = options.get("seed", 0), options.get("first", 0), []
-    for begin in range(0, len(x), size):
-        batch = x[begin : begin + size]
+    seed, first = options.get("seed", 0), options.get("first", 0)
+    progress = reporter(options.get("progress"), "bound", "item")
+
+    def bound(begin: int, end: int) -> Elbo:
+        batch = x[begin:end]
         x0 = batch if info is None else to_values(batch, info, dtype=model.state_dtype)
         noise = NoiseSource(seed, x0.shape, first=first + begin, dtype=x0.dtype, device=x0.device)
         items = BoundBatch(x0, noise, make_decoder(decoder, batch, info), make_control(x0, data_moments))
         with evaluating(model, options.get("keep_mode", False)), tf32_products(bool(model.execution.tf32)):
-            terms = selected.run(model.part(begin, size, len(x)), items)
+            terms = selected.run(model.part(begin, end - begin, len(x)), items)
         if info is None:
             terms = terms._replace(reconstruction=terms.reconstruction + log_scale(model.data))
         cost = (Moments.zero(x.shape[1:]) if prior_law is None else prior_law).kl(x0, selected.last)
-        results.append(_batch_elbo(cost, terms, x[0].numel(), info is not None, selected.times))
         if progress is not None:
-            progress(begin + len(batch), len(x))
-    return _join(results)
+            progress(end, len(x))
+        return _batch_elbo(cost, terms, x[0].numel(), info is not None, selected.times)
+
+    return _join([*Microbatches(size)(len(x), bound)])
 
 
 def _batch_elbo(prior: Tensor, terms: Terms, dim: int, discrete: bool, times: Tensor) -> Elbo:

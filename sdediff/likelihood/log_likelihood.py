@@ -14,7 +14,6 @@ by the noise of ``t_from``. Blurring by tau changes an item at order ``tau^2``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -32,9 +31,11 @@ from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
 from sdediff.likelihood.nodes import find_interval, find_levels, find_method, takes_any_steps
 from sdediff.likelihood.result import LogLikelihood, gather
+from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose
 from sdediff.options import LikelihoodOptions, check_count, check_options
+from sdediff.progress import reporter
 from sdediff.samplers.base import StepSampler
 from sdediff.types import DataInfo
 
@@ -99,7 +100,7 @@ def log_likelihood(
     check_options(options, LikelihoodOptions)
     steps, grid, size = options.get("steps"), options.get("grid"), options.get("batch_size")
     seed, first = options.get("seed", 0), options.get("first", 0)
-    probes, keep_mode, progress = options.get("probes", 2), options.get("keep_mode", False), options.get("progress")
+    probes, keep_mode = options.get("probes", 2), options.get("keep_mode", False)
     model, x, info = prepare_items(model, x, data, options)
     if options.get("differentiable", False):  # compiled networks have no second derivative
         model = model.with_execution(replace(model.execution, compile=False))
@@ -133,16 +134,18 @@ def log_likelihood(
         raise ValueError("a target error steers a path of steps; an adaptive solver has rtol and atol")
     size = microbatch(len(settings.levels(steps)), dim, x.device) if size is None else size
 
-    def batches() -> Iterator[LogLikelihood]:
-        for begin in range(0, len(x), size):
-            batch, denoiser = x[begin : begin + size], model.part(begin, size, len(x))
-            source = NoiseSource(seed, batch.shape, first=first + begin, dtype=dtype, device=x.device)
-            with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
-                yield _solve_items(denoiser, batch, info, settings, source, draw, steps)
-            if progress is not None:
-                progress(begin + len(batch), len(x))
+    progress = reporter(options.get("progress"), "likelihood", "item")
 
-    result = gather(batches(), len(x))
+    def batch(begin: int, end: int) -> LogLikelihood:
+        items, denoiser = x[begin:end], model.part(begin, end - begin, len(x))
+        source = NoiseSource(seed, items.shape, first=first + begin, dtype=dtype, device=x.device)
+        with evaluating(model, keep_mode), tf32_products(bool(model.execution.tf32)):
+            found = _solve_items(denoiser, items, info, settings, source, draw, steps)
+        if progress is not None:
+            progress(end, len(x))
+        return found
+
+    result = gather(Microbatches(size)(len(x), batch), len(x))
     if info is not None:  # the density of continuous data has no natural size
         result.error_budget.check_path(dim)
     return result

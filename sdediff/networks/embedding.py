@@ -24,7 +24,16 @@ class FourierFeatures(nn.Module):
         self.count, self.low, self.high = features // 2, low, high
 
     def forward(self, scalar: Tensor) -> Tensor:
-        """Map ``(B,)`` to ``(B, features)``."""
+        """Map ``(B,)`` to ``(B, features)``.
+
+        Raises:
+            ValueError: for a level as a whole, of the conditioning ``"level"``.
+        """
+        if not isinstance(scalar, Tensor):
+            raise ValueError(
+                f"this network takes a number of each noise level, as of the conditioning 'logsnr' or 'time', not a "
+                f"{type(scalar).__name__}"
+            )
         exponents = torch.linspace(0.0, 1.0, self.count, dtype=scalar.dtype, device=scalar.device)
         phase = scalar[:, None] * self.low * (self.high / self.low) ** exponents
         return torch.cat([phase.sin(), phase.cos()], dim=1)

@@ -29,6 +29,9 @@ class NoiseSource:
         dtype: dtype of the draws (float32 or float64 are drawn natively, others converted).
         device: device of the draws.
 
+    Raises:
+        ValueError: for a seed that is no integer, or indices that are not one a row.
+
     >>> batch, alone = sdediff.NoiseSource(0, (8, 2)), sdediff.NoiseSource(0, (1, 2), first=7)
     >>> torch.equal(batch.normal(step=3)[7:], alone.normal(step=3))
     True
@@ -47,6 +50,8 @@ class NoiseSource:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not isinstance(seed, int | np.integer):
+            raise ValueError(f"the seed must be a whole number, not {seed!r}")
         self.seed, self.shape, self.dtype, self.device = int(seed), tuple(shape), dtype, torch.device(device)
         self.samples = tuple(range(first, first + self.shape[0]) if samples is None else (int(k) for k in samples))
         if len(self.samples) != self.shape[0]:

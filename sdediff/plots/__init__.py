@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sdediff.data.levels import to_values
+from sdediff.extras import extra
 from sdediff.files import replace
 from sdediff.numerics import flatten
 from sdediff.plots.canvas import INK, PALE, save_figure, share_a_scale, single_axes
@@ -47,6 +47,9 @@ def image_grid(
     Raises:
         ValueError: for another shape or an empty batch.
     """
+    with extra("plots"):
+        from PIL import Image
+
     pixels = _to_bytes(images, low, high)
     count, height, width, channels = pixels.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns

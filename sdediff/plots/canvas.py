@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdediff.extras import extra
 from sdediff.files import replace
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6000", "#56b4e9", "#0
 _LARGEST_RATIO = 10.0  # of the spans of coordinates that are drawn to one scale
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, its sides in inches."""
+    with extra("plots"):
+        from matplotlib.figure import Figure  # takes most of a second, and images do not need it
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
 def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Make a figure with one pair of axes."""
-    from matplotlib.figure import Figure  # takes most of a second, and images do not need it
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sdediff.plots.canvas import COLOURS, PAPER, save_figure
+from sdediff.extras import extra
+from sdediff.plots.canvas import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,10 +40,8 @@ def trade_off(panels: Sequence[Panel], path: str | Path, *, xlabel: str) -> None
         path: path of the PNG.
         xlabel: name of the cost.
     """
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
-    figure = Figure(figsize=(6.4 * len(panels), 5.0), layout="constrained", facecolor=PAPER)
+    figure = new_figure(6.4 * len(panels), 5.0)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (x, y, significant) in panel.series.items():
             i = names.index(name)
@@ -58,7 +57,8 @@ def trade_off(panels: Sequence[Panel], path: str | Path, *, xlabel: str) -> None
 
 def _log_axes(axes: Axes, panel: Panel, xlabel: str) -> None:
     """Set logarithmic scales, plain numbers for the costs, a faint grid, and the band of uncertain values."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    with extra("plots"):
+        from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     if not panel.series:  # a logarithmic axis needs something to show
         axes.set(xlim=(1.0, 100.0), ylim=(0.1, 1.0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.data.layout import MOST_CHANNELS
-from sdediff.plots.canvas import COLOURS, INK, PALE, PAPER, save_figure
+from sdediff.plots.canvas import COLOURS, INK, PALE, new_figure, save_figure
 
 MOST_PANELS, MOST_SLICES, MOST_COLUMNS = 16, 6, 6
 """Series and slices that are shown, and columns of a table."""
@@ -104,9 +104,7 @@ def corner(points: Tensor, path: str | Path, *, reference: Tensor | None = None)
 
 def _panels(rows: int, columns: int, width: float, height: float, **settings: Any) -> tuple[Any, Any]:
     """Make a figure of several pairs of axes, an array ``(rows, columns)`` of them."""
-    from matplotlib.figure import Figure  # takes most of a second, and images do not need it
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor=PAPER)
+    figure = new_figure(width * columns, height * rows)
     grid = figure.subplots(rows, columns, **{**settings, "squeeze": False})
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)

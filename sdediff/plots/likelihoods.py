@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.plots.canvas import INK, PAPER, save_figure, share_a_scale
+from sdediff.extras import extra
+from sdediff.plots.canvas import INK, new_figure, save_figure, share_a_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,12 +54,10 @@ def with_images(likelihoods: Likelihoods, images: Tensor, path: str | Path, *, l
         low: the value shown black.
         high: the value shown white.
     """
-    from matplotlib.figure import Figure
-
     ranked = likelihoods.ranked()
     count = min(_ROWS * _COLUMNS, max(1, len(ranked) // 2))
     rows = -(-count // _COLUMNS)
-    figure = Figure(figsize=(10.0, 3.0 + 1.05 * rows), layout="constrained", facecolor=PAPER)
+    figure = new_figure(10.0, 3.0 + 1.05 * rows)
     parts: Any = figure.subfigures(2, 1, height_ratios=(2.8, 0.3 + 1.05 * rows))
     _draw_histogram(parts[0].subplots(), likelihoods)
     sides: Any = parts[1].subfigures(1, 2, wspace=0.05)
@@ -79,9 +78,7 @@ def with_points(likelihoods: Likelihoods, points: Tensor, path: str | Path) -> N
         points: ``(B, D)``, of which two coordinates are shown; on a line, the likelihood above each point.
         path: path of the PNG.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.0, 4.4), layout="constrained", facecolor=PAPER)
+    figure = new_figure(11.0, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
     _draw_histogram(left, likelihoods)
     shown = likelihoods.ranked()[:: max(1, len(points) // _MOST_POINTS)]
@@ -107,16 +104,15 @@ def with_points(likelihoods: Likelihoods, points: Tensor, path: str | Path) -> N
 
 def histogram_only(likelihoods: Likelihoods, path: str | Path) -> None:
     """Draw the histogram alone, for items that cannot be shown."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained", facecolor=PAPER)
+    figure = new_figure(8.0, 3.6)
     _draw_histogram(figure.subplots(), likelihoods)
     save_figure(figure, path)
 
 
 def _draw_histogram(axes: Axes, likelihoods: Likelihoods) -> None:
     """Draw the histogram of the values, with their mean and its 95 % interval."""
-    from matplotlib.ticker import MaxNLocator
+    with extra("plots"):
+        from matplotlib.ticker import MaxNLocator
 
     numbers, mean, error = likelihoods.values.double().numpy(), likelihoods.mean, likelihoods.standard_error
     bins = min(60, max(8, round(2.0 * math.sqrt(len(numbers)))))

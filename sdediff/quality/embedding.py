@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.numerics import all_finite, choose
+from sdediff.numerics import all_finite, choose, widest
 from sdediff.quality.features import FEATURES, FeatureFunction, default_features
 from sdediff.quality.scripted import SUFFIXES, Scripted
 from sdediff.types import DataInfo
@@ -76,7 +76,7 @@ def embed(space: Space, items: Tensor, batch_size: int, device: torch.device) ->
     parts = []
     for start in range(0, len(items), batch_size):
         part = items[start : start + batch_size]
-        wide = part if part.dtype == torch.float64 and device.type != "mps" else part.float()
+        wide = part if part.dtype == widest(device) else part.float()
         features = space.function(wide.to(device))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(part):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

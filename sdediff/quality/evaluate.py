@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdediff.data.entries import levels_of
 from sdediff.numerics import all_finite, choose
+from sdediff.progress import ProgressLike, reporter
 from sdediff.quality.embedding import AUTO, Features, choose_space, embed
 from sdediff.quality.frechet import Frechet
 from sdediff.quality.measure import Figure, Measure
@@ -46,7 +47,7 @@ def evaluate(
     confidence: float = 0.95,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Quality:
     """Compare samples with data: Fréchet distance, precision, recall, sliced Wasserstein distance, a classifier's test.
 
@@ -66,7 +67,7 @@ def evaluate(
         confidence: confidence of the intervals.
         batch_size: number of items that become features at a time.
         device: device of the features; the measures are taken in double precision on the CPU.
-        progress: function called as ``progress(done, total)``.
+        progress: true for a bar, or a function called as ``progress(done, total)``.
 
     Raises:
         FileNotFoundError: if there is no such file of a network.
@@ -93,13 +94,13 @@ def evaluate(
     space = choose_space(features, reference, described, place)
     x, y = (embed(space, items, batch_size, place) for items in (samples, reference))
     figures, meanings = dict[str, Figure](), dict[str, str]()
-    done = [0]
+    tell, done = reporter(progress, "evaluating", "resample"), [0]
     total = resamples * len(chosen)
 
     def report() -> None:
         done[0] += 1
-        if progress is not None:
-            progress(done[0], total)
+        if tell is not None:
+            tell(done[0], total)
 
     for index, measure in enumerate(chosen):
         done[0] = resamples * index

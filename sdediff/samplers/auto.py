@@ -11,6 +11,7 @@ Gaussian that answers in its place (:mod:`sdediff.samplers.chosen`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -36,6 +37,8 @@ from sdediff.samplers.candidates import (
 )
 from sdediff.samplers.chosen import Chosen, ChosenForModel
 from sdediff.samplers.pilot import PilotPaths
+
+_LOG = logging.getLogger(__name__)
 
 _FORWARDS = 1280
 """Forwards of one trajectory that a choice may take in all: those of 32 trajectories and 40 steps."""
@@ -103,6 +106,7 @@ def choice_for(
         rows = torch.arange(_TRAJECTORIES, device=model.device) % shape[0]
         pilot = PilotPaths(model.rows(rows), shape[1:], _TRAJECTORIES, _pilot_steps(steps), seed)
         kept[key] = _choose(pilot, steps, interval)
+        _LOG.info("chose %s for %d steps", kept[key].name, steps)
     return kept[key]
 
 

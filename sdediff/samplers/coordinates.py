@@ -7,7 +7,7 @@ are moved at once, and a step reads nothing back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from sdediff.gaussian import Whitened
-from sdediff.numerics import combine, flatten
+from sdediff.numerics import flatten
 from sdediff.samplers.base import Noise
 from sdediff.samplers.clocks import FloatArray
+from sdediff.samplers.multistep import MultistepUpdate, Term
 from sdediff.types import Level, Split
 
 _ENTRIES = 1 << 22
@@ -41,11 +42,11 @@ class Coordinates(ABC):
         """Return the coordinates of the state ``y`` of the variance-preserving frame at the first node."""
 
     @abstractmethod
-    def slope(self, split: Split, u: Tensor, step: int) -> Tensor:
+    def slope(self, split: Split, u: Tensor, step: int) -> Term:
         """Return ``du / d phi``, the slope, at the start of a step."""
 
     @abstractmethod
-    def update(self, step: int, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
+    def update(self, step: int, u: Tensor, slopes: Sequence[Term], noise: Noise) -> Tensor:
         """Return the coordinates at the end of a step."""
 
     @abstractmethod
@@ -63,14 +64,13 @@ class PlainCoordinates(Coordinates):
     def start(self, y: Tensor) -> Tensor:
         return y
 
-    def slope(self, split: Split, u: Tensor, step: int) -> Tensor:
+    def slope(self, split: Split, u: Tensor, step: int) -> Term:
         level = self.levels[step]
-        return split.mix(-level.sin, level.cos)
+        return Term(*split.direction(-level.sin, level.cos))
 
-    def update(self, step: int, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
+    def update(self, step: int, u: Tensor, slopes: Sequence[Term], noise: Noise) -> Tensor:
         keep, weights, std = self.updates[step]
-        terms = [(float(keep[0]), u), *zip(weights[:, 0].tolist(), slopes, strict=True)]
-        return combine([*terms, (float(std[0]), noise(0))] if std.any() else terms)
+        return MultistepUpdate(float(keep[0]), weights[:, 0].tolist(), float(std[0]))(u, slopes, noise)
 
     def to_frame(self, u: Tensor, step: int) -> Tensor:
         return u
@@ -83,8 +83,8 @@ class StepCoefficients(NamedTuple):
         rate: factor of the rotated velocity in the slope.
         linear: factor of u in the slope.
         shift: what the mean of the data adds to the slope.
-        keep: factor of u in the update.
-        std: factor of the noise.
+        keep: factor of u in the update; ``None`` for 1.
+        std: factor of the noise; ``None`` for 0.
         scale: standard deviation of the coordinates at the end of the step.
         mean: their mean there.
         weights: factors of the slopes in the update, newest first.
@@ -93,8 +93,8 @@ class StepCoefficients(NamedTuple):
     rate: Tensor
     linear: Tensor
     shift: Tensor
-    keep: Tensor
-    std: Tensor
+    keep: Tensor | None
+    std: Tensor | None
     scale: Tensor
     mean: Tensor
     weights: Sequence[Tensor]
@@ -115,29 +115,28 @@ class WhitenedCoordinates(Coordinates):
     ) -> None:
         self.white, self.shaped, self.updates = white, like, updates
         self.levels, self._mean = levels, white.rotate(white.mean.to(like))
-        cos, sin = (
-            np.array([[part] for part in parts]) for parts in zip(*((at.cos, at.sin) for at in levels), strict=True)
-        )
+        self._cos: FloatArray = np.array([[level.cos] for level in levels])
+        self._sin: FloatArray = np.array([[level.sin] for level in levels])
         std = white.std.numpy()
-        self._scale: FloatArray = np.hypot(sin, std * cos)  # (N + 1, D)
-        self._linear: FloatArray = (std - 1.0 / std) * (sin * cos)
+        self._scale: FloatArray = np.hypot(self._sin, std * self._cos)  # (N + 1, D)
+        self._linear: FloatArray = (std - 1.0 / std) * (self._sin * self._cos)
         self._moved: dict[int, StepCoefficients] = {}
 
     def start(self, y: Tensor) -> Tensor:
         return self.white.whiten(y, self.white.at(self.levels[0]))
 
-    def slope(self, split: Split, u: Tensor, step: int) -> Tensor:
+    def slope(self, split: Split, u: Tensor, step: int) -> Term:
         level, own = self.levels[step], self._coefficients(step)
         velocity = self.white.rotate(flatten(split.mix(-level.sin, level.cos)))
-        return torch.addcmul(own.shift, velocity, own.rate).addcmul_(u, own.linear)
+        return Term(torch.addcmul(own.shift, velocity, own.rate).addcmul_(u, own.linear))
 
-    def update(self, step: int, u: Tensor, slopes: Sequence[Tensor], noise: Noise) -> Tensor:
-        update, own = self.updates[step], self._coefficients(step)
-        first, *rest = zip(slopes, own.weights, strict=True)
-        total = torch.addcmul(u if (update.keep == 1.0).all() else u * own.keep, *first)
+    def update(self, step: int, u: Tensor, slopes: Sequence[Term], noise: Noise) -> Tensor:
+        own = self._coefficients(step)
+        first, *rest = zip((slope.tensor for slope in slopes), own.weights, strict=True)
+        total = torch.addcmul(u if own.keep is None else u * own.keep, *first)
         for slope, weights in rest:
-            total = total.addcmul_(slope, weights)
-        return total.addcmul_(self.white.rotate(flatten(noise(0))), own.std) if update.std.any() else total
+            total.addcmul_(slope, weights)
+        return total if own.std is None else total.addcmul_(self.white.rotate(flatten(noise(0))), own.std)
 
     def to_frame(self, u: Tensor, step: int) -> Tensor:
         own = self._coefficients(step)
@@ -146,21 +145,26 @@ class WhitenedCoordinates(Coordinates):
     def _coefficients(self, step: int) -> StepCoefficients:
         """Return the coefficients of a step; those of the steps after it are moved with them."""
         if step not in self._moved:
-            size = max(1, _ENTRIES // (len(self.white.std) * max(7 + len(update.weights) for update in self.updates)))
+            most = max(len(update.weights) for update in self.updates)
+            size = max(1, _ENTRIES // (len(self.white.std) * (7 + most)))
             steps = range(step, min(step + size, len(self.updates)))
-            rows = [self._rows(i) for i in steps]
-            moved = torch.from_numpy(np.concatenate(rows)).to(self.shaped)
-            parts = torch.split(moved, [len(part) for part in rows])
-            self._moved = {i: self._with_mean(i, part) for i, part in zip(steps, parts, strict=True)}
+            self._moved = dict(zip(steps, self._move(steps, most), strict=True))
         return self._moved[step]
 
-    def _rows(self, step: int) -> FloatArray:
-        """Return rate, linear, scale, keep, std and weights of a step, ``(5 + slopes, D)``."""
-        rate, (keep, weights, noise) = self._scale[step] / self.white.std.numpy(), self.updates[step]
-        return np.concatenate([[rate, self._linear[step], self._scale[step + 1], keep, noise], weights])
-
-    def _with_mean(self, step: int, rows: Tensor) -> StepCoefficients:
-        """Return the rows of a step with the two that the mean of the data adds."""
-        rate, linear, scale, keep, std, *weights = rows.unbind(0)
-        shift, mean = self.levels[step].sin * self._mean * rate, self.levels[step + 1].cos * self._mean
-        return StepCoefficients(rate, linear, shift, keep, std, scale, mean, weights)
+    def _move(self, steps: range, most: int) -> Iterator[StepCoefficients]:
+        """Yield the coefficients of some steps, with up to ``most`` slopes, moved as one array."""
+        here, updates = slice(steps.start, steps.stop), self.updates[steps.start : steps.stop]
+        rows = np.zeros((5 + most, len(steps), len(self.white.std)))
+        rows[0], rows[1] = self._scale[here] / self.white.std.numpy(), self._linear[here]
+        rows[2] = self._scale[steps.start + 1 : steps.stop + 1]
+        for i, update in enumerate(updates):
+            rows[3, i], rows[4, i] = update.keep, update.std
+            rows[5 : 5 + len(update.weights), i] = update.weights
+        moved = torch.from_numpy(rows).to(self.shaped)
+        sin, cos = torch.from_numpy(np.stack([self._sin, self._cos])).to(moved)
+        shift, mean = (sin[here] * self._mean) * moved[0], cos[steps.start + 1 : steps.stop + 1] * self._mean
+        for i, update in enumerate(updates):
+            rate, linear, scale, keep, std, *weights = moved[: 5 + len(update.weights), i].unbind(0)
+            keeps, quiet = bool((update.keep == 1.0).all()), not update.std.any()
+            own = None if keeps else keep, None if quiet else std
+            yield StepCoefficients(rate, linear, shift[i], *own, scale, mean[i], weights)

@@ -17,11 +17,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from sdediff.conditions import Rows
@@ -35,6 +34,9 @@ from sdediff.samplers.base import StepSampler, take_steps
 from sdediff.samplers.clocks import FloatArray, angle_of, log_level
 from sdediff.samplers.relative import Relative
 from sdediff.types import Level, Split
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
 
 _NEAR, _FAR = 1e-4, 1e-6
 """sigma / alpha, and its inverse, at which the clock of the spline flattens."""
@@ -87,6 +89,8 @@ class PilotPaths:
     """
 
     def __init__(self, model: Denoiser, shape: Sequence[int], trajectories: int, steps: int, seed: int = 0) -> None:
+        from scipy.interpolate import CubicSpline  # takes as long to import as the rest of the library
+
         self.model, sde = model, model.sde
         size = (trajectories, *shape)
         noise = NoiseSource(seed, size, dtype=model.state_dtype, device=model.device)

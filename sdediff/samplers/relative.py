@@ -36,7 +36,7 @@ from sdediff.samplers.clocks import FloatArray
 from sdediff.samplers.coordinates import Coordinates, PlainCoordinates, RelativeUpdate, WhitenedCoordinates
 from sdediff.samplers.ddim import check_eta
 from sdediff.samplers.interpolation import cos_phi, kernel_weights
-from sdediff.samplers.multistep import adams
+from sdediff.samplers.multistep import Term, adams
 from sdediff.types import Level
 
 _NOISE_SHARE = 0.03
@@ -62,7 +62,7 @@ class RelativeHistory(NamedTuple):
     done: int
     coordinates: Coordinates
     u: Tensor
-    slopes: list[Tensor]
+    slopes: list[Term]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sdediff.data.dataset import Items, split
 from sdediff.data.entries import as_items, info_of
 from sdediff.data.units import standardised
 from sdediff.devices import pick_device
+from sdediff.extras import require
 from sdediff.foreign import OwnNetwork, imported, is_import_path
 from sdediff.latent.autoencoders import kind_of
 from sdediff.latent.first_stage import FirstStage
@@ -94,7 +95,8 @@ def train(
 
     Raises:
         FileExistsError: if the folder holds a run and neither ``resume`` nor ``force`` is set.
-        ValueError: for data, a network or settings that do not fit; in one line.
+        ValueError: for data, a network or settings that do not fit, or where the extra ``train`` is not installed; in
+            one line.
         FloatingPointError: if the loss blows up.
 
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -102,6 +104,7 @@ def train(
     >>> sdediff.sample(run.model, (4, 2), steps=5).shape
     torch.Size([4, 2])
     """
+    require("train", *(("plots",) if run is not None and on_sample is None else ()))
     changes = {_full_name(name): value for name, value in settings.items()}
     own: OwnNetwork | None = None
     first_stage: FirstStage | None = None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from sdediff.extras import extra
 from sdediff.files import write
 
 METRICS, BOARD = "metrics.jsonl", "tb"
@@ -50,7 +50,8 @@ class Record:
         self._board: Any = None
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and used nowhere else
+        with extra("train"):
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and used nowhere else
 
         self._path = folder / METRICS
         self.lines = [entry for entry in read_record(folder) if entry["step"] <= step]
@@ -70,6 +71,8 @@ class Record:
     def add_picture(self, step: int, path: Path) -> None:
         """Show a picture on the board."""
         if self._board is not None:
+            with extra("plots"):
+                from PIL import Image
             with Image.open(path) as image:
                 self._board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 

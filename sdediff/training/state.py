@@ -6,6 +6,7 @@ and the run goes on from the one before it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from sdediff.documents import reason
 from sdediff.noise import STREAM
 from sdediff.tables import subtable
 from sdediff.tensors import check_finite, read_tensors, write_tensors
+
+_LOG = logging.getLogger(__name__)
 
 STATE, OLDER, ASIDE = "state.safetensors", "state.*.safetensors", "damaged.safetensors"
 """Names of the newest state, of those before it, and of a damaged one."""
@@ -58,6 +61,7 @@ def save_state(
     write_tensors(folder / STATE, tensors, {"step": str(step), "optimised": str(len(moments)), "stream": str(STREAM)})
     for path in list(states(folder))[keep:]:
         path.unlink()
+    _LOG.info("saved the state in %s after %d steps", folder, step)
 
 
 def _name(age: int) -> str:
@@ -99,6 +103,7 @@ def restore(
         for bad in damage if main else ():
             with suppress(OSError):
                 bad.replace(folder / ASIDE)
+        _LOG.info("restored the state in %s after %d steps", path, step)
         remark = f"{'; '.join(map(str, damage.values()))}: going on from {path.name}, after {step:,} steps"
         return Restored(step, remark if damage else "")
     if damage:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdediff.config import Config
+from sdediff.extras import extra
 
 PROJECT = "sdediff"
 """The project under which runs are filed."""
@@ -25,7 +26,8 @@ class Trackers:
         self.names = tuple(names)
         if not self.names:
             return
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        with extra("train"):
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         known = [name for name in LOGGER_TYPE_TO_CLASS if name != "tensorboard"]  # which every run has
         available = {str(getattr(each, "value", each)) for each in get_available_trackers()}

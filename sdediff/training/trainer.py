@@ -16,6 +16,7 @@ from sdediff.conditions import Condition
 from sdediff.config import Config
 from sdediff.data import Dataset
 from sdediff.execution import Execution
+from sdediff.extras import extra
 from sdediff.foreign import OwnNetwork
 from sdediff.latent.first_stage import FirstStage
 from sdediff.networks.told import Told
@@ -71,7 +72,8 @@ class Trainer:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
-        from accelerate import Accelerator  # slow to import, and used nowhere else
+        with extra("train"):
+            from accelerate import Accelerator  # slow to import
 
         settings = config.training
         self.config, self.data = config, data

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.noise import NoiseSource
+from sdediff.numerics import widest
 from sdediff.samplers.base import Progress
 from sdediff.sampling import solve
 from sdediff.types import brief
@@ -55,7 +56,7 @@ def starts(model: Denoiser, count: int, seed: int) -> Tensor:
     if model.data is None:
         raise ValueError("the model does not say what its data are (build it with data=DataInfo(...))")
     device = model.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = widest(device)
     shape = (count, *model.data.shape)
     drawn = [
         model.sde.prior_sample(

@@ -12,6 +12,7 @@ from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser
 from sdediff.evaluation.distances import Errors
 from sdediff.foreign import evaluating
+from sdediff.progress import ProgressLike, reporter
 from sdediff.samplers.auto import choice_for
 from sdediff.samplers.base import Progress, Sampler
 from sdediff.samplers.chosen import Chosen
@@ -74,7 +75,7 @@ def pilot(
     t_to: float | None = None,
     seed: int = 0,
     condition: ConditionLike = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Trajectories:
     """Solve accurately from random starts.
 
@@ -87,7 +88,7 @@ def pilot(
         t_to: end of solves other than the data themselves; by default 1e-3, or ``t_min`` if that is more.
         seed: seed of the starts.
         condition: condition of the network: one row a trajectory, those held out last, or one for all.
-        progress: callback ``progress(done, total)``.
+        progress: true for a bar, or a function called as ``progress(done, total)``.
 
     Raises:
         ValueError: for counts below 1, or a model that does not say what its data are.
@@ -97,7 +98,8 @@ def pilot(
     model, t_to = model.given(condition), max(1e-3, model.sde.t_min) if t_to is None else t_to
     model.check_batch(trajectories + held_out)
     with evaluating(model):
-        solved = solve_pilot(model, starts(model, trajectories + held_out, seed), t_to, progress or _silent)
+        report = reporter(progress, "solving", "batch") or _silent
+        solved = solve_pilot(model, starts(model, trajectories + held_out, seed), t_to, report)
     return Trajectories(solved.select(slice(trajectories)), solved.select(slice(trajectories, None)), t_to)
 
 
@@ -112,7 +114,7 @@ def tune(
     t_to: float | None = None,
     seed: int = 0,
     condition: ConditionLike = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Tuning:
     """Learn nodes and weights of a multistep solver for one model and one number of steps.
 
@@ -126,7 +128,7 @@ def tune(
         t_to: end as for :func:`pilot`; solves with the result may end anywhere from there to 0.
         seed: seed of starts and batches.
         condition: condition as for :func:`pilot`, the same as given there.
-        progress: callback ``progress(done, total)`` over the iterations.
+        progress: true for a bar, or a function called as ``progress(done, total)``; over the iterations.
 
     Returns:
         The sampler, to be given as ``solver=``, and its errors on held-out trajectories beside those of ``"ode"``.
@@ -141,7 +143,8 @@ def tune(
     if isinstance(trajectories, int):
         trajectories = pilot(model, trajectories=trajectories, held_out=held_out, t_to=t_to, seed=seed)
     with evaluating(model):
-        return _tune(model, steps, trajectories, iterations, batch_size, seed, progress or _silent)
+        report = reporter(progress, "tuning", "iteration") or _silent
+        return _tune(model, steps, trajectories, iterations, batch_size, seed, report)
 
 
 def _tune(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from broken import AncestralWithTooMuchNoise
-from convergence import affine_map, moments_at, slope
 from quadrature import carry_density, exact_density
 
 from catalogue import GAUSSIAN, MIXTURE_1D
 from sdediff import DDPM, SAMPLERS, VPSDE
 from sdediff.samplers import Sampler
+from sdediff.selftest.convergence import affine_map, moments_at, slope
 
 TOLERANCE = 0.2
 BOTH = ("ancestral", "ancestral-marginal")

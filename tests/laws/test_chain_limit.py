@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from convergence import slope
 
 from sdediff import DDPM, SDE, VPSDE
+from sdediff.selftest.convergence import slope
 
 LENGTHS = (250, 500, 1000, 2000)
 TOLERANCE = 0.1

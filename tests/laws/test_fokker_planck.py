@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from convergence import probability_flow, slope, uniform_logsnr
 from quadrature import carry_density, exact_density
 from scipy.special import ndtr
 from torch import Tensor
@@ -22,6 +21,7 @@ from sdediff.dynamics import diffusion, drift, to_x
 from sdediff.numerics import expand, sum_features
 from sdediff.samplers.ddim import DDIM
 from sdediff.samplers.euler_maruyama import EulerMaruyama
+from sdediff.selftest.convergence import probability_flow, slope, uniform_logsnr
 
 ROUNDING = 1e-9  # 1e-16 through divisions by sigma^2 >= 1e-4 and log-densities of order 1e3
 ETAS = (0.0, 0.3, 0.7, 1.0)

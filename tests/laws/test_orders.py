@@ -20,8 +20,21 @@ import numpy as np
 import pytest
 import torch
 from broken import AncestralWithTooMuchNoise, CorrectorWithoutProviso, EqualStepWeights, HeunWithoutCorrector
-from convergence import (
-    Times,
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from catalogue import GAUSSIAN, MIXTURE, PROCESSES
+from sdediff import GRIDS, SAMPLERS, SDE, NoiseSource
+from sdediff.analytic import Gaussian
+from sdediff.integrators import torchdiffeq, torchsde
+from sdediff.samplers import Sampler
+from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
+from sdediff.samplers.multistep import Multistep
+from sdediff.samplers.predictor_corrector import PredictorCorrector
+from sdediff.samplers.relative import Relative
+from sdediff.sampling import node_times
+from sdediff.selftest.convergence import (
+    TimesOf,
     graded_angle,
     moments_at,
     pathwise_error,
@@ -31,20 +44,8 @@ from convergence import (
     uniform_logsnr,
     weak_error,
 )
-from quadrature import Array, backward, hermite_rule, normal_rule
-from scipy.interpolate import CubicSpline
-from torch import Tensor
-
-from catalogue import GAUSSIAN, MIXTURE, PROCESSES
-from sdediff import GRIDS, SAMPLERS, SDE, NoiseSource, ScoreModel
-from sdediff.analytic import Gaussian
-from sdediff.integrators import torchdiffeq, torchsde
-from sdediff.samplers import Sampler
-from sdediff.samplers.external import AdaptiveODE, FixedODE, ReverseSDE
-from sdediff.samplers.multistep import Multistep
-from sdediff.samplers.predictor_corrector import PredictorCorrector
-from sdediff.samplers.relative import Relative
-from sdediff.sampling import node_times
+from sdediff.selftest.problems import WithoutMoments
+from sdediff.selftest.quadrature import FloatArray, backward, hermite_rule, normal_rule
 
 TOLERANCE = 0.2
 T_TO = 1e-3
@@ -60,7 +61,7 @@ to 512, then 4.01; within 0.01 of 4 on every process)."""
 LATER = {"edm-churn": (256, 512), "sde": (512, 1024)}
 """Later pairs too: up to 96 steps the published churn is cut off at as much new noise as there is in every step; the
 default's errors of second order, all of them of the noise, are so small that up to 128 those of higher order show."""
-UNEQUAL: dict[str, Times] = {"exponential-em": GRIDS["reference"]}
+UNEQUAL: dict[str, TimesOf] = {"exponential-em": GRIDS["reference"]}
 """Steps that differ in lambda: where all are equal its first-order errors on Gaussian data telescope (a slope of 2)."""
 NONLINEAR = ("pc",)
 PATHWISE = ("adaptive-sde",)
@@ -118,7 +119,7 @@ def stochastic_order(
     sampler: Sampler,
     process: str,
     forwards: tuple[int, int] = (64, 128),
-    times: Times = uniform_logsnr,
+    times: TimesOf = uniform_logsnr,
     inside: bool = False,
 ) -> float:
     sde, t = PROCESSES[process], first_time(process, inside)
@@ -127,16 +128,7 @@ def stochastic_order(
     return slope(steps, [weak_error(sampler, data, sde, times(sde, n, t, T_TO)) for n in steps])
 
 
-class WithoutMoments(Gaussian):
-    """Data whose model does not know their moments: with them the default is exact, and has no order to measure."""
-
-    def model(self, sde: SDE) -> ScoreModel:
-        model = super().model(sde)
-        model.moments = None
-        return model
-
-
-def first_two_powers(x: Array) -> Array:
+def first_two_powers(x: FloatArray) -> FloatArray:
     return np.stack([x, x * x], axis=-1)
 
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from convergence import affine_map, graded_angle, moments_at, pathwise_error, probability_flow, slope, uniform_logsnr
 from torch import Tensor
 
 from catalogue import GAUSSIAN, MIXTURE, PROCESSES
@@ -15,6 +14,15 @@ from sdediff.samplers import Sampler
 from sdediff.samplers.ancestral import Ancestral
 from sdediff.samplers.ddim import DDIM
 from sdediff.samplers.euler_maruyama import EulerMaruyama
+from sdediff.selftest.convergence import (
+    affine_map,
+    graded_angle,
+    moments_at,
+    pathwise_error,
+    probability_flow,
+    slope,
+    uniform_logsnr,
+)
 
 SIZES = (64, 128, 256)
 T_TO = 1e-3

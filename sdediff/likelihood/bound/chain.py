@@ -31,7 +31,7 @@ from sdediff.likelihood.bound.stratified import (
 )
 from sdediff.likelihood.discrete.decoder import Decoder, reconstruction_cost
 from sdediff.noise import NoiseSource, Stage
-from sdediff.numerics import choose, expand, sum_features, wide
+from sdediff.numerics import choose, expand, sum_features, wide, widest
 from sdediff.samplers.ancestral import VARIANCES
 from sdediff.samplers.bridge import bridge_std
 from sdediff.types import Level, Split
@@ -146,8 +146,9 @@ class ChainSteps:
 
     def gaussian_cost(self, control: GaussianErrors, dim: int) -> Tensor:
         """Return the mean of the Gaussian denoiser's cost over the noise, ``(N - 1, B)``."""
-        excess = dim * self._excess[:, None].to(control.device)
-        return excess + self.weight[:, None].to(control.device) * control.mean(self.half_log_snr[1:])
+        dtype = widest(control.device)
+        excess, weight = (values[:, None].to(control.device, dtype) for values in (self._excess, self.weight))
+        return dim * excess + weight * control.mean(self.half_log_snr[1:])
 
     def drawn_gaussian_cost(self, control: GaussianErrors, eps: Tensor, step: int | Tensor) -> Tensor:
         """Return the Gaussian denoiser's cost at a draw of the noise, ``(B,)``."""
@@ -168,7 +169,7 @@ class ChainSteps:
 
 def _pick(values: Tensor, step: int | Tensor, device: torch.device) -> float | Tensor:
     """Return the value of one step, a float, or of one step a sample."""
-    return values[step].to(device) if isinstance(step, Tensor) else float(values[step])
+    return values[step].to(device, widest(device)) if isinstance(step, Tensor) else float(values[step])
 
 
 def split_at(model: Denoiser, x0: Tensor, eps: Tensor, level: Level) -> Split:
@@ -215,7 +216,7 @@ def sampled_steps(
         eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level(times[step]))
         excess = steps.cost(split, eps, step) - steps.drawn_gaussian_cost(items.control, eps, step)
-        values.append(excess / distribution.probability[step].to(excess.device))
+        values.append(excess / distribution.probability[step].to(excess))
         rows.scatter_add_(0, step[None].to(rows.device), values[-1][None] / draws)
     last = torch.stack([_reconstruction(model, items, steps, draw) for draw in range(samples)])
     variance = variance_of_pairs(torch.stack(values)) + variance_of_draws(last)

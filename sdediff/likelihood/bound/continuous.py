@@ -23,7 +23,7 @@ from sdediff.likelihood.bound.stratified import (
 )
 from sdediff.likelihood.discrete.decoder import reconstruction_cost
 from sdediff.noise import Stage
-from sdediff.numerics import sum_features
+from sdediff.numerics import sum_features, wide
 from sdediff.types import Level
 
 
@@ -47,8 +47,8 @@ def continuous_terms(
     for i, lam in enumerate(half_log_snr):
         eps = items.noise.normal(i, stage=Stage.BOUND_SAMPLED)
         split = split_at(model, items.x0, eps, model.sde.level_at(lam))
-        error = sum_features((split.eps - eps).double().square())
-        values.append((error - items.control.squared_error(eps, lam)) / density[i].to(error.device))
+        error = sum_features(wide(split.eps - eps).square())
+        values.append((error - items.control.squared_error(eps, lam)) / density[i].to(error))
     excess = torch.stack(values)
     mean = items.control.integral(distribution.half_log_snr(strata(draws)))
     std = math.exp(-first.half_log_snr)

@@ -26,7 +26,7 @@ from torch import Tensor
 from sdediff.data.levels import bin_width, level_count, plain
 from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors
-from sdediff.numerics import LOG_2PI, choose, log1mexp, softplus, sum_features, wide
+from sdediff.numerics import LOG_2PI, choose, log1mexp, softplus, sum_features, wide, widest
 from sdediff.types import DataInfo, Level, Split
 
 _TABLE_ENTRIES = 1 << 20  # entries of the table of levels by data that are computed together
@@ -53,7 +53,7 @@ def log_discretised_gaussian(x: Tensor, mean: Tensor, std: float | Tensor, info:
 def log_bin_mass(x: Tensor, mean: Tensor, std: float | Tensor, info: DataInfo) -> Tensor:
     """Return the log-mass of each entry's bin, float64 ``(B, *shape)``, exact to rounding far in the tails."""
     top, width, std, x = level_count(info) - 1, bin_width(info), _as_tensor(std, x), plain(x)
-    offset = (info.low + width * x.double() - mean.double()) / std
+    offset = (info.low + width * wide(x) - wide(mean)) / std
     half = 0.5 * width / std
     below = torch.where(x <= 0, -math.inf, offset - half)
     above = torch.where(x >= top, math.inf, offset + half)
@@ -74,13 +74,13 @@ def log_level_posterior(x: Tensor, z: Tensor, std: float | Tensor, info: DataInf
         info: levels and range of the data.
     """
     count, width, std, x = level_count(info), bin_width(info), _as_tensor(std, x), plain(x)
-    residual = (z.double() - info.low) / width - x.double()  # in bins
+    residual = (wide(z) - info.low) / width - wide(x)  # in bins
     rate = 0.5 * (width / std).square()
     chunk = max(1, _TABLE_ENTRIES // max(1, x.numel()))
     others = torch.full_like(residual, -math.inf)  # log of the sum over all other levels, over that of level x
     for start in range(0, count, chunk):
         levels = torch.arange(start, min(start + chunk, count), device=x.device).reshape(-1, *(1,) * x.ndim)
-        steps = (levels - x).double()
+        steps = wide(levels - x)
         # (z - v_j)^2 - (z - v_x)^2 in bins, without the difference of the squares
         odds = torch.where(steps == 0.0, -math.inf, -rate * steps * (steps - 2.0 * residual))
         others = torch.logaddexp(others, torch.logsumexp(odds, dim=0))
@@ -89,8 +89,7 @@ def log_level_posterior(x: Tensor, z: Tensor, std: float | Tensor, info: DataInf
 
 def _as_tensor(std: float | Tensor, x: Tensor) -> Tensor:
     """Return a standard deviation on the device of ``x``, in float64 where that has it."""
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.as_tensor(std, dtype=dtype, device=x.device)
+    return torch.as_tensor(std, dtype=widest(x.device), device=x.device)
 
 
 LogProb = Callable[[Tensor, Tensor | float], Tensor]
@@ -166,7 +165,7 @@ def reconstruction_cost(
     """
     if not decoder.denoised:
         noise_std = math.exp(-level.half_log_snr)
-        return -decoder.log_prob(x0.double() + noise_std * eps.double(), noise_std)
+        return -decoder.log_prob(wide(x0) + noise_std * wide(eps), noise_std)
     split = model(level.perturb(x0, eps), level)
     width = std(split)
     cost = -decoder.log_prob(split.x0, width)

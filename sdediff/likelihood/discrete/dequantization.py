@@ -43,7 +43,7 @@ from sdediff.data.units import has_units, to_model
 from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.likelihood.discrete.decoder import log_level_posterior
 from sdediff.noise import NoiseSource, Stage
-from sdediff.numerics import LOG_2PI, single, sum_features
+from sdediff.numerics import LOG_2PI, single, sum_features, wide, widest
 from sdediff.options import CallOptions
 from sdediff.sampling import check_state
 from sdediff.sde import SDE
@@ -150,7 +150,7 @@ def truncated_normal(normals: Tensor, tau: float) -> Tensor:
 
 def _offset_values(x: Tensor, info: DataInfo, offset: Tensor) -> Tensor:
     """Return values at an offset from those of the levels, float64."""
-    return to_values(x, info, dtype=torch.float64) + offset
+    return to_values(x, info, dtype=offset.dtype) + offset
 
 
 # ---- the table -----------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Uniform(Dequantisation):
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
         uniform = noise.uniform(draw, stage=Stage.DEQUANTISATION)
-        volume = torch.full((len(x),), log_bin_volume(info, x.shape[1:]), dtype=torch.float64, device=x.device)
+        volume = torch.full((len(x),), log_bin_volume(info, x.shape[1:]), dtype=widest(x.device), device=x.device)
         return WeightedValues(to_values(x, info, u=uniform, dtype=noise.dtype), volume)
 
 
@@ -237,7 +237,7 @@ class TruncatedNormal(NoisyDequantisation):
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
         tau = 0.5 * bin_width(info) / rho
-        eps = truncated_normal(noise.normal(draw, stage=Stage.DEQUANTISATION).double(), tau)
+        eps = truncated_normal(wide(noise.normal(draw, stage=Stage.DEQUANTISATION)), tau)
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho * math.erf(tau * math.sqrt(0.5)))
         return WeightedValues(_offset_values(x, info, rho * eps).to(noise.dtype), sum_features(own))
 
@@ -249,7 +249,7 @@ class DecodedNormal(NoisyDequantisation):
     tau: float = math.sqrt(math.pi * math.e / 2.0)
 
     def draw(self, x: Tensor, info: DataInfo, rho: float, noise: NoiseSource, draw: int) -> WeightedValues:
-        eps = noise.normal(draw, stage=Stage.DEQUANTISATION).double()
+        eps = wide(noise.normal(draw, stage=Stage.DEQUANTISATION))
         own = 0.5 * (eps.square() + LOG_2PI) + math.log(rho)
         values = _offset_values(x, info, rho * eps)
         return WeightedValues(values.to(noise.dtype), sum_features(own + log_level_posterior(x, values, rho, info)))

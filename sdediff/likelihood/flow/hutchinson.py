@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -211,13 +212,13 @@ class HutchinsonTrace(Trace):
     def divergence(self, probes: Tensor, products: Tensor, node: int) -> NodeDivergence:
         """Return the divergence at a node by probes ``(B, K, D)`` and their products ``J^T e``."""
         probes, products, (factors, rate) = wide(probes), wide(products), self.weights[node]
-        square = products.detach().square().sum(dim=2).mean(dim=1)
+        square = products.detach().square().sum(dim=(1, 2)) / products.shape[1]
         gaussian, factors = (math.sin(self.levels[node].angle) * rate).to(products), factors.to(products)
         rotated = self.whitened.rotate(probes)
-        excess = self.whitened.rotate(products) - gaussian * rotated
+        excess = torch.addcmul(self.whitened.rotate(products), gaussian, rotated, value=-1.0)
         remainder = (factors * (rate.to(products) - gaussian)).sum(dim=1) * (probes.shape[2] // factors.shape[1])
         diagonal = (rotated * excess).mean(dim=1)
-        shares = (diagonal * factors[:, None]).sum(dim=2) - remainder[:, None]
+        shares = factors.expand(-1, probes.shape[2]) @ diagonal.T - remainder[:, None]
         trace = diagonal.sum(dim=1) + gaussian.sum() * (probes.shape[2] // len(gaussian))
         return NodeDivergence(
             shares[0], shares[1:].detach(), trace, square, probes, self.whitened.rotate_back(factors[0] * excess)
@@ -248,6 +249,25 @@ def _apportion(shares: FloatArray, total: int, least: int) -> list[int]:
         free &= ~low
 
 
+class Replicate(NamedTuple):
+    """The probes of a replicate, P along the path.
+
+    Attributes:
+        signs: its signs, ``(B, D)``.
+        upper: factors of their Hadamard rows, of the columns' upper bits, ``(B, P, ...)``.
+        lower: factors of the lower bits, ``(B, P, ...)``.
+    """
+
+    signs: Tensor
+    upper: Tensor
+    lower: Tensor
+
+    def probes(self, first: int, count: int) -> Tensor:
+        """Return the probes ``first, first + 1, ...``, ``(B, count, D)``."""
+        upper, lower = (part[:, first : first + count] for part in (self.upper, self.lower))
+        return self.signs[:, None, :] * hadamard(upper, lower, self.signs.shape[1])
+
+
 @dataclass(frozen=True, eq=False)
 class OrthogonalTrace(HutchinsonTrace):
     """Signs in two replicates, orthogonal along the path; an even number of them at every node."""
@@ -259,18 +279,23 @@ class OrthogonalTrace(HutchinsonTrace):
     def probes(self, node: int) -> Tensor:
         """Draw the probes of a node, ``(B, K, D)``, the first half of them of the first replicate."""
         before, count = sum(self.counts[:node]) // 2, self.counts[node] // 2
-        return torch.cat([self._replicate(half, before, count) for half in (0, 1)], dim=1)
+        return torch.cat([replicate.probes(before, count) for replicate in self._replicates], dim=1)
 
-    def _replicate(self, half: int, first: int, count: int) -> Tensor:
-        """Draw probes ``first, first + 1, ...`` of one replicate, ``(B, count, D)``."""
+    @cached_property
+    def _replicates(self) -> list[Replicate]:
+        """Draw both replicates."""
+        return [self._draw_replicate(half) for half in (0, 1)]
+
+    def _draw_replicate(self, half: int) -> Replicate:
         number = sign_step(self.draw, half)
         signs, offsets = (flatten(self.source.normal(number + i, stage=Stage.PROBES)) for i in (0, 1))
         size = 1 << (signs.shape[1] - 1).bit_length()
         # every item takes the rows from a start and in odd strides of its own: each comes once before any comes twice
-        start, stride = (torch.special.ndtr(offsets[:, i : i + 1].double()) * (size - 1) for i in (0, 1))
-        numbers = torch.arange(first, first + count, device=signs.device)
+        start, stride = (torch.special.ndtr(wide(offsets[:, i : i + 1])) * (size - 1) for i in (0, 1))
+        numbers = torch.arange(sum(self.counts) // 2, device=signs.device)
         rows = (start.long() + (2 * (stride.long() // 2) + 1) * numbers) % size
-        return torch.where(signs < 0.0, -1.0, 1.0).to(signs)[:, None, :] * hadamard(rows, signs.shape[1]).to(signs)
+        upper, lower = (part.to(signs) for part in hadamard_factors(rows, signs.shape[1]))
+        return Replicate(torch.where(signs < 0.0, -1.0, 1.0).to(signs), upper, lower)
 
     def standard_error(self, divergences: Sequence[NodeDivergence]) -> Tensor:
         """Return the standard error of the mean of both replicates, ``(B,)``."""
@@ -288,9 +313,20 @@ def widening(dim: int) -> float:
     return float(stdtrit(max(1.0, dim - 4.5), 0.975) / ndtri(0.975))
 
 
-def hadamard(rows: Tensor, dim: int) -> Tensor:
-    """Return the first ``dim`` entries of Sylvester's rows, ``(..., dim)`` of +1 and -1: parity of ``row & column``."""
+def hadamard_factors(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of Sylvester's rows of ``dim`` entries, +1 and -1: of the columns' upper and lower bits."""
+    bits = (dim - 1).bit_length() // 2
+    return _parities(rows >> bits, -(-dim >> bits)), _parities(rows, 1 << bits)
+
+
+def hadamard(upper: Tensor, lower: Tensor, dim: int) -> Tensor:
+    """Return the first ``dim`` entries of the rows ``(..., dim)`` of these factors: parity of ``row & column``."""
+    return (upper[..., :, None] * lower[..., None, :]).flatten(-2)[..., :dim]
+
+
+def _parities(rows: Tensor, dim: int) -> Tensor:
+    """Return ``(-1)^n`` for the number n of bits of ``row & column``, columns 0, ..., dim - 1."""
     bits = rows[..., None] & torch.arange(dim, device=rows.device)
     for shift in (16, 8, 4, 2, 1):
         bits = bits ^ (bits >> shift)
-    return 1.0 - 2.0 * (bits & 1)
+    return 1 - 2 * (bits & 1)

@@ -183,11 +183,12 @@ class Path:
 
     def defects(self) -> Tensor:
         """Return the effect of each step's defect on the log-density, nats ``(N, B)``."""
-        defects = self.rule.increments(self.slopes) - (self.states[1:] - self.states[:-1])
+        defects = self.rule.increments(self.slopes).sub_(self.states[1:]).add_(self.states[:-1])
         gaussians = [self.whitened.at(level) for level in self.levels]
         scores = [-noise * (own.rho / own.sin).to(noise) for noise, own in zip(self.noise, gaussians, strict=True)]
-        score = torch.stack([0.5 * (a + b) for a, b in pairwise(scores)])
-        return wide(defects * score).sum(dim=2)
+        return torch.stack(
+            [wide(e * (a + b)).sum(dim=1) for e, (a, b) in zip(defects, pairwise(scores), strict=True)]
+        ).mul_(0.5)
 
 
 def evaluates_once_per_node(method: object) -> TypeIs[StepSampler]:

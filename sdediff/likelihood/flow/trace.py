@@ -54,9 +54,10 @@ class Quadrature:
 
     def increments(self, values: Tensor) -> Tensor:
         """Return the integral over every interval, ``(N, B, D)``, of values at the nodes ``(N + 1, B, D)``."""
-        total = torch.zeros_like(values[1:])
-        for j in range(self.weights.shape[1]):
-            total = total + self.weights[:, j, None].to(values) * values[self.first.to(values.device) + j]
+        total, weights = torch.zeros_like(values[1:]), self.weights.to(values)
+        for i, start in enumerate(self.first.tolist()):
+            for weight, value in zip(weights[i], values[start:], strict=False):
+                total[i].addcmul_(value, weight)
         return total
 
 

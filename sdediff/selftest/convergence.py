@@ -1,4 +1,4 @@
-"""Tools of the order laws: slopes, exact references, and the affine map that a linear sampler is on Gaussian data."""
+"""Orders of convergence: slopes, exact references, and the affine map that a linear sampler is on Gaussian data."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from sdediff import SDE, Denoiser
 from sdediff.analytic import GaussianMixture
+from sdediff.denoiser import Denoiser
 from sdediff.dynamics import Frame, to_x, to_y, velocity
 from sdediff.noise import NoiseSource
 from sdediff.samplers import Sampler
+from sdediff.sde import SDE
 
-Times = Callable[[SDE, int, float, float], Tensor]
+TimesOf = Callable[[SDE, int, float, float], Tensor]
 
 
 def slope(sizes: Sequence[float], errors: Sequence[float]) -> float:
-    """The order: minus the least-squares slope of log error against log size."""
+    """Return the order: minus the least-squares slope of log error against log size."""
     return -float(np.polyfit(np.log(np.asarray(sizes)), np.log(np.asarray(errors)), 1)[0])
 
 
 def times_at(sde: SDE, half_log_snr: Tensor, t_from: float, t_to: float) -> Tensor:
-    """Times of given log-SNRs, with exact ends."""
+    """Return the times of given half log-SNRs, with exact ends."""
     times = sde.time(half_log_snr)
     times[0], times[-1] = t_from, t_to
     return times
 
 
 def uniform_logsnr(sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-    """Equal steps in lambda, the clock of the reverse SDE."""
+    """Return the times of equal steps in lambda, the clock of the reverse SDE."""
     start, end = float(sde.half_log_snr(t_from)), float(sde.half_log_snr(t_to))
     return times_at(sde, torch.linspace(start, end, steps + 1, dtype=torch.float64), t_from, t_to)
 
 
 def graded_angle(sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
-    """Chebyshev nodes in ``asinh(tan(theta) / 0.3)``: first steps of order 1/N^2, so that a multistep method's
-    low-order start does not show."""
+    """Return the times of Chebyshev nodes in ``asinh(tan(theta) / 0.3)``.
+
+    First steps are of order 1/N^2, so that a multistep method's low-order start does not show.
+    """
     ratio = torch.exp(-sde.half_log_snr(torch.tensor([t_from, t_to], dtype=torch.float64)))
     start, end = torch.asinh(ratio / 0.3)
     share = 0.5 - 0.5 * torch.cos(torch.linspace(0.0, math.pi, steps + 1, dtype=torch.float64))
@@ -48,7 +51,7 @@ def graded_angle(sde: SDE, steps: int, t_from: float, t_to: float) -> Tensor:
 
 
 def probability_flow(model: Denoiser, x: Tensor, t_from: float, t_to: float) -> Tensor:
-    """The exact solution of the probability-flow ODE from ``x``: DOP853 at 1e-12 on the angle, from scipy."""
+    """Return where the probability-flow ODE takes ``x``, by scipy's DOP853 at 1e-12 on the angle."""
     start, end = model.sde.levels([t_from, t_to])
     frame = Frame(model, model.sde)
 
@@ -68,13 +71,16 @@ class Silence:
         self.shape, self.asked = tuple(shape), list[tuple[int, int]]()
 
     def normal(self, step: int, stage: int = 0) -> Tensor:
+        """Return zeros."""
         self.asked.append((step, stage))
         return torch.zeros(self.shape, dtype=torch.float64)
 
 
 class Units:
-    """A noise source that gives every row of a batch one unit normal of its own: row ``first + k D + d`` gets a one
-    in dimension d of the k-th draw, and as many rows later another one a minus one."""
+    """A noise source that gives every row of a batch one unit normal of its own.
+
+    Row ``first + k D + d`` gets a one in dimension d of the k-th draw, and as many rows later another a minus one.
+    """
 
     def __init__(self, draws: Sequence[tuple[int, int]], dim: int, first: int) -> None:
         self.draws = {draw: k for k, draw in enumerate(draws)}
@@ -82,6 +88,7 @@ class Units:
         self.shape = (first + 2 * dim * len(draws), dim)
 
     def normal(self, step: int, stage: int = 0) -> Tensor:
+        """Return the units of a draw, ``(rows, D)``."""
         z = torch.zeros(self.shape, dtype=torch.float64)
         for sign, part in ((1.0, 0), (-1.0, len(self.draws))):
             row = self.first + (part + self.draws[step, stage]) * self.dim
@@ -89,7 +96,7 @@ class Units:
         return z
 
 
-class Affine(NamedTuple):
+class AffineMap(NamedTuple):
     """``x_end = offset + from_start x_start + sum_k from_noise[k]^T z_k``, exactly, on Gaussian data."""
 
     offset: Tensor  # (D,)
@@ -97,12 +104,12 @@ class Affine(NamedTuple):
     from_noise: Tensor  # (draws D, D)
 
     def push(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the end, given those of the start."""
+        """Return mean and covariance of the end, given those of the start."""
         spread = self.from_start @ covariance @ self.from_start.T + self.from_noise.T @ self.from_noise
         return self.offset + self.from_start @ mean, spread
 
 
-def affine_map(sampler: Sampler, model: Denoiser, times: Tensor, dim: int) -> Affine:
+def affine_map(sampler: Sampler, model: Denoiser, times: Tensor, dim: int) -> AffineMap:
     """Read the affine map off the sampler's own ``sample``, fed with unit vectors.
 
     What is even in the normals, as the squares in the Milstein terms of torchsde's srk are, has a mean, which goes into
@@ -118,17 +125,17 @@ def affine_map(sampler: Sampler, model: Denoiser, times: Tensor, dim: int) -> Af
     both, count = out[1 + dim :] - out[0], dim * len(units.draws)
     plus, minus = both[:count], both[count:]
     offset = out[0] + 0.5 * (plus + minus).sum(dim=0)
-    return Affine(offset, (out[1 : 1 + dim] - out[0]).T, 0.5 * (plus - minus))
+    return AffineMap(offset, (out[1 : 1 + dim] - out[0]).T, 0.5 * (plus - minus))
 
 
 def moments_at(data: GaussianMixture, sde: SDE, t: float) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of ``x_t``."""
+    """Return mean and covariance of ``x_t``."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return alpha * data.mean, alpha**2 * data.covariance + sigma**2 * torch.eye(data.dim, dtype=torch.float64)
 
 
 def weak_error(sampler: Sampler, data: GaussianMixture, sde: SDE, times: Tensor) -> float:
-    """Distance of the end's mean and covariance from the truth when the start is exact; no randomness in it."""
+    """Return the distance of the end's mean and covariance from the truth when the start is exact; nothing random."""
     t_from, t_to = float(times[0]), float(times[-1])
     mean, covariance = affine_map(sampler, data.model(sde), times, data.dim).push(*moments_at(data, sde, t_from))
     true_mean, true_covariance = moments_at(data, sde, t_to)
@@ -136,11 +143,11 @@ def weak_error(sampler: Sampler, data: GaussianMixture, sde: SDE, times: Tensor)
 
 
 def quiet(shape: Sequence[int]) -> NoiseSource:
-    """The source of a deterministic solve."""
+    """Return the source of a deterministic solve."""
     return NoiseSource(0, shape, dtype=torch.float64)
 
 
 def pathwise_error(sampler: Sampler, model: Denoiser, x: Tensor, times: Tensor, truth: Tensor) -> float:
-    """RMS distance of the end from the truth."""
+    """Return the RMS distance of the end from the truth."""
     end = sampler.sample(model, model.sde, x, times, quiet(x.shape)).x
     return float((end - truth).square().mean().sqrt())
