@@ -25,6 +25,7 @@ _MAY_CHANGE = {
     "sample_every",
     "checkpoint_every",
     "keep",
+    "shard",
     "trackers",
 }
 

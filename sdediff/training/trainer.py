@@ -30,7 +30,8 @@ from sdediff.training.batches import Batch, Batches, held_out_batch
 from sdediff.training.labels import Labels, check_rows
 from sdediff.training.objective import Objective
 from sdediff.training.schedules import rate_factor
-from sdediff.training.state import Restored, restore, save_state
+from sdediff.training.sharding import gather, shard
+from sdediff.training.state import Losses, Restored, restore, save_state
 from sdediff.types import Level, Split
 
 
@@ -111,10 +112,10 @@ class Trainer:
         self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
         self.average = copy.deepcopy(untrained).requires_grad_(requires_grad=False)  # measured in single precision
         self.averages = Averages(self.model.network, settings.averages)  # type: ignore[arg-type]  # a module
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
         rank, world = self.workers.process_index, self.workers.num_processes
+        self.sharded = settings.shard and world > 1
+        self.moving, self.trained = self._distributed(_Conditioned(self.model))
+        self.optimizer = _optimizer(self.model, settings.weight_decay)
         self.batches = Batches(
             data.train,
             data.info,
@@ -132,7 +133,20 @@ class Trainer:
         self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
         self.told = self.model.told
         self.labels = self._labels(conditional)
-        self.trained: Any = self.workers.prepare_model(_Conditioned(self.model), device_placement=False)
+
+    def _distributed(self, conditioned: nn.Module) -> tuple[ScoreModel, Any]:
+        """Return the average that the steps move, and the model as all processes train it."""
+        if not self.sharded:
+            return self.average, self.workers.prepare_model(conditioned, device_placement=False)
+        moving, world = copy.deepcopy(self.average), self.workers.num_processes
+        for module in (moving, *self.averages.networks, conditioned):
+            shard(module, self.device, world)
+        return moving, conditioned
+
+    def gather(self) -> None:
+        """Put the parts of the moving average together, in all processes, before it is measured."""
+        if self.sharded:
+            gather(self.average, self.moving)
 
     def _labels(self, conditional: bool) -> Labels | None:
         """Return the conditions of the training items, if the network is told any."""
@@ -154,14 +168,15 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = list(self._parts(step))
         for number, (batch, condition) in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self.workers.no_sync(self.trained):
+            last = self.sharded or number == len(parts)  # no process keeps the gradients of all weights
+            with nullcontext() if last else self.workers.no_sync(self.trained):
                 model = _Trained(self.trained, self.model, condition)
                 loss = self.objective.loss(model, batch.x0, batch.u, batch.eps).mean() / len(parts)
                 self.workers.backward(loss)
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
-        ema.update(self.average, self.model, settings.ema, step)
+        ema.update(self.moving, self.model, settings.ema, step)
         self.averages.update(self.model.network, step)  # type: ignore[arg-type]
         return total
 
@@ -218,17 +233,31 @@ class Trainer:
         settings = self.config.training
         return settings.learning_rate * rate_factor(settings.schedule, settings.warmup, step, settings.steps)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
-        self.averages.save(folder, step)
-        further, keep = self.averages.networks, self.config.training.keep
-        save_state(folder, step, self.model, self.average, self.optimizer, further=further, keep=keep)
-        checkpoint.save(self.average, folder, force=True)
+    def save(self, folder: Path, step: int, losses: Losses) -> None:
+        """Write the state and the model, in this order: a model older than the state is rebuilt from it.
+
+        All processes take part, and the main one writes.
+        """
+        self.averages.save(folder, step, main=self.main)
+        save_state(
+            folder,
+            step,
+            self.model,
+            self.moving,
+            self.optimizer,
+            losses=losses,
+            further=self.averages.networks,
+            keep=self.config.training.keep,
+            main=self.main,
+        )
+        if self.main:
+            checkpoint.save(self.average, folder, force=True)
 
     def restore(self, folder: Path) -> Restored:
         """Restore the newest checkpoint that can be read."""
         further = self.averages.networks
-        found = restore(folder, self.model, self.average, self.optimizer, further=further, main=self.main)
+        found = restore(folder, self.model, self.moving, self.optimizer, further=further, main=self.main)
+        self.gather()
         if self.main and found.step == self.config.training.steps:  # no further step will write the model
             checkpoint.save(self.average, folder, force=True)
         return found
@@ -241,13 +270,23 @@ class Trainer:
 
 
 def _check_distribution(kind: str) -> None:
-    """Refuse ways to share a model among processes in which none has all of its weights.
+    """Refuse ways to share a model out that are a launcher's, not the configuration's.
 
     Raises:
-        ValueError: naming the way.
+        ValueError: naming the way, and the cure.
     """
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(f"training shares batches among processes, each with the whole model; {kind} is not supported")
+        raise ValueError(
+            f"{kind} of the launcher is not supported: to share the weights out among processes, start plain ones "
+            "(torchrun) with --set training.shard=true"
+        )
+
+
+def _optimizer(model: nn.Module, decay: float) -> torch.optim.Optimizer:
+    """Return AdamW, in one pass over all weights where torch has one for them."""
+    weights = [*model.parameters()]
+    fused = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
+    return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=fused or None)
 
 
 def _execution(settings: TrainingSection, shape: tuple[int, ...]) -> Execution:
