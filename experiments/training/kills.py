@@ -48,6 +48,7 @@ def attempt(folder: Path, *, resume: bool, write: int = 0, fault: Fault | None =
     if child:
         return child
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what runs in the background
     if fault is not None:
         files._write_bytes = faulty(files._write_bytes, write, fault)
     status = 1
@@ -87,7 +88,7 @@ def stops(run: Path, kind: str, count: int, rng: random.Random) -> int:
     while True:
         begun = (run / "config.json").exists()
         last = stopped == count
-        child = attempt(run, resume=begun, write=0 if last else rng.randint(1, 30), fault=None if last else fault)
+        child = attempt(run, resume=begun, write=0 if last else rng.randint(1, 15), fault=None if last else fault)
         if kind in signals and not last:
             time.sleep(rng.uniform(0.05, 0.8))
             for number in signals[kind]:
