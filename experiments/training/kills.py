@@ -39,6 +39,7 @@ SETTINGS = {
     "training.log_every": 5, "training.held_out_every": 7, "training.checkpoint_every": 5, "training.sample_every": 0,
     "training.averages": [0.05, 0.1],
 }  # fmt: skip
+KINDS = ("SIGKILL", "write", "SIGTERM", "SIGINT", "full")
 Fault = Callable[[Path], None]
 
 
@@ -117,12 +118,15 @@ def content(run: Path) -> dict[str, Any]:
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="Stops of each kind.")
 @click.option("--seed", default=0, show_default=True)
-def main(kills: int, seed: int) -> None:
+@click.option(
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS, help="Of stop.  [default: all]"
+)
+def main(kills: int, seed: int, kinds: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         straight = Path(folder) / "straight"
         os.waitpid(attempt(straight, resume=False), 0)
-        for kind in ("SIGKILL", "write", "SIGTERM", "SIGINT", "full"):
+        for kind in kinds:
             run = Path(folder) / kind
             stopped = stops(run, kind, kills, random.Random(f"{kind}{seed}"))
             left, whole = content(run), content(straight)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,10 @@ def save_held_out(data: Dataset, folder: Path) -> None:
 
 
 def fingerprint(data: Dataset) -> str:
-    """Return the SHA-256 of items and labels, up to 4,096 of each part."""
+    """Return the SHA-256 of items, labels and conditions, up to 4,096 of each part."""
     digest = hashlib.sha256()
-    for rows in (data.train, data.held_out, data.train_labels, data.held_out_labels):
+    told = [each.tensors() for each in (data.train_condition, data.held_out_condition) if each is not None]
+    for rows in (data.train, data.held_out, data.train_labels, data.held_out_labels, *chain(*told)):
         if rows is not None:
             some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MOST), dtype=torch.float64).long()]
             digest.update(f"{rows.dtype} {tuple(rows.shape)}".encode())

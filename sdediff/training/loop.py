@@ -210,9 +210,7 @@ class _Loop:
                     rate = (step - self.begin) / (time.monotonic() - self.start)
                     numbers = {"learning_rate": trainer.learning_rate(step - 1), "steps_per_second": rate}
                     self._add(step, loss=self.loss, **numbers)
-                if _due(
-                    step, settings.log_every
-                ):  # where a signal ended the run, the next line holds these losses, too
+                if _due(step, settings.log_every):  # else, where a signal ended the run, the next line holds them, too
                     self.losses = Losses()
                 if end or settings.pauses(step):
                     trainer.gather()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff import checkpoint
-from sdediff.conditions import Condition, ConditionLike
+from sdediff.conditions import Condition
 from sdediff.config import Config, build
 from sdediff.data import Dataset
 from sdediff.data.units import fit_moments
@@ -27,7 +27,7 @@ from sdediff.settings import PRECISIONS, TrainingSection
 from sdediff.training import ema
 from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
-from sdediff.training.labels import Labels, check_rows
+from sdediff.training.labels import Labels, conditions_of
 from sdediff.training.objective import Objective
 from sdediff.training.schedules import rate_factor
 from sdediff.training.sharding import gather, shard
@@ -132,7 +132,7 @@ class Trainer:
         self._share = slice(rank * share, (rank + 1) * share)
         self.held_out = held_out_batch(data.held_out, data.info, settings.seed, device=self.device)
         self.told = self.model.told
-        self.labels = self._labels(conditional)
+        self.labels, self._held_out_condition = self._conditions(conditional)
 
     def _distributed(self, conditioned: nn.Module) -> tuple[ScoreModel, Any]:
         """Return the average that the steps move, and the model as all processes train it."""
@@ -148,15 +148,14 @@ class Trainer:
         if self.sharded:
             gather(self.average, self.moving)
 
-    def _labels(self, conditional: bool) -> Labels | None:
-        """Return the conditions of the training items, if the network is told any."""
+    def _conditions(self, conditional: bool) -> tuple[Labels | None, Condition | None]:
+        """Return the conditions of the training items and of held-out ones, if the network is told any."""
         data, settings = self.data, self.config.training
         if self.told == Told() and not conditional:
-            return None
-        for rows, items in ((data.train_labels, data.train), (data.held_out_labels, data.held_out)):
-            check_rows(self.told, rows, len(items))
-        rows = torch.as_tensor(data.train_labels)
-        return Labels(rows, settings.seed, withheld=self.told.withheld(rows), dropout=settings.label_dropout)
+            return None, None
+        rows = conditions_of(self.told, data.train_labels, data.train_condition, len(data.train))
+        held_out = conditions_of(self.told, data.held_out_labels, data.held_out_condition, len(data.held_out))
+        return Labels(rows, self.told, settings.seed, settings.label_dropout), held_out
 
     def step(self, step: int) -> Tensor:
         """Take one optimiser step and return the mean loss of this process's share of the batch."""
@@ -183,14 +182,14 @@ class Trainer:
     def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
         """Yield the parts of this process's share of a batch, each with the condition of its items."""
         count, whole = self.config.training.accumulate, self.batches(step)
-        rows = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share].chunk(count)
+        rows = Condition() if self.labels is None else self.labels(step, self.batches.indices(step)).rows(self._share)
         for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
-            yield Batch(*fields), Condition.of(None if rows is None else self.told.condition(rows[i]))
+            yield Batch(*fields), rows.map(lambda value, i=i: value.chunk(count)[i])  # type: ignore[misc]
 
-    def held_out_condition(self, count: int) -> ConditionLike:
+    def held_out_condition(self, count: int) -> Condition | None:
         """Return the condition of the first held-out items, from the first one again where they are too few."""
-        rows = self.data.held_out_labels if self.labels is not None else None
-        return None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)])
+        rows = self._held_out_condition
+        return None if rows is None else rows.rows(torch.arange(count) % len(self.data.held_out))
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
