@@ -41,6 +41,7 @@ class TrainingSection(Section):
             everything measured stay in single precision.
         compile: whether the network is compiled by ``torch.compile`` for training.
         channels_last: whether images and volumes are stored with their channels last.
+        shard: whether several processes share the weights out among them (FSDP), in place of a whole model in each.
         seed: seed of the weights, the order of the data, the levels and the noise.
         log_every: steps between two lines of metrics.
         held_out_every: steps between two losses on held-out data.
@@ -70,6 +71,7 @@ class TrainingSection(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     channels_last: bool = False
+    shard: bool = False
     seed: Seed = 0
     log_every: Count = 20
     held_out_every: Count = 200
@@ -79,6 +81,11 @@ class TrainingSection(Section):
     checkpoint_every: Count = 250
     keep: Natural = 2
     trackers: tuple[str, ...] = ()
+
+    def pauses(self, step: int) -> bool:
+        """Return whether anything is measured or written after a step that is not the last."""
+        intervals = self.log_every, self.held_out_every, self.bits_every, self.sample_every, self.checkpoint_every
+        return any(every > 0 and step % every == 0 for every in intervals)
 
 
 class LatentSection(Section):

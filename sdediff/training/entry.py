@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.conditions import ConditionLike
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config
 from sdediff.data import Dataset
 from sdediff.data.dataset import Items, split
@@ -72,8 +72,9 @@ def train(
             made with those of ``shape``, ``classes`` and ``features`` that it takes. Or an autoencoder or a VAE
             (:mod:`sdediff.latent`), which is copied and trained further, or frozen with ``model="latent"``.
         run: folder for the run: settings, metrics, checkpoints, pictures. Without one nothing is written.
-        condition: what the network is told of each item: labels ``0, 1, ...``, ``(n,)``, or vectors, ``(n, D)``; alone,
-            or as ``{"label": labels}``, ``{"vector": vectors}``, ``(labels,)``.
+        condition: what the network is told of each item, one row an item: labels ``0, 1, ...``, ``(n,)``, or floats,
+            as vectors ``(n, D)``; a tensor, or a tuple or a dict of several, ``{"label": labels, "vector": vectors}``:
+            the arguments of the network beside state and noise level.
             Labels of a data set by name or path are used where a setting ``network.classes`` says how many there are.
         config: configuration to start from; the default one if not given.
         resume: continue the run in the folder, bit for bit.
@@ -161,19 +162,25 @@ def _dataset(data: object, config: Config, condition: object) -> Dataset:
     Raises:
         ValueError: if they cannot be used.
     """
-    rows = None if condition is None else _rows(condition)
     if isinstance(data, str | Path):
         data = config.data.load()
     if isinstance(data, Dataset):
-        if rows is not None:
+        if condition is not None:
             raise ValueError("a data set has labels of its own: condition= is for items given as a tensor or an array")
         return data
-    x = as_items(_array(data), "the data")
-    if rows is not None and len(rows) != len(x):
-        raise ValueError(f"the condition has {len(rows)} rows for {len(x)} items: give one row an item")
+    x, told = as_items(_array(data), "the data"), _condition(condition)
+    for rows in told.tensors():
+        if len(rows) != len(x):
+            raise ValueError(f"the condition has {len(rows)} rows for {len(x)} items: give one row an item")
+    only = [*told.tensors()]
+    label = only[0] if len(only) == 1 and told.named.keys() <= {"label", "vector"} else None
     info = info_of(GIVEN, x)
-    found = split(Items(x, rows), info, config.data.seed)
-    return replace(found, info=standardised(found.train, info)) if config.data.standardise else found
+    found = split(Items(x, label), info, config.data.seed)
+    found = replace(found, info=standardised(found.train, info)) if config.data.standardise else found
+    if label is not None or not told:
+        return found
+    parts = [told.rows(np.asarray(ids, dtype=np.int64)) for ids in (found.train_ids, found.held_out_ids)]
+    return replace(found, train_condition=parts[0], held_out_condition=parts[1])
 
 
 def _array(values: object) -> np.ndarray[Any, np.dtype[Any]]:
@@ -184,14 +191,17 @@ def _array(values: object) -> np.ndarray[Any, np.dtype[Any]]:
     return np.asarray(values)
 
 
-def _rows(condition: object) -> Tensor:
-    """Return a condition as labels, int64 ``(n,)``, or floats ``(n, ...)``."""
-    if isinstance(condition, tuple | Mapping):
-        names = [*condition] if isinstance(condition, Mapping) else ["label"] * len(condition)
-        if len(names) != 1 or names[0] not in ("label", "vector"):
-            raise ValueError("training takes one condition: labels or vectors, {'label': ...} or {'vector': ...}")
-        condition = condition[names[0]] if isinstance(condition, Mapping) else condition[0]
-    array = _array(condition)
+def _condition(given: ConditionLike) -> Condition:
+    """Return what is given as a condition of labels, int64 ``(n,)``, and floats ``(n, ...)``."""
+    if isinstance(given, Mapping):
+        return Condition.of({name: _rows(value) for name, value in given.items()})
+    several = given if isinstance(given, tuple) else () if given is None else (given,)
+    return Condition.of(tuple(_rows(value) for value in several))
+
+
+def _rows(values: object) -> Tensor:
+    """Return one tensor of a condition as labels, int64 ``(n,)``, or floats ``(n, ...)``."""
+    array = _array(values)
     if array.dtype.kind not in "biuf" or array.ndim < 1:
         raise ValueError(f"a condition is labels or vectors, one row an item, not {array.shape} of {array.dtype}")
     return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))

@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "sample_every",
     "checkpoint_every",
     "keep",
+    "shard",
     "trackers",
 }
 

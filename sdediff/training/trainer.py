@@ -24,9 +24,10 @@ from sdediff.settings import PRECISIONS, TrainingSection
 from sdediff.training import ema
 from sdediff.training.averages import Averages
 from sdediff.training.batches import Batch, Batches, held_out_batch
-from sdediff.training.labels import Labels, check_rows
+from sdediff.training.labels import Labels, conditions_of
 from sdediff.training.schedules import rate_factor
-from sdediff.training.state import Restored, restore, save_state
+from sdediff.training.sharding import gather, shard
+from sdediff.training.state import Losses, Restored, restore, save_state
 from sdediff.training.task import HeldOut, Model, Task
 from sdediff.training.tasks import make_task
 
@@ -89,10 +90,10 @@ class Trainer:
         self.average = copy.deepcopy(untrained).requires_grad_(requires_grad=False)  # measured in single precision
         self._averaged = self.task.averaged(self.model) if settings.averages else self.model
         self.averages = Averages(self._averaged, settings.averages)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
         rank, world = self.workers.process_index, self.workers.num_processes
+        self.sharded = settings.shard and world > 1
+        self.moving, self.trained = self._distributed(_Losses(self.task, self.model))
+        self.optimizer = _optimizer(self.model, settings.weight_decay)
         self.batches = Batches(
             data.train,
             data.info,
@@ -112,18 +113,30 @@ class Trainer:
             data.held_out, data.info, settings.seed, device=self.device, noise_shape=self.task.noise_shape
         )
         self.told = self.task.told
-        self.labels = self._labels(conditional)
-        self.trained: Any = self.workers.prepare_model(_Losses(self.task, self.model), device_placement=False)
+        self.labels, self._held_out_condition = self._conditions(conditional)
 
-    def _labels(self, conditional: bool) -> Labels | None:
-        """Return the conditions of the training items, if the network is told any."""
+    def _distributed(self, losses: nn.Module) -> tuple[nn.Module, Any]:
+        """Return the average that the steps move, and the model as all processes train it."""
+        if not self.sharded:
+            return self.average, self.workers.prepare_model(losses, device_placement=False)
+        moving, world = copy.deepcopy(self.average), self.workers.num_processes
+        for module in (moving, *self.averages.networks, losses):
+            shard(module, self.device, world)
+        return moving, losses
+
+    def gather(self) -> None:
+        """Put the parts of the moving average together, in all processes, before it is measured."""
+        if self.sharded:
+            gather(self.average, self.moving)
+
+    def _conditions(self, conditional: bool) -> tuple[Labels | None, Condition | None]:
+        """Return the conditions of the training items and of held-out ones, if the network is told any."""
         data, settings = self.data, self.config.training
         if self.told == Told() and not conditional:
-            return None
-        for rows, items in ((data.train_labels, data.train), (data.held_out_labels, data.held_out)):
-            check_rows(self.told, rows, len(items))
-        rows = torch.as_tensor(data.train_labels)
-        return Labels(rows, settings.seed, withheld=self.told.withheld(rows), dropout=settings.label_dropout)
+            return None, None
+        rows = conditions_of(self.told, data.train_labels, data.train_condition, len(data.train))
+        held_out = conditions_of(self.told, data.held_out_labels, data.held_out_condition, len(data.held_out))
+        return Labels(rows, self.told, settings.seed, settings.label_dropout), held_out
 
     def step(self, step: int) -> Tensor:
         """Take one optimiser step and return the mean loss of this process's share of the batch."""
@@ -135,27 +148,28 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = list(self._parts(step))
         for number, (batch, condition) in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self.workers.no_sync(self.trained):
+            last = self.sharded or number == len(parts)  # no process keeps the gradients of all weights
+            with nullcontext() if last else self.workers.no_sync(self.trained):
                 loss = self.trained(batch, condition, step).mean() / len(parts)
                 self.workers.backward(loss)
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
-        ema.update(self.average, self.model, settings.ema, step)
+        ema.update(self.moving, self.model, settings.ema, step)
         self.averages.update(self._averaged, step)
         return total
 
     def _parts(self, step: int) -> Iterator[tuple[Batch, Condition]]:
         """Yield the parts of this process's share of a batch, each with the condition of its items."""
         count, whole = self.config.training.accumulate, self.batches(step)
-        rows = None if self.labels is None else self.labels(step, self.batches.indices(step))[self._share].chunk(count)
+        rows = Condition() if self.labels is None else self.labels(step, self.batches.indices(step)).rows(self._share)
         for i, fields in enumerate(zip(*(tensor.chunk(count) for tensor in whole), strict=True)):
-            yield Batch(*fields), Condition.of(None if rows is None else self.told.condition(rows[i]))
+            yield Batch(*fields), rows.map(lambda value, i=i: value.chunk(count)[i])  # type: ignore[misc]
 
     def held_out_condition(self, count: int) -> Condition:
         """Return the condition of the first held-out items, from the first one again where they are too few."""
-        rows = self.data.held_out_labels if self.labels is not None else None
-        return Condition.of(None if rows is None else self.told.condition(rows[torch.arange(count) % len(rows)]))
+        rows = self._held_out_condition
+        return Condition() if rows is None else rows.rows(torch.arange(count) % len(self.data.held_out))
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -198,17 +212,31 @@ class Trainer:
         settings = self.config.training
         return settings.learning_rate * rate_factor(settings.schedule, settings.warmup, step, settings.steps)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write the state and the model, in this order: a model older than the state is rebuilt from it."""
-        self.averages.save(folder, step)
-        further, keep = self.averages.networks, self.config.training.keep
-        save_state(folder, step, self.model, self.average, self.optimizer, further=further, keep=keep)
-        checkpoint.save(self.average, folder, force=True)
+    def save(self, folder: Path, step: int, losses: Losses) -> None:
+        """Write the state and the model, in this order: a model older than the state is rebuilt from it.
+
+        All processes take part, and the main one writes.
+        """
+        self.averages.save(folder, step, main=self.main)
+        save_state(
+            folder,
+            step,
+            self.model,
+            self.moving,
+            self.optimizer,
+            losses=losses,
+            further=self.averages.networks,
+            keep=self.config.training.keep,
+            main=self.main,
+        )
+        if self.main:
+            checkpoint.save(self.average, folder, force=True)
 
     def restore(self, folder: Path) -> Restored:
         """Restore the newest checkpoint that can be read."""
         further = self.averages.networks
-        found = restore(folder, self.model, self.average, self.optimizer, further=further, main=self.main)
+        found = restore(folder, self.model, self.moving, self.optimizer, further=further, main=self.main)
+        self.gather()
         if self.main and found.step == self.config.training.steps:  # no further step will write the model
             checkpoint.save(self.average, folder, force=True)
         return found
@@ -221,13 +249,23 @@ class Trainer:
 
 
 def _check_distribution(kind: str) -> None:
-    """Refuse ways to share a model among processes in which none has all of its weights.
+    """Refuse ways to share a model out that are a launcher's, not the configuration's.
 
     Raises:
-        ValueError: naming the way.
+        ValueError: naming the way, and the cure.
     """
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(f"training shares batches among processes, each with the whole model; {kind} is not supported")
+        raise ValueError(
+            f"{kind} of the launcher is not supported: to share the weights out among processes, start plain ones "
+            "(torchrun) with --set training.shard=true"
+        )
+
+
+def _optimizer(model: nn.Module, decay: float) -> torch.optim.Optimizer:
+    """Return AdamW, in one pass over all weights where torch has one for them."""
+    weights = [*model.parameters()]
+    fused = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
+    return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=fused or None)
 
 
 def _execution(settings: TrainingSection, shape: tuple[int, ...]) -> Execution:
