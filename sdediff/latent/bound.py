@@ -36,6 +36,7 @@ from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, stud
 from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import choose, error_of_mean, single, standard_normal_log_prob, wide
 from sdediff.options import check_count
+from sdediff.progress import ProgressLike, reporter
 from sdediff.staged import Staged
 from sdediff.types import UndefinedError, brief
 
@@ -200,7 +201,7 @@ def elbo(
     seed: int = 0,
     first: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
     **density: Any,
 ) -> LatentBound:
     """Return the variational bound of a VAE or a latent model, term by term.
@@ -215,7 +216,7 @@ def elbo(
         seed: seed of all random numbers; those of item k are functions of ``(seed, first + k)`` alone.
         first: index of the first item.
         batch_size: items at a time; all by default.
-        progress: function called as ``progress(done, total)``.
+        progress: function called as ``progress(done, total)``, or true for a bar.
         **density: of a latent model ``density``, ``"flow"`` or ``"continuous"``, and the options of
             :func:`~sdediff.log_likelihood` or :func:`~sdediff.elbo` for the prior; see
             :meth:`~sdediff.latent.LatentModel.law`.
@@ -248,11 +249,11 @@ def elbo(
         )
     size = len(x) if batch_size is None else batch_size
     check_count("batch_size", size)
-    parts = []
+    parts, report = [], reporter(progress, "bound", "item")
     for begin in range(0, len(x), size):
         parts.append(_draws(stage, law, single(x[begin : begin + size]), samples, seed, first + begin))
-        if progress is not None:
-            progress(min(begin + size, len(x)), len(x))
+        if report is not None:
+            report(min(begin + size, len(x)), len(x))
     return _summarise(_joined(parts), estimate, bound, discrete, _constant(stage, x), x[0].numel())
 
 

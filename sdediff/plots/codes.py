@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdediff.data.levels import to_values
 from sdediff.numerics import flatten
-from sdediff.plots.canvas import INK, PALE, PAPER, save_figure, single_axes
+from sdediff.plots.canvas import INK, PALE, new_figure, save_figure, single_axes
 from sdediff.types import DataInfo
 
 _PRIOR = "#b3402a"
@@ -35,12 +35,10 @@ def codes_and_prior(codes: Tensor, path: str | Path) -> None:
         codes: codes of many items, one draw each, ``(n, *code_shape)``.
         path: path of the PNG.
     """
-    from matplotlib.figure import Figure
-
     flat = flatten(codes.detach().double().cpu())
     order = flat.var(dim=0, correction=0).argsort(descending=True)
     first, second = (int(order[0]), int(order[min(1, len(order) - 1)]))
-    figure = Figure(figsize=(10.0, 4.6), layout="constrained", facecolor=PAPER)
+    figure = new_figure(10.0, 4.6)
     left, right = figure.subplots(1, 2)
     shown = flat[:_MOST]
     left.scatter(shown[:, first], shown[:, second], s=6, c=INK, alpha=0.5, linewidths=0, label="codes of data")
