@@ -6,7 +6,7 @@ The file is an .npz of ``x_train`` and ``x_test``, bytes ``(n, 28, 28)``. Every 
 probability of its grey value, by a fixed seed; the test images are held out and seen at the end alone. Two thirds of
 the time are the VAE's, of one thread, and one third is the score model's.
 
-Expected and cost: see docs/latent.md.
+Expected: see the end of this text.
 """
 
 from __future__ import annotations
