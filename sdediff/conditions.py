@@ -56,7 +56,8 @@ class Condition:
     def __bool__(self) -> bool:
         return bool(self.positional or self.named)
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors, the positional ones first."""
         yield from (value for value in (*self.positional, *self.named.values()) if value is not None)
 
     @property
@@ -66,7 +67,7 @@ class Condition:
         Raises:
             ValueError: for tensors whose numbers of rows differ.
         """
-        counts = sorted({len(value) for value in self._tensors() if len(value) != 1})
+        counts = sorted({len(value) for value in self.tensors() if len(value) != 1})
         if len(counts) > 1:
             raise ValueError(f"the tensors of a condition have {' and '.join(map(str, counts))} rows: one an item each")
         return counts[0] if counts else None
@@ -103,8 +104,8 @@ class Condition:
         """
         if not self:
             raise ValueError("guidance needs a model under a condition: condition=...")
-        if len([*self._tensors()]) == len([*other._tensors()]) == 1:
-            (only,) = other._tensors()
+        if len([*self.tensors()]) == len([*other.tensors()]) == 1:
+            (only,) = other.tensors()
             other = self.map(lambda _: only)
         same = len(self.positional) == len(other.positional) and self.named.keys() == other.named.keys()
         if not same or any((a is None) != (b is None) for a, b in self._beside(other)):

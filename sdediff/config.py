@@ -14,7 +14,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
@@ -26,12 +26,14 @@ from sdediff.data.reading import REFUSE
 from sdediff.documents import Entry, Named, Section, instance, read_document, typed_entry, validated
 from sdediff.foreign import OwnNetwork, is_import_path, needs_network, path_of
 from sdediff.gaussian import Moments
+from sdediff.latent.networks import CODERS
+from sdediff.latent.observations import OBSERVATIONS
 from sdediff.networks import NETWORKS, Levelled, default_network, described, initialise
 from sdediff.numerics import choose
 from sdediff.parametrization import PREDICTIONS
 from sdediff.score_model import ScoreModel
 from sdediff.sde import DDPM, SDE, SDES
-from sdediff.settings import Natural, Seed, TrainingSection
+from sdediff.settings import LatentSection, Natural, Seed, TrainingSection
 from sdediff.types import DataInfo
 
 PROCESSES: Mapping[str, Callable[..., SDE]] = ChainMap({"ddpm": DDPM.linear, "ddpm-cosine": DDPM.cosine}, SDES)  # type: ignore[arg-type]
@@ -103,8 +105,15 @@ class NetworkSection(Named):
 
 
 class ModelSection(Section):
-    """The network's output and its noise-level input: entries of ``PREDICTIONS`` and ``CONDITIONINGS``."""
+    """The model.
 
+    Attributes:
+        kind: a score model, an autoencoder, a variational one, or a score model on the codes of one.
+        prediction: output of a score model's network, an entry of ``PREDICTIONS``.
+        conditioning: its input for the noise level, an entry of ``CONDITIONINGS``.
+    """
+
+    kind: Literal["score", "ae", "vae", "latent"] = "score"
     prediction: Entry = "v_prediction"
     conditioning: Entry = "logsnr"
 
@@ -116,6 +125,7 @@ class Config(Section):
     sde: SdeSection = SdeSection()
     network: NetworkSection = NetworkSection()
     model: ModelSection = ModelSection()
+    latent: LatentSection = LatentSection()
     training: TrainingSection = TrainingSection()
 
     @classmethod
@@ -139,10 +149,16 @@ class Config(Section):
             "prediction": typed_entry(PREDICTIONS, config.model.prediction, "model.prediction", "prediction"),
             "conditioning": typed_entry(CONDITIONINGS, config.model.conditioning, "model.conditioning", "conditioning"),
         }
+        stage = {
+            "coder": _typed_coder(config.latent.coder),
+            "observation": _typed_unless_auto(OBSERVATIONS, config.latent.observation, "observation"),
+        }
         optimisation = typed_objective(config.training.time_law, config.training.weighting, config.training.objective)
         optimisation["schedule"] = typed_schedule(config.training.schedule)
         model, training = config.model.model_copy(update=typed), config.training.model_copy(update=optimisation)
-        return config.model_copy(update={"sde": sde, "network": network, "model": model, "training": training})
+        latent = config.latent.model_copy(update=stage)
+        changed = {"sde": sde, "network": network, "model": model, "latent": latent, "training": training}
+        return config.model_copy(update=changed)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -276,6 +292,19 @@ def _network(config: Config, data: DataInfo, own: OwnNetwork | None, *, learned:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.training.seed)
         return described(make(**parameters), parameters), exact
+
+
+def _typed_unless_auto(
+    table: Mapping[str, Any], entry: str | Named, name: str, given: tuple[str, ...] = ()
+) -> str | Named:
+    """Return an entry of the section ``latent`` with parameters of the types that it takes; ``"auto"`` as it is."""
+    return entry if entry == "auto" else typed_entry(table, entry, f"latent.{name}", name, given=given)
+
+
+def _typed_coder(entry: str | Named) -> str | Named:
+    """Return the networks of an autoencoder with parameters of the types that they take."""
+    encoders = {name: pair.encoder for name, pair in CODERS.items()}
+    return _typed_unless_auto(encoders, entry, "coder", (*_FROM_DATA, "code"))
 
 
 _FROM_DATA = ("shape", "outputs")

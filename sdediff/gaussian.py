@@ -26,6 +26,23 @@ _FLOOR = 1e-5
 number of dimensions, that of 3x32x32 photographs is 800 times the mean, and their smallest 3e-5 of it."""
 
 
+def gaussian_kl(squared_shift: Tensor, log_ratio: Tensor) -> Tensor:
+    r"""Return ``KL(N(m, s^2) || N(n, r^2))`` of each entry, nats: every divergence of a bound is a sum of these.
+
+    Args:
+        squared_shift: squared distances of the means in units of the second law, ``((m - n) / r)^2``.
+        log_ratio: logarithms of the variances' ratios, ``log(s^2 / r^2)``; 0 for equal variances.
+
+    Returns:
+        ``1/2 [shift^2 + ratio - 1 - log ratio]`` (Kingma & Welling 2014, appendix B), without the difference of the
+        near-equals ``ratio`` and 1, in the dtype of the arguments.
+
+    >>> sdediff.gaussian.gaussian_kl(torch.tensor(4.0), torch.tensor(0.0))
+    tensor(2.)
+    """
+    return 0.5 * (squared_shift + torch.expm1(log_ratio) - log_ratio)
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and covariance ``U diag(v) U^T`` of data of shape ``shape``, with ``D = prod(shape)``.
@@ -130,8 +147,8 @@ class Moments:
         own = self.to(x0)
         shift = level.alpha * own.coordinates(x0)
         excess = level.alpha**2 * own.variances / level.sigma**2  # the prior's variance over sigma^2, less 1
-        scaled = (shift / level.sigma).square()
-        return 0.5 * ((scaled - excess) / (1.0 + excess) + torch.log1p(excess)).sum(dim=1)
+        squared_shift = (shift / level.sigma).square() / (1.0 + excess)
+        return gaussian_kl(squared_shift, -torch.log1p(excess)).sum(dim=1)
 
 
 class GaussianLevel(NamedTuple):

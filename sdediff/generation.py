@@ -29,11 +29,12 @@ from sdediff.options import (
 from sdediff.progress import reporter
 from sdediff.samplers import Sampler
 from sdediff.sampling import check_item, check_shape, one_time, resolve, solve, told
+from sdediff.staged import Staged
 
 
 @overload
 def sample(
-    model: Denoiser,
+    model: Denoiser | Staged,
     shape: Sequence[int],
     solver: str | Sampler = ...,
     *,
@@ -42,7 +43,7 @@ def sample(
 ) -> Tensor: ...
 @overload
 def sample(
-    model: Denoiser,
+    model: Denoiser | Staged,
     shape: Sequence[int],
     solver: str | Sampler = ...,
     *,
@@ -50,7 +51,7 @@ def sample(
     **options: Unpack[SampleOptions],
 ) -> tuple[Tensor, Tensor]: ...
 def sample(
-    model: Denoiser,
+    model: Denoiser | Staged,
     shape: Sequence[int],
     solver: str | Sampler = "ode",
     *,
@@ -60,7 +61,8 @@ def sample(
     """Draw samples: solve from the prior at ``t_max`` to the data.
 
     Args:
-        model: a denoiser with its process.
+        model: a denoiser with its process, or a model in two stages (:mod:`sdediff.latent`), whose codes are sampled
+            and decoded to the means of their data.
         shape: shape of the samples, ``(n, *shape)``.
         solver: a name from ``SAMPLERS``, ``"auto"`` for one chosen for this model, or a sampler.
         return_log_prob: whether to return the log-density of every sample too, which a deterministic solver of one
@@ -84,6 +86,8 @@ def sample(
     tensor([2., 0.])
     """
     check_options(options, SampleOptions)
+    if isinstance(model, Staged):
+        return _sample_codes(model, shape, solver, return_log_prob, options)
     check_denoiser(model)
     moments = prior_moments(options.get("prior", "moments"), model.moments)
     dtype = options.get("dtype") or model.state_dtype
@@ -156,3 +160,15 @@ def sample(
         done += 1
     samples, *densities = map(torch.cat, zip(*parts, strict=True))
     return (samples, densities[0]) if return_log_prob else samples
+
+
+def _sample_codes(
+    model: Staged, shape: Sequence[int], solver: str | Sampler, return_log_prob: bool, options: SampleOptions
+) -> Tensor:
+    """Draw codes and return the data that they are decoded to."""
+    n, *item = check_shape(shape)
+    model.check_shape(item)
+    if return_log_prob:
+        raise ValueError("the density of data of a model in two stages is bounded, not known: sdediff.elbo bounds it")
+    codes = sample(model.prior, (n, *model.code_shape), solver, **options)
+    return model.decoded(codes, options.get("batch_size"))

@@ -41,6 +41,7 @@ class TrainingSection(Section):
             everything measured stay in single precision.
         compile: whether the network is compiled by ``torch.compile`` for training.
         channels_last: whether images and volumes are stored with their channels last.
+        shard: whether several processes share the weights out among them (FSDP), in place of a whole model in each.
         seed: seed of the weights, the order of the data, the levels and the noise.
         log_every: steps between two lines of metrics.
         held_out_every: steps between two losses on held-out data.
@@ -70,6 +71,7 @@ class TrainingSection(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     channels_last: bool = False
+    shard: bool = False
     seed: Seed = 0
     log_every: Count = 20
     held_out_every: Count = 200
@@ -79,3 +81,34 @@ class TrainingSection(Section):
     checkpoint_every: Count = 250
     keep: Natural = 2
     trackers: tuple[str, ...] = ()
+
+    def pauses(self, step: int) -> bool:
+        """Return whether anything is measured or written after a step that is not the last."""
+        intervals = self.log_every, self.held_out_every, self.bits_every, self.sample_every, self.checkpoint_every
+        return any(every > 0 and step % every == 0 for every in intervals)
+
+
+class LatentSection(Section):
+    """Models in two stages: the autoencoder, and the score model on its codes.
+
+    Attributes:
+        code: shape of the codes, ``(k,)``, or ``(C, h, w)`` of the last level of a convolutional coder.
+        coder: networks of the autoencoder, an entry of ``CODERS``; ``"auto"`` takes the ones for the data's shape.
+        observation: law of the data given a code, an entry of ``OBSERVATIONS``; ``"auto"`` the one for the data.
+        beta: weight of the divergence from the prior in a VAE's loss; 1 is the bound.
+        beta_warmup: steps over which that weight grows from 0.
+        free_bits: nats of divergence that each entry of a code may have at no cost.
+        first_stage: folder of the run of the autoencoder that a latent model takes; by default it trains its own VAE.
+        first_stage_steps: optimiser steps of its own VAE; as many as of the score model by default.
+        joint: whether the autoencoder of a latent model is trained further with it, on their common bound.
+    """
+
+    code: Annotated[tuple[Natural, ...], Field(min_length=1, max_length=4)] = (16,)
+    coder: Entry = "auto"
+    observation: Entry = "auto"
+    beta: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    beta_warmup: Count = 0
+    free_bits: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    first_stage: str | None = None
+    first_stage_steps: Natural | None = None
+    joint: bool = False

@@ -24,6 +24,7 @@ from sdediff.options import SolveOptions, StepOptions, check_options, subset
 from sdediff.samplers import Sampler
 from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
 from sdediff.sampling import check_state, node_times, resolve, solve, told, untold
+from sdediff.staged import Staged
 
 DEFAULT_TOLERANCE = 1e-6
 
@@ -75,11 +76,13 @@ def _are_states(model: Denoiser, x: Tensor, count: int) -> bool:
     return x.ndim > 2 and x.shape[1] == count
 
 
-def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options: Unpack[SolveOptions]) -> Tensor:
+def encode(
+    model: Denoiser | Staged, x: Tensor, solver: str | Sampler = "ode", **options: Unpack[SolveOptions]
+) -> Tensor:
     """Encode data as latents: the state at ``t_max`` reached from ``x`` at ``t_min``.
 
     Args:
-        model: a denoiser with its process.
+        model: a denoiser with its process, or a model in two stages (:mod:`sdediff.latent`): its codes are encoded.
         x: data ``(B, *shape)``, floats in the units of the data or integer levels, which are taken at the centres of
             their bins; or the states ``(B, k, *shape)`` of a decoding by ``"reversible"``.
         solver: a deterministic solver; ``"ode"`` with no options of its steps is adaptive at 1e-6. ``"reversible"``
@@ -97,6 +100,8 @@ def encode(model: Denoiser, x: Tensor, solver: str | Sampler = "ode", **options:
     >>> sdediff.encode(model, torch.tensor([[2.0, 0.0]])).round(decimals=2)  # the mean goes to the mean
     tensor([[0.0100, 0.0000]])
     """
+    if isinstance(model, Staged):
+        return encode(model.prior, model.to_codes(x), solver, **options)
     check_denoiser(model)
     return _transport(model, _as_values(model, x), solver, (model.sde.t_min, model.sde.t_max), options)
 
@@ -111,7 +116,9 @@ def _as_values(model: Denoiser, x: Tensor) -> Tensor:
     return x if x.is_floating_point() else to_values(x, model.data, dtype=model.state_dtype)
 
 
-def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options: Unpack[SolveOptions]) -> Tensor:
+def decode(
+    model: Denoiser | Staged, z: Tensor, solver: str | Sampler = "ode", **options: Unpack[SolveOptions]
+) -> Tensor:
     """Decode latents to data in their units: the inverse of :func:`encode`, with the same options.
 
     By ``"reversible"``, states ``(B, k, *shape)`` give the data they came from, and have no other use: a change of one
@@ -126,6 +133,8 @@ def decode(model: Denoiser, z: Tensor, solver: str | Sampler = "ode", **options:
     >>> torch.allclose(sdediff.decode(model, sdediff.encode(model, x)), x, atol=1e-4)
     True
     """
+    if isinstance(model, Staged):
+        return model.decoded(decode(model.prior, z, solver, **options))
     check_denoiser(model)
     return to_data(_transport(model, z, solver, (model.sde.t_max, model.sde.t_min), options), model.data)
 
@@ -147,7 +156,7 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
 
 def interpolate(
-    model: Denoiser,
+    model: Denoiser | Staged,
     x_a: Tensor,
     x_b: Tensor,
     points: int = 8,
@@ -174,11 +183,14 @@ def interpolate(
     >>> sdediff.interpolate(model, torch.tensor([[1.5, 0.5]]), torch.tensor([[2.5, 0.5]]), points=3, steps=10).shape
     torch.Size([3, 1, 2])
     """
-    check_denoiser(model)
     if points < 2:
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:
         raise ValueError(f"both ends need one shape; came {tuple(x_a.shape)} and {tuple(x_b.shape)}")
+    if isinstance(model, Staged):
+        codes = interpolate(model.prior, model.to_codes(x_a), model.to_codes(x_b), points, solver, **options)
+        return model.decoded(codes.flatten(0, 1)).reshape(points, *x_a.shape)
+    check_denoiser(model)
     model = told(model, options)
     options = untold(options)
     model.check_batch(len(x_a))

@@ -21,8 +21,9 @@ class ToldUNet(nn.Module):
         return self.unet(x + self.shift(label)[:, :, None, None], conditioning)
 
 
-def main(config, folder):
-    result = train(Config.load(config), folder, network=ToldUNet, progress=False)
+def main(config, folder, *options):
+    network = None if "library" in options else ToldUNet
+    result = train(Config.load(config), folder, network=network, progress=False, resume="resume" in options)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         print(f"processes={world} steps={result.steps}")

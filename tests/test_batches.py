@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import sdediff
 from sdediff.config import Config
 from sdediff.data import load_dataset, to_levels
 from sdediff.data.held_out import HELD_OUT
@@ -88,3 +89,15 @@ def test_a_run_stores_what_it_held_out_and_refuses_other_data(tmp_path):
         train(longer, tmp_path / "run", resume=True, progress=False)
     np.save(tmp_path / "x.npy", rows)
     assert train(longer, tmp_path / "run", resume=True, progress=False).steps == 3
+
+
+def test_a_resumed_run_refuses_other_tensors_of_the_same_shape(tmp_path):
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    small = {"network.width": 8, "batch_size": 16, "sample_every": 0, "schedule": "constant", "device": "cpu"}
+    labels = torch.arange(60) % 3
+    sdediff.train(x, run=tmp_path, condition=labels, steps=2, progress=False, **small)
+    for items, told in ((x + (torch.arange(60) == 7)[:, None], labels), (x, labels.roll(1))):
+        with pytest.raises(ValueError, match="the data have changed since the run"):
+            sdediff.train(items, run=tmp_path, condition=told, steps=3, resume=True, progress=False, **small)
+    run = sdediff.train(x.clone(), run=tmp_path, condition=labels, steps=3, resume=True, progress=False, **small)
+    assert run.steps == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ COMMANDS = {
     "compare": ["compare", "--count", 3, "--solver", "ode,auto", "--forwards", 3, "--tolerance", 0.1],
     "tune": ["tune", "--steps", 2, "--trajectories", 4, "--held-out", 2, "--iterations", 2],
 }
+
+
+def test_a_tuned_solver_says_what_it_was_learned_under(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    model = sdediff.load(own)
+    nodes = sdediff.tuning.choose(model.given(1), 2, shape=(1, *SHAPE)).sampler
+    found = sdediff.tuning.Tuning(nodes, sdediff.tuning.Errors(0.2, 0.1), sdediff.tuning.Errors(0.1, 0.05), 1.0)
+    sdediff.tuning.save(own, model, [found], "label=[1]")
+    drawn = ("sample", "--run", own, "--solver", "tuned", "--steps", 2, "-n", 2, "--out", tmp_path, "--force")
+    assert "learned under" not in call(*drawn, "--label", "dog").stderr
+    assert "learned under label=[1], used under label=[0]" in call(*drawn, "--label", "cat").stderr
+    guided = call(*drawn, "--label", "dog", "--guidance", 2)
+    assert "learned under label=[1], used under label=[1]; guidance 2 against label=[3]" in guided.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

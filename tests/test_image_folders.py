@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sdediff.data import DataWarning, Reading, load_dataset
+from sdediff.data import images as images_module
 from sdediff.data.files import load_items
 from sdediff.data.folders import IMAGE_SUFFIXES
 
@@ -236,7 +237,7 @@ def test_sizes_that_differ_are_cropped_and_resized(tmp_path, shape, mode):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if side < size else "error")
         found = load_items(tmp_path, reading=Reading(size=size)).x[0, 0].numpy().astype(float)
-    centre = [(length - side) // 2 + (np.arange(size) + 0.5) * side / size - 0.5 for length in shape]
+    centre = [0.5 * (length - side) + (np.arange(size) + 0.5) * side / size - 0.5 for length in shape]
     expected = scale * (centre[0][:, None] + 2 * centre[1])
     inner = slice(4, -4)
     bound = 0.02 * scale * 3 * side / size + {"16 bits": 0.5, "floats": 0.0}.get(mode, 1.0)
@@ -255,6 +256,19 @@ def test_what_is_finer_than_the_new_pixels_does_not_alias(tmp_path):
     nearest = np.asarray(Image.fromarray(stripes).resize((9, 9), Image.Resampling.NEAREST), dtype=float)
     assert float((found - 127.5).abs().max()) < 20
     assert abs(nearest - 127.5).max() > 100
+
+
+def test_large_photos_come_out_as_if_they_were_decoded_whole(tmp_path, monkeypatch):
+    """JPEG at an eighth of its size is a mean of blocks, so that only what is finer than a new pixel differs."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(coarse[:, ::-1]).resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "b.jpg", quality=95)
+    fast = load_items(tmp_path, reading=Reading(size=24)).x.float()
+    monkeypatch.setattr(images_module, "_SPARE", 1000)
+    whole = load_items(tmp_path, reading=Reading(size=24)).x.float()
+    assert 0.0 < float((fast - whole).abs().max()) <= 8.0
+    assert float((fast - whole).abs().mean()) < 1.0
+    assert float((whole - whole.roll(1, dims=-1)).abs().mean()) > 10.0  # a pixel to the side would be seen
 
 
 def test_orientation_comes_before_the_crop(tmp_path):

@@ -27,6 +27,7 @@ LAYERS = {
     "transport": 6, "likelihood": 6, "training.objective": 6, "training.ema": 6, "training.batches": 6,
     "training.time_laws": 6, "training.weightings": 6, "training.variational": 6,
     "training.schedules": 6, "settings": 6,
+    "staged": 3, "latent": 7, "stage_storage": 8,
     "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
     "checkpoint": 8, "description": 8, "plots": 8,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sdediff
 from sdediff.analytic import Gaussian, GaussianMixture
 from sdediff.cli import main
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config
 from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
@@ -264,14 +265,21 @@ def test_labels_reach_the_network_and_some_are_withheld() -> None:
 
 
 def test_withheld_rows_are_a_function_of_seed_and_step() -> None:
-    rows, chosen = torch.arange(50) % 5, np.arange(50)
-    labels = Labels(rows, 7, withheld=5, dropout=0.5)
-    assert torch.equal(labels(3, chosen), labels(3, chosen))
-    assert not torch.equal(labels(3, chosen), labels(4, chosen))
-    assert not torch.equal(labels(3, chosen), Labels(rows, 8, withheld=5, dropout=0.5)(3, chosen))
-    assert torch.equal(Labels(rows, 7)(3, chosen), rows)
-    vectors = Labels(torch.ones(50, 2), 7, withheld=math.nan, dropout=0.5)(3, chosen)
-    assert torch.equal(vectors.isnan().all(dim=1), labels(3, chosen) == 5)
+    rows, chosen, told = torch.arange(50) % 5, np.arange(50), Told(classes=5, features=2)
+
+    def of(seed: int, step: int, dropout: float = 0.5, value: ConditionLike = rows) -> Tensor:
+        (found,) = Labels(Condition.of(value), told, seed, dropout)(step, chosen).tensors()
+        return found
+
+    assert torch.equal(of(7, 3), of(7, 3))
+    assert not torch.equal(of(7, 3), of(7, 4))
+    assert not torch.equal(of(7, 3), of(8, 3))
+    assert torch.equal(of(7, 3, dropout=0.0), rows)
+    vectors = of(7, 3, value={"vector": torch.ones(50, 2)})
+    assert torch.equal(vectors.isnan().all(dim=1), of(7, 3) == 5)
+    both = Labels(Condition.of((rows, torch.ones(50, 2))), told, 7, 0.5)(3, chosen)  # withheld together
+    assert torch.equal(both.positional[0], of(7, 3))
+    assert torch.equal(both.positional[1].isnan(), vectors.isnan())
     assert torch.equal(vectors.isnan().any(dim=1), vectors.isnan().all(dim=1))
 
 
@@ -539,7 +547,7 @@ def test_a_configuration_names_code_and_does_not_import_it(shop: Path) -> None:
 
 
 def test_a_condition_by_name_and_alone() -> None:
-    """As every other verb takes it; several are refused, as is a name that no data set has."""
+    """As every other verb takes it: a tensor, a tuple, a dict; a name that the network does not take is refused."""
     labels, settings = torch.arange(120) % 3, {**QUICK, "network.width": 8, "network.blocks": 1}
     runs = [sdediff.train(items(), "mlp", condition=c, **settings) for c in (labels, {"label": labels}, (labels,))]
     assert runs[0].model.told.classes == 3
@@ -548,9 +556,44 @@ def test_a_condition_by_name_and_alone() -> None:
     assert torch.equal(weights[0], weights[2])
     vectors = sdediff.train(items(), "mlp", condition={"vector": items()}, **settings).model
     assert vectors.told.features == 2
-    for several in ((labels, items()), {"label": labels, "vector": items()}, {"mood": labels}, ()):
-        with pytest.raises(ValueError, match="training takes one condition"):
-            sdediff.train(items(), "mlp", condition=several, **settings)
+    for wrong, missing in (({"mood": labels}, "mood"), ({"label": labels, "mood": labels}, "mood")):
+        with pytest.raises(ValueError, match=f"the network 'mlp' takes no {missing}"):
+            sdediff.train(items(), "mlp", condition=wrong, **settings)
+    with pytest.raises(ValueError, match="have no labels"):
+        sdediff.train(items(), "mlp", condition=(), **settings)
+    with pytest.raises(ValueError, match="the tensors of a condition have 3 and 120 rows"):
+        sdediff.train(items(), "mlp", condition=(labels, items()[:3]), **settings)
+
+
+def test_labels_and_vectors_at_once_reach_the_network() -> None:
+    """Each item with its own of either, by place and by name, in training and where the model is used."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    class Both(nn.Module):
+        def __init__(self, classes: int, features: int) -> None:
+            super().__init__()
+            self.config = {"classes": classes, "features": features}
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, conditioning: Tensor, label: Tensor, vector: Tensor) -> Tensor:
+            seen.append((x, label, vector))
+            out: Tensor = self.layer(torch.cat([x, conditioning[:, None]], dim=1))
+            return out + 0.0 * vector.nan_to_num()
+
+    labels = torch.arange(120) % 3
+    vectors = torch.stack([labels.float(), torch.arange(120.0)], dim=1)
+    settings = {**QUICK, "label_dropout": 0.0}
+    for condition in ((labels, vectors), {"vector": vectors, "label": labels}):
+        seen.clear()
+        run = sdediff.train(items(), Both, condition=condition, **settings)
+        assert run.model.told == Told(3, 2)
+        assert all(torch.equal(vector[:, 0], label.float()) for _, label, vector in seen)
+        assert len({float(number) for _, _, vector in seen for number in vector[:, 1]}) > 60
+    model = sdediff.train(items(), "mlp", condition={"label": labels, "vector": vectors}, **settings).model
+    assert model.told == Told(3, 2)
+    told = {"label": labels[:4], "vector": vectors[:4]}
+    assert sdediff.sample(model, (4, 2), steps=2, condition=told, guidance=2.0).shape == (4, 2)
+    assert sdediff.log_likelihood(model, items(4), condition=told, steps=4).log_prob.shape == (4,)
 
 
 def test_the_package_logs_under_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -240,6 +240,17 @@ def test_what_is_kept_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.glob("*tuned*")] == [tuning.FILE]
 
 
+def test_what_a_solver_was_tuned_under_is_kept(tmp_path: Path) -> None:
+    model = run()
+    save(model, tmp_path)
+    told = "label=[3]; guidance 2 against label=[10]"
+    tuning.save(tmp_path, model, [result(model, 5)], told)
+    tuning.save(tmp_path, model, [result(model, 3)])
+    assert [tuning.tuned_setting(tmp_path, model, steps) for steps in (5, 3)] == [told, ""]
+    with pytest.raises(ValueError, match="no solver of 4 steps"):
+        tuning.tuned_setting(tmp_path, model, 4)
+
+
 def test_a_solver_that_tuning_did_not_better_is_kept_too(tmp_path: Path) -> None:
     model = run()
     save(model, tmp_path)

@@ -1,4 +1,4 @@
-"""Solver ``auto`` of a run: read from its folder or chosen for its model and kept there, and said in one line."""
+"""Solvers in the folder of a run: ``auto``, chosen where there is none, and ``tuned``; both said in one line."""
 
 from __future__ import annotations
 
@@ -35,10 +35,15 @@ class Task(NamedTuple):
         """Return the task of a run under its condition, by default for its own model."""
         condition = run.condition
         items = max((len(value) for value in condition.values()), default=1)
-        told = [f"{name}={condition[name].tolist()}" for name in sorted(condition)]
-        words = [word for word in (wrappers, str(run.model.execution)) if word]
-        setting = None if items > 1 else "; ".join([*told, *words])
+        words = [word for word in (told(run, wrappers), str(run.model.execution)) if word]
+        setting = None if items > 1 else "; ".join(words)
         return cls(run, run.model if model is None else model, items, setting)
+
+
+def told(run: Run, wrappers: str | None = None) -> str:
+    """Return the condition of a run's model, and its wrappers, in words; empty for none."""
+    conditions = [f"{name}={value.tolist()}" for name, value in sorted(run.condition.items())]
+    return "; ".join([*conditions, *([wrappers] if wrappers else [])])
 
 
 def choose_solvers(
@@ -66,7 +71,7 @@ def choose_solver(console: Console, task: Task, steps: int, interval: Interval) 
             console.bar("choosing a solver", "forward") as report,
             counting(task.model, lambda n: report(n, 0)) as work,
         ):
-            shape = (task.items, *run.info.shape)
+            shape = (task.items, *run.state_shape)
             choice = tuning.choose(task.model, steps, shape=shape, t_from=interval[0], t_to=interval[1])
         how, kept = _keep(task, choice)
         source, seconds, forwards = f"chosen in {work.seconds:.1f} s, {how}", work.seconds, work.items
@@ -85,3 +90,23 @@ def _keep(task: Task, choice: tuning.Choice) -> tuple[str, bool]:
         return f"kept in {tuning.save_choice(task.run.folder, task.run.model, choice, task.setting)}", True
     except (OSError, ValueError) as error:  # a cache: whatever is the matter, the choice is used
         return f"not kept: {message_of(error)}", False
+
+
+def load_tuned(run: Run, steps: int | None) -> Sampler:
+    """Load the run's tuned solver.
+
+    Raises:
+        ValueError: if there is none that fits.
+    """
+    try:
+        return tuning.load(run.folder, run.model, steps)
+    except (FileNotFoundError, ValueError) as error:
+        wanted = "" if steps is None else f" --steps {steps}"
+        raise ValueError(f"{error}; `sdediff tune --run {run.folder}{wanted}` makes one") from None
+
+
+def note_setting(console: Console, run: Run, steps: int | None, guiding: str | None) -> None:
+    """Say so where the tuned solver was learned under another condition or guidance than now."""
+    then, now = tuning.tuned_setting(run.folder, run.model, steps), told(run, guiding)
+    if then != now:
+        console.note(f"solver tuned: learned under {then or 'no condition'}, used under {now or 'none'}")

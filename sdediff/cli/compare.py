@@ -118,7 +118,7 @@ def command(
         with frame.console.bar("comparing", unit="forward") as report:
             result = compare(
                 model,
-                (count, *run.info.shape),
+                (count, *run.state_shape),
                 entries,
                 forwards=budgets,
                 rtols=_flat(rtols, TOLERANCES),

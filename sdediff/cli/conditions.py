@@ -100,7 +100,7 @@ def with_condition(run: Run, condition: Assignments) -> Run:
     """
     named = dict(condition)
     check_names(run, named)
-    return run._replace(model=run.model.given(named), condition=named) if named else run
+    return run.with_model(run.model.given(named))._replace(condition=named) if named else run
 
 
 def with_labels(run: Run, condition: Assignments, labels: str | None, data: DataItems) -> Run:

@@ -18,7 +18,7 @@ from sdediff.cli.conditions import CONDITION, with_condition
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
-from sdediff.cli.items import in_batches, write_samples
+from sdediff.cli.items import CODES, in_batches, write_samples
 from sdediff.cli.options import PATH, SolverChoice, batch_size_option, number_option, run_option, solver_options
 from sdediff.cli.runs import Run, open_run
 from sdediff.cli.tables import DETERMINISTIC
@@ -66,12 +66,16 @@ def command(
     """
     file = _read_latents(latents)
     name, options = file.solver if solver.name is None else solver.name, solver.options
+    if file.solver == CODES and any(value is not None for value in solver):
+        raise ValueError(f"{latents} holds codes, which are decoded without a solve: give no solver options")
     if any(value is not None for value in solver):
         solver.resolve(name)  # refuses options that do not fit
     else:
         options = file.options
     rows = {key: value if len(value) == 1 else value[:number] for key, value in file.condition.items()}
     run = open_run(frame.run, frame.device, frame.console, frame.execution)
+    if file.solver == CODES:
+        return _decode_codes(frame, run, file.z[:number], latents, batch_size)
     run = with_condition(run, tuple({**rows, **dict(frame.told(run))}.items()))
     model, guiding = (file.guidance if guidance == Guidance() else guidance).of(run, frame.console)
     same = (name, options) == (file.solver, file.options)
@@ -88,12 +92,27 @@ def command(
             model, z, batch_size, lambda model, part: decode(model, part, method, **options), measured.report
         )
     nfe = measured.items / len(z)
-    if tuple(x.shape[1:]) != run.info.shape:  # a reversible solve from plain latents leaves several states
+    if tuple(x.shape[1:]) != run.state_shape:  # a reversible solve from plain latents leaves several states
         x = x[:, 0]
+    x = run.data(x, batch_size)
     arrays = write_samples(x, run, files, solver=name)
     text = f"{len(x)} items of {latents}, solver {name}, NFE {nfe:g}, {measured.seconds:.2f} s"
     figures = {"latents": latents, "solver": name, "items": len(x), "nfe": nfe, "seconds": measured.seconds}
-    frame.finish(run, text, files, arrays, **figures, chosen=chosen)
+    return frame.finish(run, text, files, arrays, **figures, chosen=chosen)
+
+
+def _decode_codes(frame: CommandFrame, run: Run, z: Tensor, path: Path, batch_size: int) -> None:
+    """Write the data of codes.
+
+    Raises:
+        ValueError: for a run without codes, or codes of another shape.
+    """
+    if run.stage is None or tuple(z.shape[1:]) != run.state_shape or not z.is_floating_point():
+        wanted = "none" if run.stage is None else f"floats {run.state_shape}"
+        raise ValueError(f"{path}: the run's codes are {wanted}, these {z.dtype} {tuple(z.shape[1:])}")
+    files = frame.plan(run.folder / "decoded", path.stem, ".png", ".npz")
+    arrays = write_samples(run.data(z.to(run.device), batch_size), run, files, solver=CODES)
+    frame.finish(run, f"{len(z)} items of {path}, from codes", files, arrays, latents=path, items=len(z))
 
 
 def _read_latents(path: Path) -> Latents:
@@ -109,7 +128,8 @@ def _read_latents(path: Path) -> Latents:
     solver = texts.get("solver", "ode")
     options = json.loads(texts.get("options", "{}"))
     guidance = Guidance.from_json(texts["guidance"]) if "guidance" in texts else Guidance()
-    return Latents(z, solver if solver in DETERMINISTIC else "ode", options, condition, guidance)
+    known = solver in DETERMINISTIC or solver == CODES
+    return Latents(z, solver if known else "ode", options, condition, guidance)
 
 
 def _check_latents(z: Tensor, file: Path, run: Run, states: int, same: bool) -> Tensor:
@@ -118,7 +138,7 @@ def _check_latents(z: Tensor, file: Path, run: Run, states: int, same: bool) -> 
     Raises:
         ValueError: if they are not of the run's shape, or are states that another solve has left.
     """
-    shape, came = run.info.shape, tuple(z.shape[1:])
+    shape, came = run.state_shape, tuple(z.shape[1:])
     if came[1:] == shape and not same:
         raise ValueError(
             f"{file}: {came[0]} states of a reversible solve are decoded as they came: give no solver options"

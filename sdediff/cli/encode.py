@@ -14,7 +14,7 @@ from sdediff.cli.conditions import CONDITION, labels_option, with_labels
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
-from sdediff.cli.items import as_values, in_batches, read_items
+from sdediff.cli.items import CODES, DataItems, in_batches, read_items
 from sdediff.cli.options import (
     SolverChoice,
     batch_size_option,
@@ -24,7 +24,7 @@ from sdediff.cli.options import (
     solver_options,
 )
 from sdediff.cli.output import write_npz
-from sdediff.cli.runs import open_run
+from sdediff.cli.runs import Run, open_run
 from sdediff.cli.tables import DETERMINISTIC
 from sdediff.samplers import AUTO, Sampler
 from sdediff.transport import encode
@@ -47,6 +47,7 @@ EXAMPLES = """\
 @batch_size_option(256)
 @labels_option
 @guidance_options
+@click.option("--codes", is_flag=True, help="The codes of an autoencoder, a VAE or a latent model alone.")
 @frame_options("The .npz file.  [default: latents/ in the run]")
 def command(
     frame: CommandFrame,
@@ -56,6 +57,7 @@ def command(
     batch_size: int,
     labels: str | None,
     guidance: Guidance,
+    codes: bool,
 ) -> None:
     """Encode DATA: solve the probability-flow ODE from data to latents.
 
@@ -68,6 +70,8 @@ def command(
     solver.resolve(name)  # refuses options that do not fit
     run = open_run(frame.run, frame.device, frame.console, frame.execution)
     items, described, *_ = loaded = read_items(data, run, number)
+    if codes:
+        return _write_codes(frame, run, loaded)
     run = with_labels(run, frame.told(run), labels, loaded)
     model, guiding = guidance.of(run, frame.console)
     files = frame.plan(run.folder / "latents", "latents", ".npz")
@@ -79,7 +83,7 @@ def command(
     with frame.measure(model, "encoding", "item") as measured:
         z = in_batches(
             model,
-            as_values(items, run),
+            run.states(items),
             batch_size,
             lambda model, x: encode(model, x, method, **solver.options),
             measured.report,
@@ -102,4 +106,18 @@ def command(
         guidance=guiding,
         chosen=chosen,
     )
-    frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}")
+    return frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}")
+
+
+def _write_codes(frame: CommandFrame, run: Run, loaded: DataItems) -> None:
+    """Write the codes of items, the means of their posteriors, as they are before any solve.
+
+    Raises:
+        ValueError: for a run without codes.
+    """
+    if run.stage is None:
+        raise ValueError(f"--codes: the model in {run.folder} has no codes; VAEs, autoencoders and latent models do")
+    files = frame.plan(run.folder / "latents", "codes", ".npz")
+    z = run.states(loaded.items).cpu()
+    write_npz(files[".npz"], {"latents": z.numpy(), "solver": CODES, **loaded.named})
+    frame.finish(run, f"{len(z)} codes of {loaded.name}", files, data=loaded.name, items=len(z))

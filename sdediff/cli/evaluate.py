@@ -198,14 +198,15 @@ def _draw(
     with console.bar("sampling") as report:
         x = sample(
             model,
-            (number, *run.info.shape),
+            (number, *run.state_shape),
             sampler,
             steps=solver.steps,
             grid=solver.grid,
             seed=seed,
             batch_size=batch_size,
             progress=report,
-        ).cpu()
+        )
+        x = run.data(x, batch_size)
     levels = not data.items.is_floating_point()
     return Subject(to_levels(x, run.info) if levels else x, data, run.info, run)
 
@@ -250,10 +251,10 @@ class Likelihood(NamedTuple):
 
 def _likelihood(console: Console, run: Run, items: Tensor, count: int, seed: int, batch_size: int) -> Likelihood:
     """Return the mean likelihood of some of the data, a random part."""
-    rows = evaluation.order(len(items), seed)[:count]
+    rows, method = evaluation.order(len(items), seed)[:count], "flow" if run.stage is None else "stages"
     with console.bar("likelihood", "item") as report:
         result = evaluation.evaluate(
-            partial(LIKELIHOOD_METHODS["flow"].evaluate, run.model, seed=seed),
+            partial(LIKELIHOOD_METHODS[method].evaluate, run.model if run.stage is None else run.stage, seed=seed),
             items[rows],
             seed=seed,
             batch_size=batch_size,

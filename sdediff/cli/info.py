@@ -17,12 +17,17 @@ from sdediff.cli.options import json_option, run_option
 from sdediff.cli.runs import Run, open_run, read_metrics, run_config
 from sdediff.config import PROCESSES
 from sdediff.data import DATASETS
+from sdediff.data.section import data_entries
 from sdediff.description import describe_model
 from sdediff.grids import GRIDS
+from sdediff.latent import FirstStage, LatentModel
 from sdediff.networks import NETWORKS
 from sdediff.parametrization import PREDICTIONS
 from sdediff.samplers import SOLVERS
+from sdediff.stage_storage import describe_stage
 from sdediff.training import OBJECTIVES, SCHEDULES, TIME_LAWS, WEIGHTINGS
+
+_KINDS = {"ae": "autoencoder", "vae": "variational autoencoder", "latent": "score model on codes"}
 
 EXAMPLES = """\
   sdediff info                # the most recent run
@@ -93,13 +98,27 @@ def _list_tables(console: Console) -> None:
 
 
 def _describe_run(run: Run) -> dict[str, Any]:
-    """Return the description of a run as JSON values."""
+    """Return the description of a run as JSON values; of a latent model that of its first stage is ``first_stage``."""
     config, metrics = run_config(run.folder), read_metrics(run.folder)
-    sde = run.model.sde
+    loaded, described = run.loaded, dict[str, Any]()
+    if isinstance(loaded, FirstStage):
+        described = describe_stage(loaded) | {"code": list(loaded.code_shape)}
+    else:
+        sde = run.model.sde
+        described = describe_model(run.model) | {
+            "log_snr": [2.0 * float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min)]
+        }
+    if isinstance(loaded, LatentModel):
+        described |= {
+            "kind": "latent",
+            "code": list(loaded.code_shape),
+            "data": data_entries(run.info),
+            "scale": loaded.scale.flatten().tolist(),
+            "first_stage": describe_stage(loaded.first_stage),
+        }
     return {
-        **describe_model(run.model),
-        "log_snr": [2.0 * float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min)],
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        **described,
+        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "steps": max((steps[-1] for steps, _ in metrics.values()), default=None),
         "training": None if config is None else config.training.model_dump(),
         "last": {name: values[-1] for name, (_, values) in metrics.items()},
@@ -109,7 +128,6 @@ def _describe_run(run: Run) -> dict[str, Any]:
 def _lines(facts: dict[str, Any]) -> dict[str, str]:
     """Format the description of a run as lines by title."""
     data, training = facts["data"], facts["training"]
-    low, high = facts["log_snr"]
     lines = {
         "data": f"{data['name']}, items {tuple(data['shape'])}, "
         + (
@@ -117,10 +135,22 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
             if data["levels"] is None
             else f"{data['levels']} levels on [{data['low']:g}, {data['high']:g}]"
         ),
-        "process": f"{_name_and_parameters(facts['sde'])}, log-SNR {low:.3g} to {high:.3g}",
-        "network": f"{_name_and_parameters(facts['network'])}, {facts['parameters']:,} parameters",
-        "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
     }
+    stage = facts.get("first_stage", facts if "encoder" in facts else None)
+    if stage is not None:
+        lines |= {
+            "model": f"{_KINDS[facts['kind']]}, codes {tuple(facts['code'])}",
+            "encoder": _name_and_parameters(stage["encoder"]),
+            "decoder": f"{_name_and_parameters(stage['decoder'])}, {_name_and_parameters(stage['observation'])}",
+        }
+    if "sde" in facts:
+        low, high = facts["log_snr"]
+        lines |= {
+            "process": f"{_name_and_parameters(facts['sde'])}, log-SNR {low:.3g} to {high:.3g}",
+            "network": _name_and_parameters(facts["network"]),
+            "output": f"{facts['prediction']}, conditioned on {facts['conditioning']}",
+        }
+    lines["size"] = f"{facts['parameters']:,} parameters"
     if training is not None:
         names = ("batch_size", "learning_rate", "ema", "time_law", "weighting", "objective", "seed")
         lines["training"] = f"{facts['steps']} of {training['steps']} steps, " + ", ".join(

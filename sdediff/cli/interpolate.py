@@ -15,7 +15,7 @@ from sdediff.cli.auto import Task, choose_solvers
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
-from sdediff.cli.items import arrays_of, as_values, backdrop, read_items
+from sdediff.cli.items import arrays_of, backdrop, read_items
 from sdediff.cli.options import SolverChoice, batch_size_option, data_argument, run_option, solver_options
 from sdediff.cli.output import write_npz
 from sdediff.cli.tables import DETERMINISTIC
@@ -79,7 +79,8 @@ def command(
         there = run.model.sde.t_min, run.model.sde.t_max
         task = Task.of(run, model, guiding)
         method, chosen = choose_solvers(frame.console, task, solver.steps, there, there[::-1])
-    ends = as_values(items[torch.tensor(pairs)], run)
+    both = run.states(items[torch.tensor(pairs)].flatten(0, 1))
+    ends = both.reshape(len(pairs), 2, *run.state_shape)
     size, batches = max(1, batch_size // points), list[Tensor]()
     with frame.measure(model, "interpolating", "path") as measured:
         for first in range(0, len(ends), size):
@@ -87,6 +88,7 @@ def command(
             batches.append(interpolate(model, start, end, points, method, **solver.options).cpu())
             measured.report(min(first + size, len(ends)), len(ends))
     frames = torch.cat(batches, dim=1)
+    frames = run.data(frames.flatten(0, 1), batch_size).reshape(*frames.shape[:2], *run.info.shape)
     write_npz(files[".npz"], {**arrays_of(frames, run), "pairs": pairs, "solver": name})
     reference = None if plots.is_image(run.info.shape) else backdrop(run)
     plots.sequences(frames, run.info, files[".png"], reference=reference)

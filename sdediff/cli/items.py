@@ -25,6 +25,9 @@ from sdediff.denoiser import Denoiser
 ITEM_ARRAYS = ("x_test", "data", "levels", "samples")
 """Arrays of an ``.npz`` that are items; the levels of samples go before their values."""
 
+CODES = "codes"
+"""Name, in place of a solver, of latents that are codes themselves."""
+
 MOST_SHOWN = {True: 400, False: 20_000}
 """Most items in one picture: images, points."""
 
@@ -100,12 +103,6 @@ def _load_items(data: str | None, run: Run) -> DataItems:
 
 def _held_out(dataset: Dataset, name: str) -> DataItems:
     return DataItems(dataset.held_out, f"held-out {name}", dataset.held_out_labels, dataset.held_out_ids)
-
-
-def as_values(items: Tensor, run: Run) -> Tensor:
-    """Return items as values on the run's device: levels at the centres of their bins, floats unchanged."""
-    values = items if items.is_floating_point() else to_values(items, run.info)
-    return values.to(run.device)
 
 
 def in_batches(

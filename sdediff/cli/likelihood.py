@@ -40,7 +40,8 @@ from sdediff.data import describe_items
 from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
-from sdediff.evaluation.methods import BatchLikelihood, TensorColumns
+from sdediff.evaluation.dataset import BatchEvaluation
+from sdediff.evaluation.methods import TensorColumns
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
@@ -79,7 +80,11 @@ def _table_option(flag: str, table: Mapping[str, Any], what: str, words: str, de
 
 
 method_options = together(
-    click.option("--elbo", is_flag=True, help="The variational bound instead of the flow's likelihood."),
+    click.option(
+        "--elbo",
+        is_flag=True,
+        help="The variational bound instead of the flow's likelihood; in latent models, of codes.",
+    ),
     click.option("--solver", metavar="NAME", help="Solver of the flow.  [default: the library's choice]"),
     click.option(
         "--steps", type=StepCount(), help="Steps of a fixed grid; with --elbo, of the chain, or inf: continuous time."
@@ -140,28 +145,32 @@ def command(
 
     DATA is a data set's name, a file or a folder; by default the run's held-out data. Integer data are dequantised, and
     the result is in bits/dim (smaller is better); continuous data have a density in nats, in the units of DATA (larger
-    is better).
+    is better). VAEs and latent models have the bound of both stages, from --samples draws of the codes, by --bound
+    importance the importance-weighted one.
 
     Items are taken in a random order, which --seed fixes, so that the mean over some of them is a fair estimate of the
     mean over all. With --out the items done are kept: after Ctrl-C, or any other end, the same command resumes.
     """
-    method = "elbo" if elbo else "flow"
     given = {option: value for option, value in options.items() if value is not None}
-    _check_method(method, given)
     files = _plan_files(frame, picture)
     processes = evaluation.Processes(pick_device(frame.device))
     folder = frame.run or (find_run(frame.console) if MAIN else latest_run())
     run = open_run(folder, str(processes.device), frame.console, frame.execution)
+    method = "stages" if run.stage is not None else "elbo" if elbo else "flow"
+    _check_method(method, given)
+    if run.stage is not None and elbo:
+        given["density"] = "continuous"
+    scored = run.model if run.stage is None else run.stage
     items, name, *_ = loaded = read_items(data, run, number)
     condition = with_labels(run, frame.told(run), labels, loaded).condition or None
     if MAIN:
         frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
     _check_data(LIKELIHOOD_METHODS[method], given, items)
     task = Task(frame.console, run, items, loaded.named, name, method, files)
-    settings = {**evaluation.identity(run.model, items, condition), "method": method, "seed": seed, **given}
+    settings = {**evaluation.identity(scored, items, condition), "method": method, "seed": seed, **given}
     with evaluation_bar(task, MAIN) as report, _hint_at_force():
         result = evaluation.evaluate(
-            partial(_with_nfe, LIKELIHOOD_METHODS[method].evaluate, run.model, seed=seed, **given),
+            partial(_with_nfe, partial(LIKELIHOOD_METHODS[method].evaluate, scored), run.model, seed=seed, **given),
             items,
             seed=seed,
             batch_size=batch_size,
@@ -169,7 +178,7 @@ def command(
             partial=None if files.unfinished is None else evaluation.PartialResults(files.unfinished, settings),
             fresh=frame.force,
             processes=processes,
-            model=run.model,
+            model=scored,
             condition=condition,
             report=report,
         )
@@ -180,10 +189,10 @@ def command(
         sys.exit(INTERRUPTED)
 
 
-def _with_nfe(function: BatchLikelihood, model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
-    """Evaluate a batch, and add a column of the mean number of network evaluations of its items."""
+def _with_nfe(function: BatchEvaluation, model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColumns:
+    """Evaluate a batch, and add a column of the mean number of evaluations of a model for its items."""
     with counting(model) as measured:
-        columns = function(model, x, first, **options)
+        columns = function(x, first, **options)
     return {**columns, "nfe": torch.full((len(x),), measured.items / len(x), dtype=torch.float64)}
 
 

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sdediff.checkpoint import DESCRIPTION, latest_run, load
+from sdediff.checkpoint import DESCRIPTION, latest_run, load_any
 from sdediff.cli.console import Console
 from sdediff.cli.options import given_network, may_download
 from sdediff.config import Config
+from sdediff.data import to_values
 from sdediff.denoiser import Denoiser
 from sdediff.devices import pick_device
 from sdediff.execution import Execution
+from sdediff.foreign import twin_of
 from sdediff.interop import fetch_model, is_hub_name
+from sdediff.latent import FirstStage, LatentModel
+from sdediff.numerics import in_parts
 from sdediff.score_model import ScoreModel
 from sdediff.training.folder import CONFIG
 from sdediff.training.record import read_record
@@ -34,17 +38,73 @@ class Run(NamedTuple):
 
     Attributes:
         folder: folder of the run.
-        model: the model on ``device``, in evaluation mode.
-        info: description of its data.
+        loaded: the model on ``device``, in evaluation mode.
+        info: description of the data.
         device: device of the model.
         condition: what the model is told, tensors by the network's arguments.
     """
 
     folder: Path
-    model: ScoreModel
+    loaded: ScoreModel | FirstStage | LatentModel
     info: DataInfo
     device: torch.device
     condition: Mapping[str, Tensor]
+
+    @property
+    def model(self) -> ScoreModel:
+        """The score model: of a run in two stages that of the codes.
+
+        Raises:
+            ValueError: for an autoencoder, whose codes have no law.
+        """
+        return self.loaded if isinstance(self.loaded, ScoreModel) else self.loaded.prior
+
+    @property
+    def stage(self) -> FirstStage | LatentModel | None:
+        """The model of a run in two stages, ``None`` for any other run."""
+        return None if isinstance(self.loaded, ScoreModel) else self.loaded
+
+    def with_model(self, model: ScoreModel) -> Run:
+        """Return the run with another score model, such as the same under a condition."""
+        loaded = self.loaded
+        if isinstance(loaded, LatentModel):
+            loaded = twin_of(loaded)
+            loaded.score_model = model
+            return self._replace(loaded=loaded)
+        return self._replace(loaded=model) if isinstance(loaded, ScoreModel) else self
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of the states that the model solves for: that of the codes, or else of the data."""
+        return self.info.shape if self.stage is None else self.stage.code_shape
+
+    def states(self, items: Tensor) -> Tensor:
+        """Return items as states on the run's device: codes, or values with levels at the centres of their bins."""
+        if self.stage is not None:
+            return torch.cat([self.stage.to_codes(part) for part in in_parts(items)])
+        values = items if items.is_floating_point() else to_values(items, self.info)
+        return values.to(self.device)
+
+    def data(self, states: Tensor, batch_size: int | None = None) -> Tensor:
+        """Return states as data on the CPU: codes decoded, others as they are."""
+        return (states if self.stage is None else self.stage.decoded(states, batch_size)).cpu()
+
+
+def open_model(
+    folder: Path | None, device: str, console: Console
+) -> tuple[Path, ScoreModel | FirstStage | LatentModel, torch.device]:
+    """Load the model of a run, the most recent one by default; return its folder and its device too.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the device does not exist, or the model is damaged.
+    """
+    chosen = pick_device(device)
+    folder = find_run(console) if folder is None else folder
+    if may_download() and is_hub_name(folder):
+        folder = fetch_model(str(folder))
+    model = load_any(folder, device=chosen, network=given_network())
+    return folder.parent if folder.is_file() else folder, model, chosen  # the model's file stands for its folder
 
 
 def open_run(folder: Path | None, device: str, console: Console, execution: Execution | None = None) -> Run:
@@ -54,15 +114,11 @@ def open_run(folder: Path | None, device: str, console: Console, execution: Exec
         FileNotFoundError: if there is none.
         ValueError: if the device does not exist, or the model is damaged or without a description of its data.
     """
-    chosen = pick_device(device)
-    folder = find_run(console) if folder is None else folder
-    if may_download() and is_hub_name(folder):
-        folder = fetch_model(str(folder))
-    model = load(folder, device=chosen, network=given_network()).with_execution(execution)
-    folder = folder.parent if folder.is_file() else folder  # the model's file stands for its folder
-    if model.data is None:
+    folder, loaded, chosen = open_model(folder, device, console)
+    if loaded.data is None:
         raise ValueError(f"the model in {folder} does not say what its data are (save it with data=DataInfo(...))")
-    return Run(folder, model, model.data, chosen, {})
+    run = Run(folder, loaded, loaded.data, chosen, {})
+    return run if execution is None or execution == Execution() else run.with_model(run.model.with_execution(execution))
 
 
 def find_run(console: Console, holding: str = DESCRIPTION) -> Path:

@@ -10,9 +10,8 @@ from typing import Any
 import click
 from torch import Tensor
 
-from sdediff import tuning
 from sdediff.cli import tables
-from sdediff.cli.auto import Task, choose_solvers
+from sdediff.cli.auto import Task, choose_solvers, load_tuned, note_setting
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
@@ -88,13 +87,17 @@ def command(
             "of t_min: give it a deterministic solver of one forward a step, as --solver ode"
         )
     run = frame.open()
+    if log_prob and run.stage is not None:
+        raise ValueError("--log-prob: the density of data of a model in two stages is bounded, by `sdediff likelihood`")
     if name == TUNED:
-        sampler = _load_tuned(run, solver.steps)
+        sampler = load_tuned(run, solver.steps)
     steps = _count_steps(sampler, run, solver, log_prob)
     files = frame.plan(run.folder / "samples", f"{name}-seed{seed}", ".png", ".npz")
     model, clipping = _clipped_model(run, frame, clip, log_prob)
     model, guiding = guidance.of(run, frame.console, model)
     chosen: list[dict[str, Any]] = []
+    if name == TUNED:
+        note_setting(frame.console, run, solver.steps, guiding)
     if name == AUTO:
         wrappers = "; ".join(words for words in (clipping, guiding) if words)
         task = Task.of(run, model, wrappers or None)
@@ -102,8 +105,9 @@ def command(
     with frame.measure(model, "sampling") as measured:
         options: dict[str, Any] = {"steps": solver.steps, "grid": solver.grid, "seed": seed, "batch_size": batch_size}
         x, densities = _draw_samples(
-            model, (number, *run.info.shape), sampler, log_prob, progress=measured.report, **options
+            model, (number, *run.state_shape), sampler, log_prob, progress=measured.report, **options
         )
+        x = run.data(x, batch_size)
     nfe = measured.items / number
     others = {} if densities is None else {"log_prob": densities.numpy()}
     arrays = write_samples(x, run, files, seed=seed, solver=name, nfe=nfe, **others)
@@ -151,19 +155,6 @@ def _draw_samples(
         return sample(model, shape, sampler, **options).cpu(), None
     x, densities = sample(model, shape, sampler, return_log_prob=True, **options)
     return x.cpu(), densities.cpu()
-
-
-def _load_tuned(run: Run, steps: int | None) -> Sampler:
-    """Load the run's tuned solver.
-
-    Raises:
-        ValueError: if there is none that fits.
-    """
-    try:
-        return tuning.load(run.folder, run.model, steps)
-    except (FileNotFoundError, ValueError) as error:
-        wanted = "" if steps is None else f" --steps {steps}"
-        raise ValueError(f"{error}; `sdediff tune --run {run.folder}{wanted}` makes one") from None
 
 
 def _count_steps(sampler: Sampler, run: Run, solver: SolverChoice, log_prob: bool) -> int | None:

@@ -29,16 +29,20 @@ from sdediff.cli.options import (
     network_option,
 )
 from sdediff.cli.runs import MAIN, find_run, read_metrics
+from sdediff.cli.stages import draw_stages
 from sdediff.config import PROCESSES, Config
 from sdediff.data import DATASETS, KINDS
 from sdediff.data.reading import MISSING, REFUSE
 from sdediff.devices import pick_device
 from sdediff.extras import require
 from sdediff.foreign import is_import_path, path_of
+from sdediff.latent import FirstStage, LatentModel
 from sdediff.training import TrainingWarning, TrainResult, train
 from sdediff.training.conditional import conditional_config
 from sdediff.training.folder import CONFIG, SAMPLES
+from sdediff.training.tasks import TASKS
 
+KINDS_OF_MODEL = dict.fromkeys(TASKS)
 RUNS = Path("runs")
 DEFAULTS = Config().training
 
@@ -51,6 +55,8 @@ EXAMPLES = """\
   sdediff train --resume --run runs/photos --steps 20000
   sdediff train --network mynets:UNet --set network.width=64
   sdediff train --conditional                # with the classes of the data
+  sdediff train --model vae --run runs/vae
+  sdediff train --model latent --first-stage runs/vae
   torchrun --nproc_per_node 2 -m -- sdediff train"""
 
 NOTES = (
@@ -80,6 +86,13 @@ NOTES = (
 @click.option(
     "--conditional", is_flag=True, help="Tell the network the classes of the data, so that it samples by --condition."
 )
+@click.option(
+    "--model",
+    "kind_of_model",
+    type=TableName(KINDS_OF_MODEL, "kind of model"),
+    help=f"What is trained: {', '.join(KINDS_OF_MODEL)}.  [default: score]",
+)
+@click.option("--first-stage", type=PATH, help="Run of a latent model's autoencoder.  [default: its own VAE]")
 @network_option
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Continue the run, with its own settings.")
@@ -98,13 +111,15 @@ def command(
     lr: float | None,
     seed: int | None,
     conditional: bool,
+    kind_of_model: str | None,
+    first_stage: Path | None,
     settings: tuple[str, ...],
     resume: bool,
     force: bool,
     device: str,
     as_json: bool,
 ) -> None:
-    """Train a score network on data and write a run.
+    """Train a score network, an autoencoder, a VAE or a latent score model on data and write a run.
 
     The run's folder holds the moving average of the network, settings, metrics and, every few hundred steps, pictures
     of samples. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; --resume continues from it bit for bit.
@@ -117,6 +132,8 @@ def command(
         "data.kind": kind,
         "data.size": size,
         "data.missing": missing,
+        "model.kind": kind_of_model,
+        "latent.first_stage": None if first_stage is None else str(first_stage),
         "training.steps": steps,
         "training.batch_size": batch_size,
         "training.learning_rate": lr,
@@ -161,6 +178,9 @@ def command(
             on_sample=draw,
         )
     if MAIN:
+        if isinstance(result.model, FirstStage | LatentModel):
+            for remark in draw_stages(result.model, dataset, folder):
+                console.note(remark)
         _print_result(result, folder, console, f" --network {config.network.name}" * (network is not None))
     if result.interrupted:
         sys.exit(INTERRUPTED)
@@ -204,7 +224,8 @@ def _print_result(result: TrainResult, folder: Path, console: Console, own: str)
             f"loss {result.loss:.4f}, held out {result.held_out_loss:.4f}"
         )
     console.say(f"  run       {folder}")
-    console.say(f"  pictures  {folder / SAMPLES}/, {folder / 'loss.png'}")
+    more = [name for name in ("reconstructions.png", "codes.png", "traversals.png") if (folder / name).is_file()]
+    console.say(f"  pictures  {', '.join([f'{folder / SAMPLES}/', str(folder / 'loss.png'), *more])}")
     console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}{own}")
     console.result(
         run=folder,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sdediff import tuning
+from sdediff.cli.auto import told
 from sdediff.cli.console import Console, columns
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import FAILED, INTERRUPTED
@@ -58,9 +59,6 @@ def command(
     """
     console, run = frame.console, frame.open()
     model, guiding = guidance.of(run, console)
-    if run.condition:
-        told = f"this condition{' and guidance' if guiding else ''}"
-        console.note(f"tuned under {told}, which the file does not keep: sample under the same")
     with console.bar("accurate trajectories", "batch") as report:
         paths = tuning.pilot(model, trajectories=trajectories, held_out=held_out, seed=seed, progress=report)
     results: dict[int, tuning.Tuning] = {}
@@ -71,7 +69,7 @@ def command(
             with console.bar(f"{steps} steps", "iteration") as report:
                 result = tuning.tune(model, steps, trajectories=paths, progress=report, **settings)
             if result.gain < 1.0:
-                tuning.save(run.folder, run.model, [result])
+                tuning.save(run.folder, run.model, [result], told(run, guiding))
             results[steps] = result
     except KeyboardInterrupt:
         if not results:

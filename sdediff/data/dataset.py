@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdediff.conditions import Condition
 from sdediff.data.layout import describe_items
 from sdediff.data.storage import take
 from sdediff.data.units import has_units
@@ -67,6 +68,8 @@ class Dataset:
         held_out_ids: what each item of ``held_out`` is, likewise.
         columns: names of the columns of rows, where they have names.
         notes: lines on what was inferred about the items, such as what kind of data they are.
+        train_condition: what a network is told of each item of ``train``, one row an item, where it is no label.
+        held_out_condition: what it is told of each item of ``held_out``, likewise.
     """
 
     train: Tensor
@@ -79,6 +82,8 @@ class Dataset:
     held_out_ids: Ids | None = None
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    train_condition: Condition | None = None
+    held_out_condition: Condition | None = None
 
     def __str__(self) -> str:
         """Return one line, for example ``256 images 1x8x8, grey, 17 levels; 64 held out; 10 classes``."""

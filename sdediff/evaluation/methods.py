@@ -11,6 +11,7 @@ from torch import Tensor
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
 from sdediff.likelihood.result import ErrorBudget
+from sdediff.staged import Staged
 
 TensorColumns = dict[str, Tensor]
 
@@ -70,6 +71,16 @@ def bound(model: Denoiser, x: Tensor, first: int, **options: Any) -> TensorColum
     return {name: value, "standard_error": error, **columns}
 
 
+def two_stages(model: Staged, x: Tensor, first: int, **options: Any) -> TensorColumns:
+    """Return the bound of a VAE or a latent model, above the bits or below the log-density."""
+    name, nat = unit(x)[1:]
+    result = model.bound(x, first=first, **options)
+    value = result.bits_per_dim if result.discrete else -result.total
+    terms = {name: getattr(result, name) for name in ("reconstruction", "cross_entropy")} | {"entropy": -result.entropy}
+    columns = {**_prefixed(TERM, terms, nat), **_budget_columns(result.error_budget, nat)}
+    return {name: value, "standard_error": result.standard_error * nat, **columns}
+
+
 def _budget_columns(budget: ErrorBudget, nat: float) -> TensorColumns:
     """Return the parts of a budget for every item."""
     return _prefixed(ERROR, budget.random, nat) | _prefixed(EFFECT, budget.systematic, nat)
@@ -87,4 +98,10 @@ LIKELIHOOD_METHODS = {
         "likelihood through the probability-flow ODE",
     ),
     "elbo": LikelihoodMethod(bound, ("steps", "variance", "prior", "samples", "draws"), (), "variational bound"),
+    "stages": LikelihoodMethod(
+        two_stages,
+        ("samples", "bound", "solver", "steps", "rtol", "atol", "grid", "trace", "probes", "noise", "prior", "density"),
+        (),
+        "bound of both stages",
+    ),
 }

@@ -51,7 +51,7 @@ def digest(value: object) -> str:
     return result.hexdigest()[:16]
 
 
-def identity(model: Denoiser, items: Tensor, condition: ConditionLike = None) -> dict[str, str]:
+def identity(model: nn.Module, items: Tensor, condition: ConditionLike = None) -> dict[str, str]:
     """Return the hashes of model, data and, if there is one, condition, as settings."""
     rows = Condition.of(condition)
     return {"model": digest(model), "data": digest(items), **({_CONDITION: digest(rows)} if rows else {})}

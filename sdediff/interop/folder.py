@@ -17,7 +17,7 @@ from torch import nn
 from sdediff.conditioning import Conditioning
 from sdediff.data.section import MOST_ENTRIES
 from sdediff.documents import read_document, reason, shown
-from sdediff.interop.network import MODEL, DiffusersNetwork, check_timesteps, construct, diffusers_class
+from sdediff.interop.network import MODEL, AllowedClasses, DiffusersNetwork, check_timesteps, construct, diffusers_class
 from sdediff.interop.schedulers import VARIANCE_TYPES, chain_of, prediction_of
 from sdediff.numerics import choose
 from sdediff.score_model import ScoreModel
@@ -28,6 +28,8 @@ NETWORK_FILE, SCHEDULER_FILE, INDEX_FILE = "config.json", "scheduler_config.json
 _SPATIAL = {"UNet1DModel": 1}
 """Dimensions of an item beside its channels, for networks that do not work on images."""
 _AUTOENCODERS = ("vae", "vqvae", "movq", "first_stage_model")
+READ_AUTOENCODERS = ("vae", "vqvae")
+"""Folders of the autoencoders that are read."""
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?P<part>-\d+-of-\d+)?\.safetensors")
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Layers of attention by the names that diffusers gave them before its version 0.17."""
@@ -42,10 +44,10 @@ def find_model(folder: Path) -> Path | None:
     for place in (folder / "unet", folder):
         if (place / NETWORK_FILE).is_file() and "_class_name" in _read_json(place / NETWORK_FILE):
             coder = next((name for name in _AUTOENCODERS if (folder / name).is_dir()), None)
-            if coder is not None:
+            if coder is not None and find_autoencoder(folder) is None:
                 raise ValueError(
                     f"{folder} is a latent pipeline: its network knows the codes of an autoencoder ({coder}/), not the "
-                    f"data, and no autoencoder is read here; load {place} for the network on codes alone"
+                    f"data, and that autoencoder cannot be read; load {place} for the network on codes alone"
                 )
             return place
     if (folder / "transformer" / NETWORK_FILE).is_file():
@@ -60,6 +62,12 @@ def find_model(folder: Path) -> Path | None:
             f"{folder} is a pipeline of diffusers ({name}) without unet/: only networks on pixels are read"
         )
     return None
+
+
+def find_autoencoder(folder: Path) -> Path | None:
+    """Return the folder of the autoencoder in a folder of diffusers, ``None`` if there is none that is read here."""
+    places = [folder / name for name in READ_AUTOENCODERS]
+    return next((place for place in places if (place / NETWORK_FILE).is_file()), None)
 
 
 def load_folder(
@@ -106,7 +114,7 @@ def _model(
     conditioning: str | Conditioning | None,
 ) -> ScoreModel:
     process, predicted = chain_of(config), prediction_of(config)
-    inner = _read_network(place)
+    inner = read_network(place, MODEL)
     settings: Mapping[str, Any] = inner.config  # type: ignore[assignment]
     shape = _item_shape(settings, type(inner).__name__, place) if data is None else data.shape
     channels, twice = settings["out_channels"], bool(settings["out_channels"] == 2 * shape[0])
@@ -177,10 +185,15 @@ def _weight_files(place: Path) -> list[Path]:
     return [path for path in files if "-of-" not in path.name] or files
 
 
-def _read_network(place: Path) -> nn.Module:
-    """Read the network of a folder; the weights must be exactly those of the network."""
+def read_network(place: Path, allowed: AllowedClasses) -> nn.Module:
+    """Read the network of a folder; the weights must be exactly those of the network.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+        ValueError: if it is of another class, or damaged.
+    """
     settings = _read_json(place / NETWORK_FILE)
-    cls = diffusers_class(settings["_class_name"], MODEL)
+    cls = diffusers_class(settings.get("_class_name"), allowed)
     check_timesteps(cls, settings)
     files = _weight_files(place)
     shapes: dict[str, tuple[int, ...]] = {}

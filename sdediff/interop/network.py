@@ -44,6 +44,9 @@ MODEL = AllowedClasses(
     "these work on pixels and are asked for a state, a timestep and at most a class; others go into "
     "ScoreModel(network, DDPM(betas), conditioning='label'), and what else they take into condition=",
 )
+AUTOENCODER = AllowedClasses(
+    "autoencoder", ("AutoencoderKL", "VQModel"), "ModelMixin", "others have codes of another kind"
+)
 SCHEDULER = AllowedClasses(
     "scheduler",
     (

@@ -13,23 +13,27 @@ import torch
 
 from sdediff.conditioning import CONDITIONINGS
 from sdediff.instants import chain_steps
+from sdediff.interop.autoencoder import DiffusersEncoder
 from sdediff.interop.folder import INDEX_FILE
 from sdediff.interop.network import DiffusersNetwork, diffusers
 from sdediff.interop.schedulers import PREDICTION_TYPES, build_scheduler, chain_of, prediction_of
+from sdediff.latent import LatentModel
 from sdediff.parametrization import PREDICTIONS
 from sdediff.score_model import ScoreModel
 
-PARTS = ("unet", "scheduler", INDEX_FILE)
+LATENT_PART = "vqvae"
+"""Folder of the autoencoder of a latent pipeline, of whatever kind."""
+PARTS = ("unet", "scheduler", LATENT_PART, INDEX_FILE)
 """Entries of an exported folder."""
 PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
 """Pipelines by scheduler; the others use DDPM's, which takes any scheduler."""
 
 
-def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> None:
+def export(model: ScoreModel | LatentModel, folder: str | Path, *, force: bool = False) -> None:
     """Write a folder that diffusers reads as a pipeline with the same samples.
 
     Args:
-        model: model on a DDPM chain whose network is one of diffusers.
+        model: model on a DDPM chain whose network is one of diffusers, or a latent model whose autoencoder is one too.
         folder: the folder, which is created in one step.
         force: replace the model in the folder.
 
@@ -37,7 +41,9 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
         FileExistsError: if the folder exists and ``force`` is not set, or holds anything but such a model.
         ValueError: if diffusers cannot represent the model.
     """
-    folder = Path(folder)
+    folder, whole = Path(folder), model
+    coder = _autoencoder(whole) if isinstance(whole, LatentModel) else None
+    model = whole.score_model if isinstance(whole, LatentModel) else whole
     network = model.network
     if not isinstance(network, DiffusersNetwork):
         raise ValueError(
@@ -57,16 +63,36 @@ def export(model: ScoreModel, folder: str | Path, *, force: bool = False) -> Non
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(network.inner).__name__],
     }
+    if coder is not None:
+        index |= {"_class_name": "LDMPipeline", LATENT_PART: ["diffusers", type(coder).__name__]}
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         network.inner.save_pretrained(made / "unet", safe_serialization=True)  # type: ignore[operator]
         scheduler.save_pretrained(made / "scheduler")
+        if coder is not None:
+            coder.save_pretrained(made / LATENT_PART, safe_serialization=True)
         (made / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         made.chmod(0o755)
         _move(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _autoencoder(model: LatentModel) -> Any:
+    """Return the autoencoder of diffusers inside a latent model.
+
+    Raises:
+        ValueError: if it is another one, or its codes are scaled otherwise than it says.
+    """
+    encoder = model.first_stage.encoder
+    if not isinstance(encoder, DiffusersEncoder):
+        raise ValueError(f"only autoencoders of diffusers can be exported, not {type(encoder).__name__}")
+    inner: Any = encoder.inner
+    shift, scale = inner.config.get("shift_factor") or 0.0, 1.0 / inner.config.scaling_factor
+    if not (bool((model.shift == shift).all()) and torch.allclose(model.scale, torch.full_like(model.scale, scale))):
+        raise ValueError("diffusers has one scale for all channels of the codes, which is not this model's")
+    return inner
 
 
 def _check_free(folder: Path, force: bool) -> None:

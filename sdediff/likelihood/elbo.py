@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from sdediff.noise import NoiseSource
 from sdediff.numerics import choose, error_of_mean
 from sdediff.options import ElboOptions, check_count, check_options
 from sdediff.progress import reporter
+from sdediff.staged import Staged
 from sdediff.types import DataInfo, UndefinedError, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
@@ -120,8 +121,26 @@ class Elbo(Result):
         return self.total / (math.log(2.0) * self.dim)
 
 
+@overload
+def elbo(model: Staged, x: Tensor, *, samples: int | None = ..., **options: Any) -> Any: ...
+@overload
 def elbo(
     model: Denoiser,
+    x: Tensor,
+    *,
+    steps: float | None = ...,
+    times: Sequence[float] | Tensor | None = ...,
+    variance: str = ...,
+    decoder: str | None = ...,
+    draws: int | None = ...,
+    samples: int | None = ...,
+    law: str = ...,
+    control: str = ...,
+    data: DataInfo | None = ...,
+    **options: Unpack[ElboOptions],
+) -> Elbo: ...
+def elbo(
+    model: Denoiser | Staged,
     x: Tensor,
     *,
     steps: float | None = None,
@@ -133,12 +152,13 @@ def elbo(
     law: str = "moments",
     control: str = "moments",
     data: DataInfo | None = None,
-    **options: Unpack[ElboOptions],
-) -> Elbo:
+    **options: Any,
+) -> Any:
     """Return the variational bound, term by term.
 
     Args:
-        model: denoiser with its process.
+        model: denoiser with its process; a model in two stages has the bound and the options of
+            :func:`sdediff.latent.elbo`, of which ``samples`` and ``seed`` are these.
         x: items, ``(B, *shape)``; integers are levels, floats are continuous data, in their own units, and have a
             Gaussian density at the end, in these units.
         steps: length of the chain; by default a chain's own. Fewer stride it; other processes need it.
@@ -175,8 +195,10 @@ def elbo(
     >>> sdediff.elbo(model, torch.tensor([[2.0, 0.0]]), steps=100).total > 0.452  # minus the log-density
     tensor([True])
     """
+    if isinstance(model, Staged):
+        return model.bound(x, samples=1 if samples is None else samples, **options)
     check_options(options, ElboOptions)
-    model, x, info = prepare_items(model, x, data, options)
+    model, x, info = prepare_items(model, x, data, cast("ElboOptions", options))
     make_decoder(decoder, x, info)
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments

@@ -38,6 +38,11 @@ class Stage(IntEnum):
     BATCH_CONDITIONS = -7
     """Which conditions of a training batch are withheld, likewise."""
 
+    CODES = -13
+    """Draws of codes from their posteriors; the step is the number of the draw."""
+    CODE_VALUES = -14
+    """Dequantisation of the data of a bound on codes, likewise."""
+
 
 BROWNIAN_STEP = 1 << 32
 """First step of the nodes of a Brownian path, above the steps of any solver."""

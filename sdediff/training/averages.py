@@ -15,6 +15,7 @@ from sdediff.score_model import ScoreModel
 from sdediff.tables import subtable
 from sdediff.tensors import fill, read_tensors, write_tensors
 from sdediff.training import ema
+from sdediff.training.sharding import gathered
 
 SNAPSHOTS, PATTERN = "averages", "step_*.safetensors"
 """Folder of the snapshots in a run, and their names."""
@@ -40,8 +41,8 @@ class Averages:
         for average, gamma in zip(self.networks, self.gammas, strict=True):
             ema.update_power(average, network, gamma, step)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write a snapshot after ``step`` steps; nothing where no average is wanted."""
+    def save(self, folder: Path, step: int, *, main: bool = True) -> None:
+        """Write a snapshot after ``step`` steps, in the main process; nothing where no average is wanted."""
         if not self.networks:
             return
         tensors = {
@@ -49,6 +50,9 @@ class Averages:
             for place, network in enumerate(self.networks)
             for name, value in own_network(network)[0].state_dict().items()
         }
+        tensors = gathered(tensors, keep=main)
+        if not main:
+            return
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
         widths = {f"width.{place}": repr(width) for place, width in enumerate(self.widths)}
         write_tensors(folder / SNAPSHOTS / f"step_{step:08d}.safetensors", tensors, {"step": str(step), **widths})

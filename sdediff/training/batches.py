@@ -29,11 +29,19 @@ _HELD_OUT = -1  # step of the draws that never change
 
 
 class Batch(NamedTuple):
-    """Clean states ``(B, *shape)`` in the model's coordinates, uniforms ``(B,)`` for the levels, and normals."""
+    """A batch of training items.
+
+    Attributes:
+        x0: clean states ``(B, *shape)`` in the model's coordinates, levels dequantised.
+        u: uniforms ``(B,)``, for the noise levels.
+        eps: standard normals ``(B, *noise_shape)``.
+        items: the items themselves, levels where they are integers, ``(B, *shape)``.
+    """
 
     x0: Tensor
     u: Tensor
     eps: Tensor
+    items: Tensor
 
 
 class Batches:
@@ -48,6 +56,7 @@ class Batches:
         world: number of processes.
         device: device of the batches.
         flips: whether to mirror images left to right, each with probability 1/2.
+        noise_shape: shape of an item's normals; that of the item by default.
 
     Raises:
         ValueError: if the batch cannot be divided evenly, or items to mirror are no images.
@@ -64,6 +73,7 @@ class Batches:
         world: int = 1,
         device: torch.device | str = "cpu",
         flips: bool = False,
+        noise_shape: tuple[int, ...] | None = None,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} processes")
@@ -72,7 +82,9 @@ class Batches:
         self.info, self.batch_size, self.seed = info, batch_size, seed
         self.device, self.count, share = torch.device(device), len(data), batch_size // world
         self._share = slice(rank * share, (rank + 1) * share)
-        self._noise = NoiseSource(seed, (share, *info.shape), first=rank * share, device=device)
+        self._dither = NoiseSource(seed, (share, *info.shape), first=rank * share, device=device)
+        shape = info.shape if noise_shape is None else noise_shape
+        self._noise = NoiseSource(seed, (share, *shape), first=rank * share, device=device)
         self._coins = NoiseSource(seed, (share, 1, 1, 1), first=rank * share, device=device) if flips else None
         self._order = lru_cache(maxsize=2)(self._permutation)
         whole = data.nbytes <= ON_DEVICE
@@ -111,21 +123,28 @@ class Batches:
 
     def _batch(self, items: Tensor, step: int) -> Batch:
         """Return a batch of the items of a step: dequantised, mirrored, with a noise level a stratum, and noise."""
-        x0 = _values(items, self.info, self._noise, step)
+        x0 = _values(items, self.info, self._dither, step)
         if self._coins is not None:
-            x0 = torch.where(self._coins.uniform(step, Stage.BATCH_FLIPS) < 0.5, x0.flip(-1), x0)
+            mirrored = self._coins.uniform(step, Stage.BATCH_FLIPS) < 0.5
+            x0, items = (torch.where(mirrored, x.flip(-1), x) for x in (x0, items))
         u = stratified(self.seed, self.batch_size, step, Stage.BATCH_LEVELS)[self._share]
-        return Batch(x0, u, self._noise.normal(step, Stage.BATCH))
+        return Batch(x0, u, self._noise.normal(step, Stage.BATCH), items)
 
 
 def held_out_batch(
-    data: Tensor, info: DataInfo, seed: int, most: int = 1024, device: torch.device | str = "cpu"
+    data: Tensor,
+    info: DataInfo,
+    seed: int,
+    most: int = 1024,
+    device: torch.device | str = "cpu",
+    noise_shape: tuple[int, ...] | None = None,
 ) -> Batch:
     """Return held-out items with draws that never change, so that the losses of a run are comparable."""
     items = _in_place(data[:most].to(device), info)
-    noise = NoiseSource(seed, items.shape, device=device)
+    dither = NoiseSource(seed, items.shape, device=device)
+    noise = NoiseSource(seed, (len(items), *(info.shape if noise_shape is None else noise_shape)), device=device)
     u = stratified(seed, len(items), _HELD_OUT, Stage.BATCH_LEVELS)
-    return Batch(_values(items, info, noise, _HELD_OUT), u, noise.normal(_HELD_OUT, Stage.BATCH))
+    return Batch(_values(items, info, dither, _HELD_OUT), u, noise.normal(_HELD_OUT, Stage.BATCH), items)
 
 
 def _in_place(items: Tensor, info: DataInfo) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sdediff.config import Config
 from sdediff.data import Dataset
@@ -21,18 +21,30 @@ def conditional_config(config: Config, own: OwnNetwork | None, data: Dataset) ->
     Raises:
         ValueError: if the data have no labels, or a network of the library takes no such condition.
     """
-    parts = [rows for rows in (data.train_labels, data.held_out_labels) if rows is not None]
-    if not parts:
+    if data.train_condition is None and data.train_labels is None:
         raise ValueError(f"the data {data.info.name!r} have no labels to tell the network")
-    floats = parts[0].is_floating_point()
-    name, count = ("features", parts[0].shape[-1]) if floats else ("classes", 1 + max(int(p.max()) for p in parts))
-    if name in config.network.parameters or isinstance(own, nn.Module):
+    if isinstance(own, nn.Module):
         return config
+    counts: dict[str, int] = {}
+    for rows in _tensors(data):
+        name, count = ("features", rows.shape[-1]) if rows.is_floating_point() else ("classes", 1 + int(rows.max()))
+        counts[name] = max(count, counts.get(name, 0))
+    counts = {name: count for name, count in counts.items() if name not in config.network.parameters}
     known = default_network(data.info.shape) if config.network.name == "auto" else config.network.name
     make: Callable[..., nn.Module] = choose(NETWORKS, known, "network") if own is None else own
     taken: Mapping[str, Any] = inspect.signature(make).parameters
-    if name in taken:
-        return config.updated({f"network.{name}": count})
-    if own is None:
-        raise ValueError(f"the network {known!r} takes no {name}, which this condition needs")
-    return config
+    missing = counts.keys() - taken.keys()
+    if data.train_condition is not None:
+        missing |= data.train_condition.named.keys() - {"label", "vector"}
+    if missing and own is None:
+        raise ValueError(f"the network {known!r} takes no {', '.join(sorted(missing))}, which this condition needs")
+    return config.updated({f"network.{name}": count for name, count in counts.items() if name in taken})
+
+
+def _tensors(data: Dataset) -> Iterator[Tensor]:
+    """Yield everything that the network is told of training and of held-out items."""
+    for labels, condition in (
+        (data.train_labels, data.train_condition),
+        (data.held_out_labels, data.held_out_condition),
+    ):
+        yield from condition.tensors() if condition is not None else [] if labels is None else [labels]

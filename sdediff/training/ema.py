@@ -45,8 +45,7 @@ def update_power(average: nn.Module, network: nn.Module, gamma: float, step: int
 
 @torch.no_grad()
 def _move(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for averaged, new in zip(average.parameters(), network.parameters(), strict=True):
-        averaged.lerp_(new, 1.0 - decay)
+    torch._foreach_lerp_([*average.parameters()], [*network.parameters()], 1.0 - decay)
     for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
         buffer.copy_(current)
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sdediff import plots
-from sdediff.conditions import ConditionLike
+from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config
 from sdediff.data import Dataset
 from sdediff.data.dataset import Items, split
@@ -22,8 +22,10 @@ from sdediff.data.units import standardised
 from sdediff.devices import pick_device
 from sdediff.extras import require
 from sdediff.foreign import OwnNetwork, imported, is_import_path
+from sdediff.latent.autoencoders import kind_of
+from sdediff.latent.first_stage import FirstStage
 from sdediff.numerics import choose
-from sdediff.settings import TrainingSection
+from sdediff.settings import LatentSection, TrainingSection
 from sdediff.training import loop
 from sdediff.training.conditional import conditional_config
 from sdediff.training.loop import OnMetrics, OnSample, TrainResult
@@ -35,6 +37,8 @@ _SHORT = {
     "sde": "sde.name",
     "prediction": "model.prediction",
     "conditioning": "model.conditioning",
+    "model": "model.kind",
+    **{name: f"latent.{name}" for name in LatentSection.model_fields},
     **{name: f"training.{name}" for name in TrainingSection.model_fields},
 }
 """Settings by a short name."""
@@ -42,7 +46,7 @@ _SHORT = {
 
 def train(
     data: Dataset | ArrayLike | Tensor | str | Path,
-    network: str | OwnNetwork = "auto",
+    network: str | OwnNetwork | FirstStage = "auto",
     run: str | Path | None = None,
     *,
     condition: ConditionLike = None,
@@ -55,20 +59,22 @@ def train(
     on_metrics: OnMetrics | None = None,
     **settings: Any,
 ) -> TrainResult:
-    """Train a score model on data.
+    """Train a model on data: a score model, or by ``model="vae"``, ``"ae"`` or ``"latent"`` one of two stages.
 
     Args:
         data: items ``(n, *shape)``, a tensor or an array: integers are levels ``0 .. K - 1`` (bytes always 256), images
             have their channels first, and the columns of continuous rows are standardised inside; a name or a path, as
             on the command line; or a :class:`~sdediff.data.Dataset`, with a hold-out of its own. Of items a fifth is
             held out.
-        network: a name of ``NETWORKS``, ``"auto"`` for the one that suits the shape, ``"package.module:Class"``, which
-            is imported, a class, or a module, which is copied with its weights. It is called as
-            ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is made with
-            those of ``shape``, ``classes`` and ``features`` that it takes.
+        network: the network of a score model: a name of ``NETWORKS``, ``"auto"`` for the one that suits the shape,
+            ``"package.module:Class"``, which is imported, a class, or a module, which is copied with its weights. It is
+            called as ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is
+            made with those of ``shape``, ``classes`` and ``features`` that it takes. Or an autoencoder or a VAE
+            (:mod:`sdediff.latent`), which is copied and trained further, or frozen with ``model="latent"``.
         run: folder for the run: settings, metrics, checkpoints, pictures. Without one nothing is written.
-        condition: what the network is told of each item: labels ``0, 1, ...``, ``(n,)``, or vectors, ``(n, D)``; alone,
-            or as ``{"label": labels}``, ``{"vector": vectors}``, ``(labels,)``.
+        condition: what the network is told of each item, one row an item: labels ``0, 1, ...``, ``(n,)``, or floats,
+            as vectors ``(n, D)``; a tensor, or a tuple or a dict of several, ``{"label": labels, "vector": vectors}``:
+            the arguments of the network beside state and noise level.
             Labels of a data set by name or path are used where a setting ``network.classes`` says how many there are.
         config: configuration to start from; the default one if not given.
         resume: continue the run in the folder, bit for bit.
@@ -79,9 +85,10 @@ def train(
             ``sample_every``; by default it draws a picture.
         on_metrics: function called with the step and the numbers of every line of metrics; if it returns true, the run
             ends after the next step, as by Ctrl-C.
-        **settings: ``steps``, ``batch_size``, ``learning_rate`` and everything else of
-            :class:`~sdediff.settings.TrainingSection`; ``sde``, ``prediction``, ``conditioning``; others by their full
-            names: ``**{"network.width": 64, "sde.beta_max": 10.0}``.
+        **settings: ``model``, the kind of model, and of those in two stages ``code``, ``coder``, ``observation`` and
+            everything else of :class:`~sdediff.settings.LatentSection`; ``steps``, ``batch_size``, ``learning_rate``
+            and everything else of :class:`~sdediff.settings.TrainingSection`; ``sde``, ``prediction``,
+            ``conditioning``; others by their full names: ``**{"network.width": 64, "sde.beta_max": 10.0}``.
 
     Returns:
         The model, the moving average of the weights, in evaluation mode (``.model``), and its run: ``.run_dir``,
@@ -101,7 +108,12 @@ def train(
     require("train", *(("plots",) if run is not None and on_sample is None else ()))
     changes = {_full_name(name): value for name, value in settings.items()}
     own: OwnNetwork | None = None
-    if not isinstance(network, str):
+    first_stage: FirstStage | None = None
+    if isinstance(network, FirstStage):
+        first_stage = network
+        if changes.get("model.kind") != "latent":
+            changes["model.kind"] = kind_of(network)
+    elif not isinstance(network, str):
         own = network
     elif is_import_path(network):
         own = imported(network)
@@ -124,6 +136,7 @@ def train(
         run,
         data=items,
         network=own,
+        first_stage=first_stage,
         conditional=condition is not None,
         resume=resume,
         force=force,
@@ -149,19 +162,25 @@ def _dataset(data: object, config: Config, condition: object) -> Dataset:
     Raises:
         ValueError: if they cannot be used.
     """
-    rows = None if condition is None else _rows(condition)
     if isinstance(data, str | Path):
         data = config.data.load()
     if isinstance(data, Dataset):
-        if rows is not None:
+        if condition is not None:
             raise ValueError("a data set has labels of its own: condition= is for items given as a tensor or an array")
         return data
-    x = as_items(_array(data), "the data")
-    if rows is not None and len(rows) != len(x):
-        raise ValueError(f"the condition has {len(rows)} rows for {len(x)} items: give one row an item")
+    x, told = as_items(_array(data), "the data"), _condition(condition)
+    for rows in told.tensors():
+        if len(rows) != len(x):
+            raise ValueError(f"the condition has {len(rows)} rows for {len(x)} items: give one row an item")
+    only = [*told.tensors()]
+    label = only[0] if len(only) == 1 and told.named.keys() <= {"label", "vector"} else None
     info = info_of(GIVEN, x)
-    found = split(Items(x, rows), info, config.data.seed)
-    return replace(found, info=standardised(found.train, info)) if config.data.standardise else found
+    found = split(Items(x, label), info, config.data.seed)
+    found = replace(found, info=standardised(found.train, info)) if config.data.standardise else found
+    if label is not None or not told:
+        return found
+    parts = [told.rows(np.asarray(ids, dtype=np.int64)) for ids in (found.train_ids, found.held_out_ids)]
+    return replace(found, train_condition=parts[0], held_out_condition=parts[1])
 
 
 def _array(values: object) -> np.ndarray[Any, np.dtype[Any]]:
@@ -172,14 +191,17 @@ def _array(values: object) -> np.ndarray[Any, np.dtype[Any]]:
     return np.asarray(values)
 
 
-def _rows(condition: object) -> Tensor:
-    """Return a condition as labels, int64 ``(n,)``, or floats ``(n, ...)``."""
-    if isinstance(condition, tuple | Mapping):
-        names = [*condition] if isinstance(condition, Mapping) else ["label"] * len(condition)
-        if len(names) != 1 or names[0] not in ("label", "vector"):
-            raise ValueError("training takes one condition: labels or vectors, {'label': ...} or {'vector': ...}")
-        condition = condition[names[0]] if isinstance(condition, Mapping) else condition[0]
-    array = _array(condition)
+def _condition(given: ConditionLike) -> Condition:
+    """Return what is given as a condition of labels, int64 ``(n,)``, and floats ``(n, ...)``."""
+    if isinstance(given, Mapping):
+        return Condition.of({name: _rows(value) for name, value in given.items()})
+    several = given if isinstance(given, tuple) else () if given is None else (given,)
+    return Condition.of(tuple(_rows(value) for value in several))
+
+
+def _rows(values: object) -> Tensor:
+    """Return one tensor of a condition as labels, int64 ``(n,)``, or floats ``(n, ...)``."""
+    array = _array(values)
     if array.dtype.kind not in "biuf" or array.ndim < 1:
         raise ValueError(f"a condition is labels or vectors, one row an item, not {array.shape} of {array.dtype}")
     return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))

@@ -16,6 +16,8 @@ from sdediff.training.schedules import rate_factor
 from sdediff.training.state import ASIDE, states
 
 CONFIG, SAMPLES, PICTURE, BEST = "config.json", "samples", "step_", "best"
+AUTOENCODER = "autoencoder"
+"""Folder of the run of a latent model's VAE, in that of the model."""
 _MAY_CHANGE = {
     "steps",
     "log_every",
@@ -25,6 +27,7 @@ _MAY_CHANGE = {
     "sample_every",
     "checkpoint_every",
     "keep",
+    "shard",
     "trackers",
 }
 
@@ -84,10 +87,10 @@ def in_saved_units(data: Dataset, folder: Path) -> Dataset:
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run, and only those."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = (checkpoint.DESCRIPTION, checkpoint.TENSORS)
-    own = [folder / name for name in (CONFIG, METRICS, ASIDE, HELD_OUT, *model)] + [
-        folder / BEST / name for name in model
-    ]
+    places = (folder, folder / BEST)
+    stages = [place / part for place in places for part in (checkpoint.FIRST, checkpoint.SECOND)]
+    own = [folder / name for name in (CONFIG, METRICS, ASIDE, HELD_OUT)]
+    own += [place / name for place in (*places, *stages) for name in (checkpoint.DESCRIPTION, checkpoint.TENSORS)]
     own += [*states(folder), *(folder / SNAPSHOTS).glob(PATTERN)]
     for path in [*own, *(folder / SAMPLES).glob(f"{PICTURE}*")]:  # files that users wrote there stay
         path.unlink(missing_ok=True)

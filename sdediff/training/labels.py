@@ -7,8 +7,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdediff.conditions import Condition
 from sdediff.networks.told import Told
 from sdediff.noise import NoiseSource, Stage
+
+
+def conditions_of(told: Told, labels: Tensor | None, condition: Condition | None, items: int) -> Condition:
+    """Return the condition of items, from their labels where it is not given.
+
+    Raises:
+        ValueError: for another number of rows, or labels that a network does not know; in one line.
+    """
+    for rows in [labels] if condition is None else condition.tensors():
+        check_rows(told, rows, items)
+    return Condition.of(told.condition(torch.as_tensor(labels))) if condition is None else condition
 
 
 def check_rows(told: Told, rows: Tensor | None, items: int) -> None:
@@ -36,20 +48,24 @@ class Labels:
     """Conditions of the training items; a function of ``(seed, step)``, as the batches are.
 
     Args:
-        rows: the condition of each item: labels, int64 ``(n,)``, or floats ``(n, ...)``.
+        rows: the condition, one row an item.
+        told: what the network can be told, and what stands for none. Tensors without such a value are never withheld.
         seed: seed of the choice of what is withheld.
-        withheld: value of a row that is withheld; ``None`` where none are.
-        dropout: share of the items whose row is withheld.
+        dropout: share of the items whose condition is withheld.
     """
 
-    def __init__(self, rows: Tensor, seed: int, *, withheld: float | None = None, dropout: float = 0.0) -> None:
-        self.rows, self.seed, self.withheld, self.dropout = rows, seed, withheld, dropout
+    def __init__(self, rows: Condition, told: Told, seed: int, dropout: float = 0.0) -> None:
+        self.rows, self.told, self.seed, self.dropout = rows, told, seed, dropout
 
-    def __call__(self, step: int, items: NDArray[np.int64]) -> Tensor:
-        """Return the conditions of the items of the whole batch of a step, ``(B, ...)``."""
-        rows = self.rows[torch.from_numpy(items)]
-        if self.withheld is None or self.dropout == 0.0:
+    def __call__(self, step: int, items: NDArray[np.int64]) -> Condition:
+        """Return the conditions of the items of the whole batch of a step."""
+        rows = self.rows.rows(items)
+        if self.dropout == 0.0 or all(self.told.withheld(value) is None for value in rows.tensors()):
             return rows
-        draws = NoiseSource(self.seed, (len(items), *(1,) * (rows.ndim - 1))).uniform(step, Stage.BATCH_CONDITIONS)
-        hidden = draws < self.dropout
-        return rows.masked_fill(hidden, self.withheld)
+        hidden = NoiseSource(self.seed, (len(items), 1)).uniform(step, Stage.BATCH_CONDITIONS)[:, 0] < self.dropout
+
+        def withheld(value: Tensor) -> Tensor:
+            null = self.told.withheld(value)
+            return value if null is None else value.masked_fill(hidden.reshape(-1, *(1,) * (value.ndim - 1)), null)
+
+        return rows.map(withheld)

@@ -9,11 +9,13 @@ bit for bit, on one process or several.
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ from sdediff.data import Dataset
 from sdediff.data.held_out import check_held_out, save_held_out
 from sdediff.files import write
 from sdediff.foreign import OwnNetwork
-from sdediff.generation import sample
 from sdediff.interrupt import Interrupt
+from sdediff.latent.first_stage import FirstStage
 from sdediff.progress import Progress
-from sdediff.score_model import ScoreModel
 from sdediff.training.folder import (
+    AUTOENCODER,
     BEST,
     CONFIG,
     PICTURE,
@@ -40,7 +42,7 @@ from sdediff.training.folder import (
     schedule_remark,
 )
 from sdediff.training.record import Record, read_record
-from sdediff.training.state import states
+from sdediff.training.state import Losses, Restored, states
 from sdediff.training.trackers import Trackers
 from sdediff.training.trainer import Trainer
 from sdediff.types import brief
@@ -70,7 +72,7 @@ class TrainResult:
         metrics: the lines of metrics, those of a resumed run included: ``step`` and numbers by name.
     """
 
-    model: ScoreModel
+    model: Any
     run_dir: Path | None
     steps: int
     seconds: float
@@ -88,6 +90,7 @@ def train(
     *,
     data: Dataset | None = None,
     network: OwnNetwork | None = None,
+    first_stage: FirstStage | None = None,
     conditional: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -107,6 +110,8 @@ def train(
             ``info``, see :func:`~sdediff.data.standardised`.
         network: the network that the configuration names by its import path, a class or a module; see
             :func:`~sdediff.config.build`.
+        first_stage: the trained autoencoder of a latent model, or one to be trained further. Without it a latent model
+            takes that of ``latent.first_stage`` or trains a VAE first, in the folder ``first_stage`` of the run.
         conditional: whether the network is told the labels of the data, also if it has no parameter ``classes``.
         resume: continue from the state in ``run_dir``, or from the start if the run was stopped before its first state.
         force: replace the run in ``run_dir``.
@@ -140,32 +145,74 @@ def train(
     if resume and folder is not None:
         check_held_out(data, folder)
         data = in_saved_units(data, folder)
+    if config.model.kind == "latent" and first_stage is None:
+        if config.latent.first_stage is not None:
+            first_stage = load_first_stage(config.latent.first_stage, device)
+        else:
+            trained = _train_first_stage(
+                config, folder, data, resume=resume, force=force, device=device, progress=progress
+            )
+            if trained.interrupted:
+                return trained
+            first_stage = trained.model
     trackers = Trackers(config.training.trackers)
     trainer = Trainer(
-        config, data, device, network=network, conditional=conditional, trackers=trackers.names, folder=folder
+        config,
+        data,
+        device,
+        network=network,
+        first_stage=first_stage,
+        conditional=conditional,
+        trackers=trackers.names,
+        folder=folder,
     )
-    step = _restore(trainer, folder) if resume and folder is not None else 0
-    if step > config.training.steps:
-        raise ValueError(
-            f"the run in {folder} has done {step} steps, more than training.steps = {config.training.steps}"
-        )
+    begin = _restore(trainer, folder) if resume and folder is not None else Restored(0)
+    if begin.step > (steps := config.training.steps):
+        raise ValueError(f"the run in {folder} has done {begin.step} steps, more than training.steps = {steps}")
     if trainer.main and not resume and folder is not None:
         clear_folder(folder)
         save_held_out(data, folder)
     trainer.workers.wait_for_everyone()
-    loop = _Loop(trainer, trackers, folder, step, on_sample=on_sample, on_metrics=on_metrics)
-    return loop.run(progress=progress)
+    return _Loop(trainer, trackers, folder, begin, on_sample=on_sample, on_metrics=on_metrics).run(progress=progress)
 
 
-def _restore(trainer: Trainer, folder: Path) -> int:
-    """Restore the last checkpoint and return its step, 0 if the run was stopped before its first checkpoint."""
+def load_first_stage(folder: str | Path, device: str) -> FirstStage:
+    """Load the autoencoder of a run.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+        ValueError: if it is another one.
+    """
+    loaded = checkpoint.load_any(folder, device=device)
+    if not isinstance(loaded, FirstStage):
+        raise ValueError(f"the model in {folder} is no autoencoder, but a {type(loaded).__name__}")
+    return loaded
+
+
+def _train_first_stage(
+    config: Config, folder: Path | None, data: Dataset, *, resume: bool, force: bool, device: str, progress: bool
+) -> TrainResult:
+    """Train the VAE of a latent model, in a folder of its own in that of the run, where it can be resumed."""
+    steps = config.latent.first_stage_steps or config.training.steps
+    own = config.updated({"model.kind": "vae", "training.steps": steps, "training.bits_every": 0})
+    place = None if folder is None else folder / AUTOENCODER
+    if folder is not None and not resume and os.environ.get("RANK", "0") == "0":
+        clear_folder(folder)
+        save_held_out(data, folder)
+        write(folder / CONFIG, config.to_json().encode())  # with which the whole run can be resumed from now on
+    begun = place is not None and (place / CONFIG).is_file()
+    return train(own, place, data=data, resume=resume and begun, force=force, device=device, progress=progress)
+
+
+def _restore(trainer: Trainer, folder: Path) -> Restored:
+    """Restore the last checkpoint, that of step 0 if the run was stopped before its first checkpoint."""
     if not (any(states(folder)) or (folder / checkpoint.DESCRIPTION).exists()):
-        return 0
-    step, remark = trainer.restore(folder)
-    remarks = [remark, schedule_remark(Config.load(folder / CONFIG), trainer.config, step)]
+        return Restored(0)
+    found = trainer.restore(folder)
+    remarks = [found.remark, schedule_remark(Config.load(folder / CONFIG), trainer.config, found.step)]
     for line in filter(None, remarks if trainer.main else ()):
         warnings.warn(line, TrainingWarning, stacklevel=4)
-    return step
+    return found
 
 
 class _Loop:
@@ -176,19 +223,19 @@ class _Loop:
         trainer: Trainer,
         trackers: Trackers,
         folder: Path | None,
-        step: int,
+        begin: Restored,
         *,
         on_sample: OnSample | None,
         on_metrics: OnMetrics | None,
     ) -> None:
         self.trainer, self.settings, self.trackers = trainer, trainer.config.training, trackers
-        self.folder, self.begin, self.start = folder, step, time.monotonic()
+        self.folder, self.begin, self.start = folder, begin.step, time.monotonic()
         self.on_sample, self.on_metrics = on_sample, on_metrics
-        self.loss = self.held_out = math.nan
-        lines = read_record(folder) if folder is not None and step else []
+        self.losses, self.loss, self.held_out = begin.losses, math.nan, math.nan
+        lines = read_record(folder) if folder is not None and begin.step else []
         self.first = next((line["loss"] for line in lines if "loss" in line), math.nan)
         self.drawn = self.ended = False
-        self.record = Record(folder if trainer.main else None, step)
+        self.record = Record(folder if trainer.main else None, begin.step)
 
     def run(self, *, progress: bool) -> TrainResult:
         """Train to the end or to a signal."""
@@ -196,25 +243,29 @@ class _Loop:
         if trainer.main and self.folder is not None:
             write(self.folder / CONFIG, trainer.config.to_json().encode())
         self.trackers.start(trainer.workers, trainer.config)
-        total, count = torch.zeros((), device=trainer.device), 0
+        total, since = torch.zeros((), device=trainer.device), step
         bar = Progress("training", "step", settings.steps, step, show=progress and trainer.main)
         with Interrupt() as interrupt, bar:
             while step < settings.steps and not stop:
-                total, count, step = total + trainer.step(step), count + 1, step + 1
+                total, step = total + trainer.step(step), step + 1
                 stop = trainer.any_process(interrupt.wanted or self.ended)
                 end = step == settings.steps or stop
                 bar(step, note=self._note(step))
                 log = end or _due(step, settings.log_every)
                 if log or _due(step, settings.checkpoint_every):
-                    self._check(float(trainer.workers.reduce(total / count, "mean")), step)
+                    self.losses = self.losses.with_more(float(trainer.workers.reduce(total, "mean")), step - since)
+                    self._check(self.losses.total / self.losses.steps, step)
+                    total, since = torch.zeros_like(total), step
                 if log:
-                    total, count = torch.zeros_like(total), 0
                     rate = (step - self.begin) / (time.monotonic() - self.start)
-                    self._add(
-                        step, loss=self.loss, learning_rate=trainer.learning_rate(step - 1), steps_per_second=rate
-                    )
-                if trainer.main:
-                    self._measure(step, end=end)
+                    numbers = {"learning_rate": trainer.learning_rate(step - 1), "steps_per_second": rate}
+                    self._add(step, loss=self.loss, **numbers)
+                if _due(step, settings.log_every):  # else, where a signal ended the run, the next line holds them, too
+                    self.losses = Losses()
+                if end or settings.pauses(step):
+                    trainer.gather()
+                    if trainer.main:
+                        self._measure(step, end=end)
                     self._keep(step, end=end)
         self.record.close()
         self.trackers.end(trainer.workers)
@@ -259,18 +310,15 @@ class _Loop:
         if self.folder is None:
             return
         if end or _due(step, settings.checkpoint_every):
-            self.trainer.save(self.folder, step)
-        if self.on_sample is None or not settings.sample_every:
+            self.trainer.save(self.folder, step, self.losses)
+        if not self.trainer.main or self.on_sample is None or not settings.sample_every:
             return
         early = not self.drawn and time.monotonic() - self.start > FIRST_PREVIEW
         if end or early or _due(step, settings.sample_every):
             self._preview(self.folder / SAMPLES, step, self.on_sample)
 
     def _preview(self, folder: Path, step: int, on_sample: OnSample) -> None:
-        trainer = self.trainer
-        shape = (16, *trainer.data.info.shape)
-        model = trainer.average.eval()
-        samples = sample(model, shape, seed=self.settings.seed, condition=trainer.held_out_condition(16))
+        samples = self.trainer.preview(16)
         folder.mkdir(exist_ok=True)
         path = folder / f"{PICTURE}{step:06d}"
         on_sample(samples, path)

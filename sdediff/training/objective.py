@@ -97,6 +97,10 @@ class Objective:
         weighting: a name of ``WEIGHTINGS``, or a name and parameters; the weights of the error of the noise.
         objective: a name of ``OBJECTIVES``, or a name and parameters.
 
+    Attributes:
+        mean_weight: factor by which the losses are divided. Times it, the loss under the weighting ``likelihood`` is a
+            bound in nats an entry, up to constants.
+
     Raises:
         ValueError: for a name that is not in its table, or parameters that its entry does not take; for the bound of a
             process that is no chain, or a time law that is not on its instants.
@@ -122,7 +126,7 @@ class Objective:
         # of errors of order one, so its size, and the bound on the gradient, are comparable for all weightings.
         level, density = self._drawn((torch.arange(4096, dtype=torch.float64) + 0.5) / 4096)
         weights = self._weighting(sde, level) / density
-        self._mean = float((weights * torch.as_tensor(level.cos).square()).mean())
+        self.mean_weight = float((weights * torch.as_tensor(level.cos).square()).mean())
         if self._terms is not None:
             _check_instants(sde, level, time_law)
 
@@ -134,7 +138,7 @@ class Objective:
     def levels(self, u: Tensor) -> tuple[Level, Tensor]:
         """Return the levels for uniform numbers ``u`` ``(B,)`` and the weights of the errors of the noise."""
         level, density = self._drawn(u)
-        return level, self._weighting(self.sde, level) / density / self._mean
+        return level, self._weighting(self.sde, level) / density / self.mean_weight
 
     def loss(self, model: Denoiser, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
         """Return the weighted loss of each item.
@@ -163,7 +167,7 @@ class Objective:
         _, density = self._drawn(u)
         speed = lambda_speed(self.sde, torch.as_tensor(level.t))
         likely = density * speed / self._terms.count  # the probability of the instant
-        scale = self.mixture.bound / (self._mean if self.mixture.denoising > 0.0 else 1.0)
+        scale = self.mixture.bound / (self.mean_weight if self.mixture.denoising > 0.0 else 1.0)
         terms = self._terms.cost(split if self.mixture.through_mean else without_mean(split), x0, eps, level)
         result: Tensor = loss + (terms * (scale / likely).to(terms)).to(loss)
         return result

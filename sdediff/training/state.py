@@ -7,7 +7,7 @@ and the run goes on from the one before it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from sdediff.documents import reason
 from sdediff.noise import STREAM
 from sdediff.tables import subtable
 from sdediff.tensors import check_finite, read_tensors, write_tensors
+from sdediff.training.sharding import gathered, shared_like
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,11 +31,33 @@ class StreamError(ValueError):
     """A state whose run draws another stream of noise."""
 
 
+class Losses(NamedTuple):
+    """The losses of the steps since the last line of metrics: their sum, and their number."""
+
+    total: float = 0.0
+    steps: int = 0
+
+    def with_more(self, total: float, steps: int) -> Losses:
+        """Return them with those of more steps."""
+        return Losses(self.total + total, self.steps + steps)
+
+
+NONE = Losses()
+"""None, after a step that has a line of its own."""
+
+
 class Restored(NamedTuple):
-    """Place where a run goes on: the number of steps done, and why no newer state was taken (empty if it is newest)."""
+    """Place where a run goes on.
+
+    Attributes:
+        step: the number of steps done.
+        losses: those that the next line of metrics is to hold.
+        remark: why no newer state was taken; empty if it is the newest.
+    """
 
     step: int
-    remark: str
+    losses: Losses = NONE
+    remark: str = ""
 
 
 def save_state(
@@ -44,10 +67,15 @@ def save_state(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    losses: Losses = NONE,
     further: Sequence[nn.Module] = (),
     keep: int = 1,
+    main: bool = True,
 ) -> None:
-    """Write weights, their averages and the optimiser's moments after ``step`` steps; keep some older states."""
+    """Write weights, their averages and the optimiser's moments after ``step`` steps; keep some older states.
+
+    Weights that are shared out are put together by all processes; the main one writes.
+    """
     tensors = {f"trained.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for place, other in enumerate(further):
@@ -55,10 +83,14 @@ def save_state(
     moments = optimizer.state_dict()["state"]  # of parameters that never had a gradient there are none
     for index, entries in moments.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
+    tensors = gathered(tensors, keep=main)
+    if not main:
+        return
     for age in reversed(range(1, keep)):
         if (folder / _name(age - 1)).is_file():
             (folder / _name(age - 1)).replace(folder / _name(age))
-    write_tensors(folder / STATE, tensors, {"step": str(step), "optimised": str(len(moments)), "stream": str(STREAM)})
+    numbers = {"step": step, "optimised": len(moments), "stream": STREAM, "loss": losses.total, "losses": losses.steps}
+    write_tensors(folder / STATE, tensors, {name: repr(number) for name, number in numbers.items()})
     for path in list(states(folder))[keep:]:
         path.unlink()
     _LOG.info("saved the state in %s after %d steps", folder, step)
@@ -94,7 +126,7 @@ def restore(
     damage: dict[Path, ValueError] = {}
     for path in states(folder):
         try:
-            step = load_state(path, network, average, optimizer, further)
+            found = load_state(path, network, average, optimizer, further)
         except StreamError:  # not damaged
             raise
         except ValueError as error:
@@ -103,9 +135,9 @@ def restore(
         for bad in damage if main else ():
             with suppress(OSError):
                 bad.replace(folder / ASIDE)
-        _LOG.info("restored the state in %s after %d steps", path, step)
-        remark = f"{'; '.join(map(str, damage.values()))}: going on from {path.name}, after {step:,} steps"
-        return Restored(step, remark if damage else "")
+        _LOG.info("restored the state in %s after %d steps", path, found.step)
+        remark = f"{'; '.join(map(str, damage.values()))}: going on from {path.name}, after {found.step:,} steps"
+        return found._replace(remark=remark) if damage else found
     if damage:
         raise next(iter(damage.values()))
     raise FileNotFoundError(f"nothing to resume in {folder}: {STATE} is missing")
@@ -117,11 +149,8 @@ def load_state(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     further: Sequence[nn.Module] = (),
-) -> int:
+) -> Restored:
     """Restore weights, their averages and the optimiser from one file in place.
-
-    Returns:
-        The number of steps done.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -142,16 +171,25 @@ def load_state(
         optimised = int(metadata["optimised"]) if "optimised" in metadata else None  # which older files do not say
         _check_entries(entries, parameters, optimised)
         step = int(metadata["step"])
+        losses = Losses(float(metadata.get("loss", "0")), int(metadata.get("losses", "0")))  # older files have none
         if step < 0:
             raise ValueError(f"it was written after {step} steps")
-        network.load_state_dict(subtable(tensors, "trained."))
-        average.load_state_dict(subtable(tensors, "average."))
+        _load(network, subtable(tensors, "trained."))
+        _load(average, subtable(tensors, "average."))
         for place, other in enumerate(further):
-            other.load_state_dict(subtable(tensors, f"further.{place}."))
+            _load(other, subtable(tensors, f"further.{place}."))
+        for place, moments in entries.items():
+            moments |= {key: shared_like(value, parameters[place]) for key, value in moments.items() if value.ndim}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {reason(error)}") from None
-    return step
+    return Restored(step, losses)
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put whole tensors into a network, whose weights may be shared out."""
+    own = network.state_dict()
+    network.load_state_dict({name: shared_like(value, own.get(name)) for name, value in tensors.items()})
 
 
 def _check_entries(entries: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor], optimised: int | None) -> None:

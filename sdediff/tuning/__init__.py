@@ -9,7 +9,7 @@ from sdediff.samplers.candidates import Choice
 from sdediff.samplers.chosen import Chosen
 from sdediff.tuning.choice_store import CHOICES_FILE, load_choice, save_choice
 from sdediff.tuning.choices import ForIntervals, choose
-from sdediff.tuning.store import FILE, load, save
+from sdediff.tuning.store import FILE, load, save, tuned_setting
 from sdediff.tuning.tuner import Trajectories, Tuning, pilot, tune
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "save",
     "save_choice",
     "tune",
+    "tuned_setting",
 ]

@@ -49,7 +49,7 @@ class MethodSection(Section):
 
 
 class SolverSection(Section):
-    """Tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, and its errors on held-out trajectories."""
+    """Tuned solver, :class:`~sdediff.samplers.tuned.Tuned`, its errors on held-out trajectories, and its setting."""
 
     half_log_snr: Numbers
     rows: Annotated[tuple[WeightPair, ...], Field(min_length=1, max_length=_MAX_STEPS)]
@@ -57,6 +57,7 @@ class SolverSection(Section):
     method: MethodSection
     asked: Numbers
     held_out: dict[str, dict[str, Finite | None]] = Field(default_factory=dict)
+    setting: str = ""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -80,9 +81,10 @@ class SolverSection(Section):
 
 
 class UntunedSection(ChosenSection):
-    """Solver that tuning did not better, and its errors on held-out trajectories."""
+    """Solver that tuning did not better, its errors on held-out trajectories, and its setting."""
 
     held_out: dict[str, dict[str, Finite | None]] = Field(default_factory=dict)
+    setting: str = ""
 
 
 AnySolver = SolverSection | UntunedSection
@@ -120,7 +122,7 @@ def fingerprint(model: ScoreModel) -> str:
     return digest.hexdigest()
 
 
-def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
+def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning], setting: str = "") -> Path:
     """Add solvers to the run's file, replacing those of the same numbers of steps, and return its path.
 
     Solvers for another model are dropped.
@@ -129,6 +131,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
         run: folder of the run.
         model: model for which they were tuned.
         tunings: results of :func:`~sdediff.tuning.tuner.tune`.
+        setting: what the model was told or guided by, in words; empty for nothing.
     """
     path, digest = Path(run) / FILE, fingerprint(model)
     try:
@@ -139,6 +142,7 @@ def save(run: str | Path, model: ScoreModel, tunings: Iterable[Tuning]) -> Path:
         kept[str(each.solver.steps)] = {
             **(chosen_values(each.solver) if isinstance(each.solver, Chosen) else _tuned_values(each.solver)),
             "held_out": {"before": _errors_as_json(each.before), "after": _errors_as_json(each.after)},
+            "setting": setting,
         }
     solvers = {key: kept[key] for key in sorted(kept, key=int)}
     write(path, (json.dumps({"format": TUNED_FORMAT, "model": digest, "solvers": solvers}) + "\n").encode())
@@ -168,6 +172,23 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned 
         FileNotFoundError: if nothing was tuned in the run.
         ValueError: if the file is damaged, is another model's, or has no solver of this number of steps.
     """
+    solver = _solver_of(run, model, steps)
+    try:
+        return solver.sampler(model)
+    except ValueError as error:
+        raise ValueError(f"{Path(run) / FILE} is damaged: {error}") from None
+
+
+def tuned_setting(run: str | Path, model: ScoreModel, steps: int | None = None) -> str:
+    """Return what a model was told or guided by when a solver was tuned for it, in words; empty for nothing.
+
+    Args and errors are those of :func:`load`.
+    """
+    return _solver_of(run, model, steps).setting
+
+
+def _solver_of(run: str | Path, model: ScoreModel, steps: int | None) -> AnySolver:
+    """Read the solver of a number of steps, by default of the largest."""
     path = Path(run) / FILE
     solvers = _read_solvers(path, fingerprint(model))
     there = sorted(int(key) for key in solvers)
@@ -175,10 +196,7 @@ def load(run: str | Path, model: ScoreModel, steps: int | None = None) -> Tuned 
         steps = there[-1]
     if steps not in there:
         raise ValueError(f"{path} has no solver of {steps} steps, only of {', '.join(map(str, there))}")
-    try:
-        return solvers[str(steps)].sampler(model)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return solvers[str(steps)]
 
 
 def _errors_as_json(found: Errors) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
-from sdediff.gaussian import GaussianErrors
+from sdediff.gaussian import GaussianErrors, gaussian_kl
 from sdediff.likelihood.bound.stratified import (
     LevelDistribution,
     StratifiedVariance,
@@ -122,7 +122,7 @@ class ChainSteps:
         self._range = torch.tensor([2.0 * math.log(t.sin / s.sin) for s, t in pairs], dtype=torch.float64)
         self._clipped = bridge_std(*pairs[0][::-1]) if pairs else levels[0].sin
         log_rho = -variance.single_fraction * self._range
-        self._excess = 0.5 * (torch.expm1(log_rho) - log_rho)  # an entry's cost without errors
+        self._excess = gaussian_kl(torch.zeros_like(log_rho), log_rho)  # an entry's cost without errors
         self.weight = 0.5 * log_rho.exp() * self._gain
         """Weights ``(N - 1,)`` of the squared errors in the cost, for the single fraction."""
 
@@ -131,7 +131,7 @@ class ChainSteps:
         error = wide(split.eps - eps)
         gain, span = (expand(_pick(values, step, values.device), error) for values in (self._gain, self._range))
         log_rho = torch.as_tensor(-self._variance.fraction(split) * span, dtype=error.dtype, device=error.device)
-        return 0.5 * sum_features(torch.expm1(log_rho) - log_rho + log_rho.exp() * gain * error.square())
+        return sum_features(gaussian_kl(log_rho.exp() * gain * error.square(), log_rho))
 
     def distribution(self, mass: Tensor) -> LevelDistribution:
         """Return the distribution of sampled steps, given the mass of a distribution of the half log-SNR on each.
