@@ -8,7 +8,7 @@ resumed run has to end with the files of a run that nobody stopped, bit for bit:
 model, and the lines of metrics but for their speed. A run that SIGTERM or SIGINT ends measures where it ends: these
 lines come on top, and its best model may be one of there. POSIX alone: every attempt is a fork.
 
-Expected: 20 of 20 stops of each kind, and "identical" for each. Cost: two minutes of one core.
+Expected: 20 of 20 stops of each kind, and "identical" for each. Cost: some minutes of one core.
 """
 
 from __future__ import annotations

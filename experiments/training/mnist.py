@@ -10,7 +10,10 @@ are scored by the same code: bits/dim of held-out images with uniform dequantisa
 the held-out images in its 64 features, with the interval of half samples, and the share that it names with a
 probability above 0.99; the first line is of as many real training images.
 
-EXPECTED
+Measured so far on 200 samples in 20 steps (Frechet distance, interval, share named with certainty; 200 real images have
+24 and 86 %): ours after its 15 minutes of one thread 88 (63 to 91) and 22 %, ours after nine of them 108 (82 to 107)
+and 18 %; the peer after nine, all that it was given, 94 (66 to 100) and 13 %. The whole command and bits/dim are not
+measured yet. Cost: 40 minutes of one core.
 """
 
 from __future__ import annotations
