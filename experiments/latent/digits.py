@@ -5,6 +5,10 @@
 A convolutional VAE of 17 levels with codes of 2 x 4 x 4, then a score model on its codes; ``--joint 300`` trains both
 further on their common bound. Writes reconstructions and traversals; ``--betas`` adds rate and distortion over beta.
 Settings were chosen on a fifth of the training images.
+
+Expected, on the 360 held-out images: VAE 1.957 +- .013 bits/dim, score model 1.940 +- .013 (better by .017 +- .002),
+VAE with 256 importance-weighted draws 1.892 +- .012; 16 of 32 active units. The pixel model has 1.67. Cost: 1.5 CPU
+minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor
 
 import sdediff
 from sdediff import latent, plots
-from sdediff.plots.codes import beside, rate_distortion
+from sdediff.plots.codes import rate_distortion, reconstructions
 
 VAE: dict[str, Any] = {
     "model": "vae",
@@ -71,9 +75,8 @@ def main(out: Path, steps: int, score: int, joint: int, betas: bool) -> None:
     print(f"{'VAE, importance, K = 256':28s} {shown(importance.bits_per_dim)} bits/dim")
     active = latent.active_units(vae.to_codes(x))
     print(f"active units: {int(active.sum())} of {active.numel()}")
-    plots.sequences(
-        beside(x[:12], vae.from_codes(vae.to_codes(x[:12])), data.info), data.info, out / "reconstructions.png"
-    )
+    shown_items = x[:12]
+    reconstructions(shown_items, vae.from_codes(vae.to_codes(shown_items)), data.info, out / "reconstructions.png")
     plots.sequences(latent.traverse(vae, x), data.info, out / "traversals.png")
     if betas:
         points = {}

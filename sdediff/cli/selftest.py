@@ -8,21 +8,20 @@ import click
 
 from sdediff.cli.console import Console
 from sdediff.cli.group import FAILED
+from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import PATH, TableName, force_option, import_typed, json_option, seed_option
 from sdediff.cli.output import plan
 from sdediff.config import PROCESSES
 from sdediff.selftest import CHECKS, ROLES, SelfTest, run
 
-EPILOG = """\b
-Examples:
-  sdediff selftest                                # this machine: two minutes
+EXAMPLES = """\
+  sdediff selftest                    # this machine: two minutes
   sdediff selftest --check orders --plot selftest.png
   sdediff selftest --target mine:heun --role sample
-  sdediff selftest --target mine:log_prob --role likelihood --process ve
-"""
+  sdediff selftest --target mine:log_prob --role likelihood --process ve"""
 
 
-@click.command("selftest", epilog=EPILOG)
+@click.command("selftest", cls=DescribedCommand, examples=EXAMPLES)
 @click.option("--target", metavar="MODULE:FUNCTION", help="Somebody else's function, which is imported and called.")
 @click.option("--role", type=TableName(ROLES, "role"), help=f"What the target is: {', '.join(ROLES)}.")
 @click.option(

@@ -10,7 +10,7 @@ from sdediff import plots
 from sdediff.data import Dataset
 from sdediff.latent import FirstStage, LatentModel, active_units, traverse
 from sdediff.noise import NoiseSource, Stage
-from sdediff.plots.codes import beside, codes_and_prior
+from sdediff.plots.codes import codes_and_prior, reconstructions
 
 SHOWN, MEASURED = 12, 2000
 """Items whose reconstructions are shown, and items whose codes are."""
@@ -22,8 +22,7 @@ def draw_stages(model: FirstStage | LatentModel, data: Dataset, folder: Path) ->
     """Draw reconstructions, traversals and the codes beside the prior; return remarks, a line each."""
     stage = model.first_stage if isinstance(model, LatentModel) else model
     x = data.held_out[:SHOWN]
-    frames = beside(x, stage.from_codes(stage.to_codes(x)).cpu(), data.info)
-    plots.sequences(frames, data.info, folder / "reconstructions.png")
+    reconstructions(x, stage.from_codes(stage.to_codes(x)).cpu(), data.info, folder / "reconstructions.png")
     items = data.held_out[:MEASURED]
     with torch.no_grad():
         posterior = stage.posterior(stage.values(items))
@@ -34,8 +33,7 @@ def draw_stages(model: FirstStage | LatentModel, data: Dataset, folder: Path) ->
     active = active_units(posterior.mean, COLLAPSED)
     remarks = [f"active units: {int(active.sum())} of {active.numel()}"]
     if not bool(active.all()):
-        idle = "all" if not bool(active.any()) else f"{int((~active).sum())}"
-        remarks[0] += f"; {idle} entries of the code carry nothing (the posterior is the prior)"
+        remarks[0] += "; the others carry nothing: their posterior is the prior"
     if not bool(active.any()):
         remarks.append("posterior collapse: try --set latent.beta_warmup=1000 or --set latent.free_bits=0.05")
     return remarks

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdediff.data.levels import to_values
 from sdediff.numerics import flatten
+from sdediff.plots import is_image, sequences
 from sdediff.plots.canvas import INK, PALE, new_figure, save_figure, single_axes
 from sdediff.types import DataInfo
 
@@ -20,10 +21,18 @@ _MOST = 5_000
 """Most points of a scatter."""
 
 
-def beside(x: Tensor, reconstructions: Tensor, info: DataInfo) -> Tensor:
-    """Return data and their reconstructions as values ``(2, B, *shape)``, for :func:`~sdediff.plots.sequences`."""
-    values = x if x.is_floating_point() else to_values(x, info, dtype=reconstructions.dtype)
-    return torch.stack([values.to(reconstructions), reconstructions])
+def reconstructions(x: Tensor, decoded: Tensor, info: DataInfo, path: str | Path) -> None:
+    """Draw data beside their reconstructions: images in a row above theirs, points joined to theirs.
+
+    Args:
+        x: data, levels or values ``(B, *shape)``.
+        decoded: their reconstructions, values ``(B, *shape)``.
+        info: description of the data.
+        path: path of the PNG.
+    """
+    values = x if x.is_floating_point() else to_values(x, info, dtype=decoded.dtype)
+    pairs = torch.stack([values.to(decoded), decoded])
+    sequences(pairs.transpose(0, 1) if is_image(info.shape) else pairs, info, path)
 
 
 def codes_and_prior(codes: Tensor, path: str | Path) -> None:
