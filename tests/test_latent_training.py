@@ -42,7 +42,7 @@ def test_linear_vae_becomes_probabilistic_pca() -> None:
     info = DataInfo((DIM,))
     vae = latent.build_first_stage("vae", info, code=(CODE,), coder="linear")
     data, settings = Dataset(x, x[:500], info), {"batch_size": 256, "learning_rate": 3e-2, "weight_decay": 0.0, **QUICK}
-    run = sdediff.train(data, network=vae, steps=1500, **settings)
+    run = sdediff.train(data, network=vae, steps=3000, **settings)
     axes, best = probabilistic_pca(x)
     found = latent.elbo(run.model, x, samples=8)
     assert abs(found.mean + best) / DIM < 0.01

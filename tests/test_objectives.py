@@ -140,12 +140,12 @@ def test_maximum_likelihood_is_the_continuous_bound(law: str) -> None:
     model = Scaled(sde, 1.1)
     x0, u, eps = draws(40_000)
     objective = Objective(sde, law, "likelihood")
-    nats = DIM * objective._mean * objective.loss(model, x0, u, eps)
+    nats = DIM * objective.mean_weight * objective.loss(model, x0, u, eps)
     reported = sdediff.elbo(model, x0[:4000], steps=math.inf, times=[sde.t_min, sde.t_max], seed=1).diffusion.sum(dim=0)
     error = math.hypot(float(nats.std()) / 200.0, float(reported.std()) / math.sqrt(4000.0))
     assert abs(float(nats.mean() - reported.mean())) < 5.0 * error
     other = Objective(sde, law, "simple")  # the control: another weighting
-    assert abs(float((DIM * other._mean * other.loss(model, x0, u, eps)).mean() - reported.mean())) > 5.0 * error
+    assert abs(float((DIM * other.mean_weight * other.loss(model, x0, u, eps)).mean() - reported.mean())) > 5.0 * error
 
 
 def test_important_instants_make_the_bound_less_noisy() -> None:
@@ -231,7 +231,7 @@ def test_the_law_of_the_velocity_lowers_the_noise_of_maximum_likelihood() -> Non
     model, spread = Scaled(VPSDE()), {}
     for law in ("velocity", "logsnr", "uniform"):
         objective = Objective(VPSDE(), law, "likelihood")
-        losses = objective.loss(model, x0, u, eps) * objective._mean
+        losses = objective.loss(model, x0, u, eps) * objective.mean_weight
         spread[law] = float(losses.std()) / float(losses.mean())
     assert spread["velocity"] < 0.9 * spread["logsnr"]
     assert spread["velocity"] < 0.9 * spread["uniform"]

@@ -262,11 +262,12 @@ class _Loop:
                     self._add(step, loss=self.loss, **numbers)
                 if _due(step, settings.log_every):  # else, where a signal ended the run, the next line holds them, too
                     self.losses = Losses()
-                if end or settings.pauses(step):
+                early = self._preview_is_due()
+                if end or early or settings.pauses(step):
                     trainer.gather()
                     if trainer.main:
                         self._measure(step, end=end)
-                    self._keep(step, end=end)
+                    self._keep(step, end=end, early=early)
         self.record.close()
         self.trackers.end(trainer.workers)
         trainer.workers.wait_for_everyone()
@@ -304,7 +305,7 @@ class _Loop:
             else:
                 self._add(step, **{name: mean, f"{name}_error": error})
 
-    def _keep(self, step: int, *, end: bool) -> None:
+    def _keep(self, step: int, *, end: bool, early: bool) -> None:
         """Write checkpoint and preview."""
         settings = self.settings
         if self.folder is None:
@@ -313,9 +314,14 @@ class _Loop:
             self.trainer.save(self.folder, step, self.losses)
         if not self.trainer.main or self.on_sample is None or not settings.sample_every:
             return
-        early = not self.drawn and time.monotonic() - self.start > FIRST_PREVIEW
         if end or early or _due(step, settings.sample_every):
             self._preview(self.folder / SAMPLES, step, self.on_sample)
+
+    def _preview_is_due(self) -> bool:
+        """Return whether the first preview comes now, ahead of its step; in all processes where they share weights."""
+        wanted = self.trainer.main and self.on_sample is not None and self.folder is not None and not self.drawn
+        due = wanted and self.settings.sample_every > 0 and time.monotonic() - self.start > FIRST_PREVIEW
+        return self.trainer.any_process(due) if self.trainer.sharded else due
 
     def _preview(self, folder: Path, step: int, on_sample: OnSample) -> None:
         samples = self.trainer.preview(16)
