@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,18 +76,28 @@ def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, name, number)
 
 
+@contextmanager
+def put_back(table: dict[str, Any]) -> Iterator[None]:
+    """Leave a table as it was, in its order."""
+    before = dict(table)
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
+
+
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def only() -> Iterator[Callable[..., None]]:
     """Leave some solvers in the table, and put others of one's own in."""
 
     def choose(*names: str, **own: Sampler) -> None:
         kept = {name: SAMPLERS[name] for name in names} | own
-        for name in list(SAMPLERS):
-            monkeypatch.delitem(SAMPLERS, name)
-        for name, sampler in kept.items():
-            monkeypatch.setitem(SAMPLERS, name, sampler)
+        SAMPLERS.clear()
+        SAMPLERS.update(kept)
 
-    return choose
+    with put_back(SAMPLERS):
+        yield choose
 
 
 def failures(check: str) -> set[str]:
@@ -319,16 +330,16 @@ def call(*args: object) -> Result:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small() -> Iterator[None]:
     """Two checks of one figure each."""
 
     def check(value: float) -> Callable[[Settings], list[Case]]:
         return lambda settings: [Case("a thing", lambda: [Finding("size", value, 0.0, 1.0)])]
 
-    for name in list(CHECKS):
-        monkeypatch.delitem(CHECKS, name)
-    monkeypatch.setitem(CHECKS, "good", check(0.25))
-    monkeypatch.setitem(CHECKS, "bad", check(2.0))
+    with put_back(CHECKS):
+        CHECKS.clear()
+        CHECKS.update(good=check(0.25), bad=check(2.0))
+        yield
 
 
 @pytest.mark.usefixtures("small")

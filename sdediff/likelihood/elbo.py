@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,26 +121,8 @@ class Elbo(Result):
         return self.total / (math.log(2.0) * self.dim)
 
 
-@overload
-def elbo(model: Staged, x: Tensor, *, samples: int | None = ..., **options: Any) -> Any: ...
-@overload
 def elbo(
     model: Denoiser,
-    x: Tensor,
-    *,
-    steps: float | None = ...,
-    times: Sequence[float] | Tensor | None = ...,
-    variance: str = ...,
-    decoder: str | None = ...,
-    draws: int | None = ...,
-    samples: int | None = ...,
-    law: str = ...,
-    control: str = ...,
-    data: DataInfo | None = ...,
-    **options: Unpack[ElboOptions],
-) -> Elbo: ...
-def elbo(
-    model: Denoiser | Staged,
     x: Tensor,
     *,
     steps: float | None = None,
@@ -152,13 +134,13 @@ def elbo(
     law: str = "moments",
     control: str = "moments",
     data: DataInfo | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[ElboOptions],
+) -> Elbo:
     """Return the variational bound, term by term.
 
     Args:
-        model: denoiser with its process; a model in two stages has the bound and the options of
-            :func:`sdediff.latent.elbo`, of which ``samples`` and ``seed`` are these.
+        model: denoiser with its process. A model in two stages gets the bound of :func:`sdediff.latent.elbo`, which
+            has the types of its options and of its result.
         x: items, ``(B, *shape)``; integers are levels, floats are continuous data, in their own units, and have a
             Gaussian density at the end, in these units.
         steps: length of the chain; by default a chain's own. Fewer stride it; other processes need it.
@@ -196,9 +178,10 @@ def elbo(
     tensor([True])
     """
     if isinstance(model, Staged):
-        return model.bound(x, samples=1 if samples is None else samples, **options)
+        staged: Elbo = model.bound(x, samples=1 if samples is None else samples, **options)
+        return staged
     check_options(options, ElboOptions)
-    model, x, info = prepare_items(model, x, data, cast("ElboOptions", options))
+    model, x, info = prepare_items(model, x, data, options)
     make_decoder(decoder, x, info)
     prior_law = prior_moments(options.get("prior", "moments"), model.moments)
     data_moments = Moments.unit(x.shape[1:]) if model.moments is None else model.moments
