@@ -95,7 +95,7 @@ def main(file: Path, run: Path, minutes: float, items: int, few: int) -> None:
     importance = latent.elbo(vae, test[:few], samples=256, bound="importance", batch_size=50)
     report("VAE, importance-weighted, K = 256", importance)
     means = vae.to_codes(test[:2000])
-    print(f"active units: {int(latent.active_units(means).sum())} of {means.shape[1]}", flush=True)
+    print(f"active units: {int(latent.active_units(means).sum())} of {means[0].numel()}", flush=True)
 
     def second(**settings: Any) -> sdediff.training.TrainResult:
         return sdediff.train(data, device="cpu", **{**SCORE, "first_stage": str(run / "vae"), **settings})
