@@ -15,9 +15,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import sdediff
 from sdediff import DataInfo, latent
 from sdediff.checkpoint import save
 from sdediff.cli import main, sections
+from sdediff.cli import report as command
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.report import Section, page, table
@@ -134,10 +136,12 @@ def test_texts_from_outside_are_escaped() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"step": 1, "loss": 1.0}\n{"step": 2, "lo', b"[1]\nnull\n"])
-def test_damaged_metrics_do_not_break_it(run: Path, content: bytes) -> None:
+def test_damaged_metrics_do_not_break_it(run: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ["Configuration", "Training", "Provenance"]  # the sections that read the files
+    monkeypatch.setattr(command, "SECTIONS", {title: sections.SECTIONS[title] for title in read})
     (run / "metrics.jsonl").write_bytes(content)
     figures, shown = done(run)
-    assert shown.headings == TITLES
+    assert shown.headings == read
     assert figures["left_out"] == {}
 
 
@@ -185,3 +189,21 @@ def test_vae_and_autoencoder(tmp_path: Path) -> None:
     refused = call(tmp_path / "ae", "--data", data)
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_latent_run(tmp_path: Path) -> None:
+    """Both stages: the losses of the model and of its autoencoder, the bound of both, weights of both."""
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    sdediff.train(
+        x, run=tmp_path / "run", model="latent", code=(2,), network="mlp", steps=4, first_stage_steps=4,
+        batch_size=16, sample_every=0, progress=False, device="cpu",
+    )  # fmt: skip
+    np.save(tmp_path / "x.npy", x.numpy())
+    figures, shown = done(tmp_path / "run", "--data", tmp_path / "x.npy")
+    assert figures["left_out"] == {}
+    assert set(figures["training"]) == {"last", "autoencoder"}
+    assert figures["likelihood"]["method"] == "stages"
+    assert {"SHA-256 of first_stage/model.safetensors", "SHA-256 of score_model/model.safetensors"} <= set(
+        figures["provenance"]
+    )
+    assert shown.headings == TITLES
