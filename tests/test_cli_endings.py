@@ -102,7 +102,7 @@ def test_the_same_command_finishes_whatever_was_left(
         if step == "table":
             patch.setitem(evaluation.WRITERS, ".csv", at(1, interrupt, evaluation.WRITERS[".csv"]))
         elif step == "picture":
-            patch.setattr(evaluation, "_draw_picture", at(1, interrupt, evaluation._draw_picture))
+            patch.setattr(evaluation, "draw_picture", at(1, interrupt, evaluation.draw_picture))
         elif step == "summary":
             patch.setattr(evaluation, "_print_evaluation", at(1, interrupt, evaluation._print_evaluation))
         else:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import conditioning, networks, selftest, training, tuning
+from sdediff import conditioning, networks, report, selftest, training, tuning
 
 DOCUMENTED = {name: value for name in sdediff.__all__ if callable(value := getattr(sdediff, name))} | {
     f"analytic.{name}": getattr(sdediff.analytic, name) for name in ("Gaussian", "GaussianMixture")
@@ -20,6 +20,8 @@ DOCUMENTED |= {
 }
 DOCUMENTED |= {f"networks.{name}": getattr(networks, name) for name in ("DiT", "MLP", "UNet", "parameter_count")}
 DOCUMENTED |= {f"selftest.{name}": getattr(selftest, name) for name in ("SelfTest", "run")}
+DOCUMENTED |= {f"report.{name}": getattr(report, name) for name in ("page", "paragraph", "table")}
+DOCUMENTED |= {"report.Section.place": report.Section.place}
 DOCUMENTED |= {"training.Objective": training.Objective} | {
     f"conditioning.{name}": getattr(conditioning, name) for name in ("ByEDM", "ByLabel", "ByTime")
 }

@@ -30,7 +30,7 @@ LAYERS = {
     "staged": 3, "latent": 7, "stage_storage": 8,
     "config": 7, "generation": 7, "estimation": 7,
     "interop": 7,
-    "checkpoint": 8, "description": 8, "plots": 8,
+    "checkpoint": 8, "description": 8, "plots": 8, "report": 0,
     "training": 9, "evaluation": 9, "selftest": 9, "evaluation.solvers": 6, "evaluation.distances": 1,
     "__init__": 10,
     "cli": 11,

@@ -20,6 +20,7 @@ COMMANDS = {
     "decode": "Decode latents into data: the inverse of encode.",
     "interpolate": "Interpolate between data through the latent space.",
     "compare": "Compare error and cost of several solvers on a run.",
+    "report": "Write a report of a run: one HTML page with samples, likelihoods, errors.",
     "selftest": "Measure this installation, or somebody else's sampler or likelihood, on exact problems.",
     "average": "Average the weights of a run over another width, after the fact.",
     "moments": "Give a model mean and covariance of its data.",

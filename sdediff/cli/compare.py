@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ import click
 from sdediff import plots, tuning
 from sdediff.cli import tables
 from sdediff.cli.auto import Task, choose_solver
-from sdediff.cli.console import columns
+from sdediff.cli.comparison import comparison_panels, format_comparison
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
 from sdediff.evaluation.solvers import (
-    JUDGE,
     NFE_BUDGETS,
     SOLVERS,
     TOLERANCES,
@@ -44,13 +42,6 @@ EXAMPLES = """\
 
 COMPARABLE: Mapping[str, Any] = ChainMap({"tuned": None, AUTO: None}, SAMPLERS)
 """Solvers that can be compared."""
-
-MEASURES: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
-    "RMS error": ("RMS error", lambda row: row.rms),
-    "median error": ("median error", lambda row: row.median),
-    "energy distance": ("energy distance of the samples' law", lambda row: row.distance),
-}
-"""Measures by name, each the title of its axes and its value; stochastic solvers have the last one only."""
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
@@ -134,10 +125,10 @@ def command(
         result, interrupted = results[-1], True
     seconds = time.perf_counter() - start
     _write_rows(files[".csv"], result.rows)
-    plots.trade_off(_panels(result), files[".png"], xlabel="forwards of the network")
+    plots.trade_off(comparison_panels(result), files[".png"], xlabel="forwards of the network")
     frame.finish(
         run,
-        f"{_format_comparison(result)}\n  {seconds:.1f} s",
+        f"{format_comparison(result)}\n  {seconds:.1f} s",
         files,
         starts=count,
         reference=result.reference._asdict(),
@@ -194,98 +185,3 @@ def _write_rows(path: Path, rows: Sequence[ComparisonRow]) -> None:
     writer.writerow(ComparisonRow._fields)
     writer.writerows(rows)
     write(path, buffer.getvalue().encode())
-
-
-def _measures(result: Comparison) -> list[str]:
-    """Return the measures of the rows; the energy distance only if there are stochastic solvers."""
-    pathwise = [row.rms is not None for row in result.rows]
-    return ["RMS error", "median error"] * any(pathwise) + ["energy distance"] * (not all(pathwise))
-
-
-def _floor(result: Comparison, measure: str) -> float:
-    """Return the reference's own error."""
-    return {"RMS error": result.reference.rms, "median error": result.reference.median}.get(measure, 0.0)
-
-
-def _panels(result: Comparison) -> list[plots.Panel]:
-    """Return the panels of the picture, one a measure; insignificant energy distances get hollow markers."""
-    panels = []
-    for measure in _measures(result):
-        title, evaluate = MEASURES[measure]
-        series: dict[str, tuple[list[float], list[float], list[bool]]] = {}
-        for row in result.rows:
-            value = evaluate(row)
-            if value is not None and 0.0 < _at_least(row, measure) < math.inf:  # finite on a logarithmic scale
-                x, y, significant = series.setdefault(row.solver, ([], [], []))
-                x.append(row.nfe)
-                y.append(_at_least(row, measure))
-                significant.append(value > 2.0 * _noise(row, measure))
-        title, bottom = f"{title}, {result.starts} starts", None
-        if measure == "energy distance":
-            # Deterministic solvers share the reference's starts: their distances lie far below the sampling noise.
-            title += " (hollow: may be 0)"
-            noisy = {row.solver for row in result.rows if row.rms is None}
-            bottom = 0.1 * min((min(series[name][1]) for name in noisy & set(series)), default=0.0)
-        panels.append(plots.Panel(title, series, _floor(result, measure) or None, bottom))
-    return panels
-
-
-def _noise(row: ComparisonRow, measure: str) -> float:
-    """Return the standard error of a row's value."""
-    return row.distance_error if measure == "energy distance" else 0.0
-
-
-def _at_least(row: ComparisonRow, measure: str) -> float:
-    """Return a row's value, or its standard error if that is larger."""
-    value = MEASURES[measure][1](row)
-    return max(math.inf if value is None else value, _noise(row, measure))
-
-
-def _format_comparison(result: Comparison) -> str:
-    """Format the tables of every measure, the error of the reference and a legend."""
-    own = result.reference
-    blocks = [block for measure in _measures(result) for block in _tables(result, measure)]
-    text = "\n\n".join(blocks)
-    legend = {"*": "best of its column", "~": "within 3 times the reference's own error",
-              "?": "within 2 standard errors of none", ")": "forwards spent"}  # fmt: skip
-    marks = ", ".join(f"{'( )' if mark == ')' else mark} {words}" for mark, words in legend.items() if mark in text)
-    return (
-        f"{text}\n\n{result.starts} starts; reference: {JUDGE} at rtol {own.rtol:g}, {own.nfe:g} forwards, "
-        f"own error at most about {own.rms:.1e} RMS, {own.median:.1e} median\n{marks}"
-    )
-
-
-def _tables(result: Comparison, measure: str) -> list[str]:
-    """Format a table by NFE and a table by tolerance, each if it has rows."""
-    evaluate, size, blocks = MEASURES[measure][1], partial(_at_least, measure=measure), []
-    for head, key, text in (
-        (f"{measure} by forwards", "budget", "{:d}".format),
-        (f"{measure} by rtol", "rtol", "{:g}".format),
-    ):
-        rows = [row for row in result.rows if getattr(row, key) is not None and evaluate(row) is not None]
-        names, values = _distinct(row.solver for row in rows), _distinct(getattr(row, key) for row in rows)
-        if key == "budget":
-            values.sort()
-        best = [min((row for row in rows if getattr(row, key) == value), key=size) for value in values]
-        if key == "rtol" or len(names) < 2:  # at one tolerance solvers differ in cost, and none is best
-            best = []
-        cells = {(row.solver, getattr(row, key)): _cell(row, result, measure, row in best) for row in rows}
-        lines = [[name, *(cells.get((name, value), "-") for value in values)] for name in names]
-        if rows:
-            blocks.append(f"{head}\n" + columns([["solver", *map(text, values)], *lines]))
-    return blocks
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _cell(row: ComparisonRow, result: Comparison, measure: str, best: bool) -> str:
-    """Format a value, its marks (uncertain, best), and its NFE if that is not the column's."""
-    value = MEASURES[measure][1](row)
-    if value is None or not math.isfinite(value):
-        return "diverged"
-    uncertain = "~" if value < 3.0 * _floor(result, measure) else ""
-    if value < 2.0 * _noise(row, measure):
-        uncertain = "?"
-    return f"{value:.1e}{uncertain}{'*' * best}" + ("" if row.nfe == row.budget else f" ({row.nfe:g})")

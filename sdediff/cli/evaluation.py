@@ -75,7 +75,7 @@ def write_evaluation(task: Task, result: Evaluation, target: float | None) -> No
     if files.out is not None:
         WRITERS[files.out.suffix](files.out, _in_order(result, task.called))
     if files.picture is not None:
-        _draw_picture(task, result, files.picture)
+        draw_picture(task, result, files.picture)
     _print_evaluation(task, result, target)
     if files.unfinished is not None and not result.on_target:  # at a target, further items can still be added
         files.unfinished.unlink(missing_ok=True)  # last: until then the same command completes the output
@@ -85,7 +85,7 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
     """Print the result as text and as JSON."""
     console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
     mean, error = evaluation.mean_and_error(result.values)
-    budget, nfe = _total_budget(result, unit), float(result.columns["nfe"].astype(np.float64).mean())
+    budget, nfe = total_budget(result, unit), float(result.columns["nfe"].astype(np.float64).mean())
     terms = {name: float(torch.from_numpy(x).mean()) for name, x in subtable(result.columns, TERM).items()}
     count = f"{result.done} of {result.total} items" if result.on_target else f"{result.done} items"
     lines = [f"{_mean_text(result)} {unit} ({task.name}, {count}; mean and standard error)"]
@@ -130,7 +130,7 @@ def _in_order(result: Evaluation, called: Mapping[str, Ids]) -> dict[str, Any]:
     }
 
 
-def _draw_picture(task: Task, result: Evaluation, path: Path) -> None:
+def draw_picture(task: Task, result: Evaluation, path: Path) -> None:
     """Draw images, points or a histogram, by the shape of the items."""
     unit, name, _ = evaluation.unit(task.items)
     mean, error = evaluation.mean_and_error(result.values)
@@ -147,7 +147,7 @@ def _draw_picture(task: Task, result: Evaluation, path: Path) -> None:
         histogram_only(likelihoods, path)
 
 
-def _total_budget(result: Evaluation, unit: str) -> ErrorBudget:
+def total_budget(result: Evaluation, unit: str) -> ErrorBudget:
     """Return the parts of the error over all items, and their spread; parts with unknown values are left out."""
     random, effects = (
         {key: torch.from_numpy(x) for key, x in subtable(result.columns, prefix).items() if not np.isnan(x).any()}

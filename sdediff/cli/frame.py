@@ -27,7 +27,7 @@ from sdediff.cli.runs import Measurement, Run, counting, open_run
 from sdediff.denoiser import Denoiser
 from sdediff.execution import Execution
 
-_FILE_KINDS = {".png": "picture", ".npz": "numbers", ".csv": "numbers"}
+_FILE_KINDS = {".png": "picture", ".npz": "numbers", ".csv": "numbers", ".html": "report"}
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def command(run: Path | None, listing: bool, cite: bool, as_json: bool) -> None:
     if listing or (run is None and not _any_run()):
         return _list_tables(console)
     opened = open_run(run, "cpu", console)
-    facts = _describe_run(opened)
-    console.say(f"{opened.folder}\n" + columns([[name, line] for name, line in _lines(facts).items()]))
+    facts = describe_run(opened)
+    console.say(f"{opened.folder}\n" + columns([[name, line] for name, line in fact_lines(facts).items()]))
     return console.result(run=opened.folder, **facts)
 
 
@@ -97,7 +97,7 @@ def _list_tables(console: Console) -> None:
     console.result(**{name: list(table) for name, table in lists.items()})
 
 
-def _describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     """Return the description of a run as JSON values; of a latent model that of its first stage is ``first_stage``."""
     config, metrics = run_config(run.folder), read_metrics(run.folder)
     loaded, described = run.loaded, dict[str, Any]()
@@ -125,7 +125,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _lines(facts: dict[str, Any]) -> dict[str, str]:
+def fact_lines(facts: dict[str, Any]) -> dict[str, str]:
     """Format the description of a run as lines by title."""
     data, training = facts["data"], facts["training"]
     lines = {
