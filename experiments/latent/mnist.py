@@ -6,7 +6,10 @@ The file is an .npz of ``x_train`` and ``x_test``, bytes ``(n, 28, 28)``. Every 
 probability of its grey value, by a fixed seed; the test images are held out and seen at the end alone. Two thirds of
 the time are the VAE's, of one thread, and one third is the score model's.
 
-Expected: see the end of this text.
+Expected: with codes of 32 entries the VAE's bound is 91.1 +- .2 nats on all test images after 22 CPU minutes
+(importance-weighted, K = 256, on the first 500: 83.9 +- 1.0). Its codes are so close to N(0, 1) that the loss of a score
+model on them stays at 1.00: nothing is gained. With codes of 2 x 7 x 7, after 13 CPU minutes, the VAE's bound is 97.0 +-
+.2, and the score model's, after 7 more, 4.2 +- .3 nats better on the same 200 images (89.6 and 93.8).
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from sdediff.data import Dataset
 
 VAE: dict[str, Any] = {
     "model": "vae",
-    "code": (32,),
     "coder": {"name": "conv", "width": 32, "halvings": 1, "patch": 2},
     "batch_size": 64,
     "held_out_every": 0,
@@ -35,16 +37,18 @@ VAE: dict[str, Any] = {
 }
 SCORE: dict[str, Any] = {
     "model": "latent",
-    "network": "mlp",
-    "batch_size": 256,
     "time_law": "velocity",
     "weighting": "likelihood",
     "sde": "vp",
     "ema": 0.999,
     "held_out_every": 0,
     "sample_every": 0,
-    **{"network.size": "small"},
 }
+CODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "vector": ({"code": (32,)}, {"network": "mlp", "network.size": "small", "batch_size": 256}),
+    "maps": ({"code": (2, 7, 7)}, {"network": "unet", "network.width": 32, "batch_size": 64}),
+}
+"""Shapes of the codes, and the score models on them."""
 SHORT, PACE = 5, 25
 """Steps of two short runs, whose difference is the time of their difference in steps."""
 
@@ -75,16 +79,18 @@ def report(name: str, bound: latent.LatentBound) -> None:
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option("--run", default=Path("runs/mnist-vae"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--minutes", default=30.0, show_default=True, help="Processor minutes in all.")
+@click.option("--codes", type=click.Choice(list(CODES)), default="maps", show_default=True, help="Shape of the codes.")
 @click.option("--items", default=10_000, show_default=True, help="Test images of the VAE's bound.")
 @click.option("--few", default=500, show_default=True, help="Test images of the bounds that take longer.")
-def main(file: Path, run: Path, minutes: float, items: int, few: int) -> None:
+def main(file: Path, run: Path, minutes: float, codes: str, items: int, few: int) -> None:
     torch.set_num_threads(1)
+    stage, prior = ({**common, **own} for common, own in zip((VAE, SCORE), CODES[codes], strict=True))
     with np.load(file) as arrays:
         train, test = binarised(arrays["x_train"], 0), binarised(arrays["x_test"], 1)
     data = Dataset(train, test, sdediff.DataInfo((1, 28, 28), levels=2, name="mnist-binarised"))
 
     def first(**settings: Any) -> sdediff.training.TrainResult:
-        return sdediff.train(data, device="cpu", **{**VAE, **settings})
+        return sdediff.train(data, device="cpu", **{**stage, **settings})
 
     steps = steps_in(minutes * 40.0, first)
     start = time.process_time()
@@ -98,7 +104,7 @@ def main(file: Path, run: Path, minutes: float, items: int, few: int) -> None:
     print(f"active units: {int(latent.active_units(means).sum())} of {means[0].numel()}", flush=True)
 
     def second(**settings: Any) -> sdediff.training.TrainResult:
-        return sdediff.train(data, device="cpu", **{**SCORE, "first_stage": str(run / "vae"), **settings})
+        return sdediff.train(data, device="cpu", **{**prior, "first_stage": str(run / "vae"), **settings})
 
     steps = steps_in(minutes * 20.0, second)
     start = time.process_time()
