@@ -10,7 +10,7 @@ from torch import Tensor
 from sdediff.extras import extra
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame as DataFrame
 
 
 def frame(columns: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> DataFrame:

@@ -27,7 +27,7 @@ MODEL = "model"
 """Name of the model beside a baseline."""
 
 anomaly_options = together(
-    click.option("--top", type=COUNT, default=0, metavar="N", help="List the N least likely items."),
+    click.option("--top", type=COUNT, metavar="N", help="List the N least likely items."),
     click.option(
         "--anomaly-label",
         multiple=True,

@@ -142,7 +142,7 @@ def command(
     seed: int,
     batch_size: int | None,
     labels: str | None,
-    top: int,
+    top: int | None,
     anomaly_label: tuple[str, ...],
     baseline: str | None,
     picture: Path | None,
@@ -173,7 +173,7 @@ def command(
     if MAIN:
         frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
     _check_data(LIKELIHOOD_METHODS[method], given, items)
-    search = anomaly_search(run, loaded, top, anomaly_label, baseline if MAIN else None, seed)
+    search = anomaly_search(run, loaded, top or 0, anomaly_label, baseline if MAIN else None, seed)
     task = Task(frame.console, run, items, loaded.named, name, method, files, search)
     settings = {**evaluation.identity(scored, items, condition), "method": method, "seed": seed, **given}
     with evaluation_bar(task, MAIN) as report, _hint_at_force():

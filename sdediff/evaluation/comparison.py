@@ -8,7 +8,7 @@ from sdediff.frames import frame
 from sdediff.types import brief
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from sdediff.frames import DataFrame
 
 
 class ComparisonRow(NamedTuple):

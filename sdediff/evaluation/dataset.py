@@ -32,7 +32,7 @@ from sdediff.microbatches import Microbatches, out_of_memory
 from sdediff.types import brief
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from sdediff.frames import DataFrame
 
 BLOCK = 32
 """Number of items between two checks of the target, whatever the batches are."""

@@ -18,7 +18,7 @@ from sdediff.numerics import wide
 from sdediff.types import UndefinedError, brief
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from sdediff.frames import DataFrame
 
 ERROR, EFFECT = "error_", "effect_"
 """Prefixes of columns of standard errors, and of signed effects of approximations."""
