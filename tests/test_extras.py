@@ -151,7 +151,7 @@ def test_what_is_missing_is_named_with_its_command(
 def test_what_is_broken_says_why() -> None:
     with pytest.raises(ValueError, match=r"pictures need matplotlib or PIL \(no GLIBC\): pip install"), extra("plots"):
         raise ImportError("no GLIBC", name="libfoo")
-    require(*(set(EXTRAS) - {"hub"}))
+    require(*(set(EXTRAS) - {"hub", "frames"}))
 
 
 @pytest.mark.parametrize(

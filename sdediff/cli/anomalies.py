@@ -31,8 +31,8 @@ anomaly_options = together(
     click.option(
         "--anomaly-label",
         multiple=True,
-        metavar="[COLUMN=]CLASS",
-        help="Anomalous class of DATA, for the AUROC; repeatable.",
+        metavar="CLASS",
+        help="Anomalous [COLUMN=]CLASS of DATA, for the AUROC.",
     ),
     click.option(
         "--baseline", type=TableName(BASELINES, "baseline"), help="gmm: Gaussians fitted to the training data."

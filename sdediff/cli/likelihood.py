@@ -56,7 +56,7 @@ PRIORS = {"moments": "the data's mean and covariance", "standard": "N(0, sigma^2
 EXAMPLES = """\
   sdediff likelihood                         # the run's held-out data
   sdediff likelihood --out bits.csv          # a row an item; repeated: resumed
-  sdediff likelihood rows.csv --top 20 --anomaly-label kind=faulty --baseline gmm
+  sdediff likelihood rows.csv --top 9 --anomaly-label kind=bad --baseline gmm
   sdediff likelihood --target-error 0.01     # as many items as needed
   sdediff likelihood test.npz --trace hutchinson --probes 8 --json
   sdediff likelihood --elbo --samples 4      # the variational bound

@@ -65,7 +65,8 @@ def auroc(scores: ArrayLike, anomalous: ArrayLike) -> Auroc:
         ValueError: if a score is NaN, the sizes differ, or one kind is missing.
 
     >>> from sdediff.evaluation import auroc
-    >>> auroc([0.0, 1.0, 2.0], [False, False, True]).interval(0.95)
+    >>> low, high = auroc([0.0, 1.0, 2.0], [False, False, True]).interval(0.95)
+    >>> round(low, 3), high
     (0.025, 1.0)
     """
     own, others = _placements(scores, anomalous)
