@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff.checkpoint import save as save
     from sdediff.denoiser import Denoiser as Denoiser
     from sdediff.estimation import moments as moments
-    from sdediff.evaluation.solvers import Comparison as Comparison
+    from sdediff.evaluation.comparison import Comparison as Comparison
     from sdediff.evaluation.solvers import compare as compare
     from sdediff.execution import Execution as Execution
     from sdediff.gaussian import Moments as Moments
@@ -70,7 +70,8 @@ __version__ = "0.2.0"
 _HOMES = {
     "checkpoint": ("load", "save"),
     "estimation": ("moments",),
-    "evaluation.solvers": ("Comparison", "compare"),
+    "evaluation.comparison": ("Comparison",),
+    "evaluation.solvers": ("compare",),
     "denoiser": ("Denoiser",),
     "execution": ("Execution",),
     "gaussian": ("Moments",),

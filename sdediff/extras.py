@@ -14,6 +14,7 @@ EXTRAS = {
     "train": ("accelerate", "sklearn", "tensorboard"),
     "diffusers": ("diffusers",),
     "tables": ("pyarrow",),
+    "frames": ("pandas",),
     "hub": ("datasets", "huggingface_hub"),
 }
 """Names of extras to the packages that the library imports of them."""
@@ -23,6 +24,7 @@ _WORK = {
     "train": "training needs",
     "diffusers": "models of diffusers need",
     "tables": "tables need",
+    "frames": "frames of results need",
     "hub": "data sets of Hugging Face need",
 }
 

@@ -17,8 +17,10 @@ import sdediff
 from sdediff import data, plots
 from sdediff.cli import main
 from sdediff.config import Config, build
+from sdediff.evaluation import fit_mixture
 from sdediff.evaluation.processes import Processes
 from sdediff.extras import EXTRAS, extra, require
+from sdediff.frames import frame
 from sdediff.interop import fetch_model
 from sdediff.interop.network import diffusers
 from sdediff.training.record import Record
@@ -80,7 +82,7 @@ def test_faults_are_found() -> None:
         "def f():\n    from PIL import Image",
         "with extra('train'):\n    import pyarrow",
         "from torch.utils.tensorboard import SummaryWriter",
-        "import pandas",
+        "import polars",
     ):
         assert len(faults(ast.parse(text), core)) == 1, text
     right = "if TYPE_CHECKING:\n    import matplotlib\nwith extra('plots', 'x'):\n    import PIL\nimport torch, json"
@@ -118,10 +120,11 @@ USES: dict[str, tuple[Callable[[Path], object], ...]] = {
         lambda folder: data.load_dataset(folder),
     ),
     "accelerate": (lambda _: sdediff.train(torch.randn(50, 2), steps=1), lambda _: Processes()),
-    "sklearn": (lambda _: data.load_dataset("digits"),),
+    "sklearn": (lambda _: data.load_dataset("digits"), lambda _: fit_mixture(torch.randn(20, 2))),
     "tensorboard": (lambda folder: Record(folder, 0),),
     "diffusers": (lambda _: diffusers(),),
     "pyarrow": (lambda folder: data.load_dataset(folder / "x.csv"),),
+    "pandas": (lambda _: frame({"a": torch.zeros(2)}),),
     "datasets": (lambda _: data.load_dataset("hf:mnist"),),
     "huggingface_hub": (lambda _: fetch_model("google/ddpm-cifar10-32"),),
 }
@@ -148,7 +151,7 @@ def test_what_is_missing_is_named_with_its_command(
 def test_what_is_broken_says_why() -> None:
     with pytest.raises(ValueError, match=r"pictures need matplotlib or PIL \(no GLIBC\): pip install"), extra("plots"):
         raise ImportError("no GLIBC", name="libfoo")
-    require(*(set(EXTRAS) - {"hub"}))
+    require(*(set(EXTRAS) - {"hub", "frames"}))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ probability of its grey value, by a fixed seed; the test images are held out and
 the time are the VAE's, of one thread, and one third is the score model's.
 
 Expected: with codes of 32 entries the VAE's bound is 91.1 +- .2 nats on all test images after 22 CPU minutes
-(importance-weighted, K = 256, on the first 500: 83.9 +- 1.0). Its codes are so close to N(0, 1) that the loss of a score
-model on them stays at 1.00: nothing is gained. With codes of 2 x 7 x 7, after 13 CPU minutes, the VAE's bound is 97.0 +-
-.2, and the score model's, after 7 more, 4.2 +- .3 nats better on the same 200 images (89.6 and 93.8).
+(importance-weighted, K = 256, on the first 500: 83.9 +- 1.0). Its codes are so close to N(0, 1) that the loss of a
+score model on them stays at 1.00: nothing is gained. With codes of 2 x 7 x 7, after 13 CPU minutes, the VAE's bound is
+97.0 +- .2, and the score model's, after 7 more, 4.2 +- .3 nats better on the same 200 images (89.6 and 93.8).
 """
 
 from __future__ import annotations

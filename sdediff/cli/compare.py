@@ -22,12 +22,11 @@ from sdediff.cli.group import INTERRUPTED
 from sdediff.cli.guidance import Guidance, guidance_options
 from sdediff.cli.help import DescribedCommand
 from sdediff.cli.options import POSITIVE, Decorator, TableName, batch_size_option, run_option, seed_option
+from sdediff.evaluation.comparison import Comparison, ComparisonRow
 from sdediff.evaluation.solvers import (
     NFE_BUDGETS,
     SOLVERS,
     TOLERANCES,
-    Comparison,
-    ComparisonRow,
     Solvers,
     compare,
 )

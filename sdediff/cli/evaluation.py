@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff import evaluation, plots
+from sdediff.cli.anomalies import AnomalyReport, AnomalySearch
 from sdediff.cli.console import Console
 from sdediff.cli.output import write_csv, write_npz
 from sdediff.cli.runs import Run
 from sdediff.data.dataset import Ids
 from sdediff.evaluation import LIKELIHOOD_METHODS, Evaluation
-from sdediff.evaluation.methods import EFFECT, ERROR, TERM
-from sdediff.likelihood.result import ErrorBudget
+from sdediff.evaluation.methods import TERM
+from sdediff.likelihood.result import EFFECT, ERROR, ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
 from sdediff.progress import Progress
 from sdediff.tables import subtable
@@ -36,7 +38,7 @@ class OutputFiles(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The evaluated items, what they are called in their source, the method, and the output."""
+    """The evaluated items, what they are called in their source, the method, the output, the search for anomalies."""
 
     console: Console
     run: Run
@@ -45,6 +47,7 @@ class Task(NamedTuple):
     name: str
     method: str
     files: OutputFiles
+    search: AnomalySearch
 
 
 @contextmanager
@@ -72,16 +75,17 @@ def write_evaluation(task: Task, result: Evaluation, target: float | None) -> No
         elif files.unfinished is None:
             console.note("  nothing is kept; with --out it would be")
         return
+    report = task.search.report(result, task.items, task.called)
     if files.out is not None:
-        WRITERS[files.out.suffix](files.out, _in_order(result, task.called))
+        WRITERS[files.out.suffix](files.out, _in_order(result, task.called, report.columns))
     if files.picture is not None:
         draw_picture(task, result, files.picture)
-    _print_evaluation(task, result, target)
+    _print_evaluation(task, result, target, report)
     if files.unfinished is not None and not result.on_target:  # at a target, further items can still be added
         files.unfinished.unlink(missing_ok=True)  # last: until then the same command completes the output
 
 
-def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> None:
+def _print_evaluation(task: Task, result: Evaluation, target: float | None, report: AnomalyReport) -> None:
     """Print the result as text and as JSON."""
     console, files, unit = task.console, task.files, evaluation.unit(task.items)[0]
     mean, error = evaluation.mean_and_error(result.values)
@@ -96,7 +100,7 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
     lines.append(f"  {LIKELIHOOD_METHODS[task.method].description}, {nfe:g} forwards, {result.seconds:.1f} s")
     if terms:
         lines.append(f"  = {' + '.join(f'{value:.4g} {name}' for name, value in terms.items())} (costs)")
-    lines += ["", *(f"  {line}" for line in str(budget).splitlines()), ""]
+    lines += ["", *(f"  {line}" for line in str(budget).splitlines()), "", *report.lines]
     lines += [f"  {name:8s} {path}" for name, path in {"items": files.out, "picture": files.picture}.items() if path]
     console.say("\n".join(lines).rstrip())
     console.result(
@@ -115,11 +119,12 @@ def _print_evaluation(task: Task, result: Evaluation, target: float | None) -> N
         seconds=result.seconds,
         out=files.out,
         picture=files.picture,
+        **report.figures,
     )
 
 
-def _in_order(result: Evaluation, called: Mapping[str, Ids]) -> dict[str, Any]:
-    """Return the columns in the order of the data: the index first, then what the items are in their source."""
+def _in_order(result: Evaluation, called: Mapping[str, Ids], more: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return all columns in the order of the data: the index first, then what the items are in their source."""
     order = np.argsort(result.columns["item"])
     item = result.columns["item"][order]
     names = [name for name in result.columns if name != "item"]
@@ -127,6 +132,7 @@ def _in_order(result: Evaluation, called: Mapping[str, Ids]) -> dict[str, Any]:
         "item": item,
         **{name: ids[item] for name, ids in called.items()},
         **{name: result.columns[name][order] for name in names},
+        **{name: values[order] for name, values in more.items()},
     }
 
 

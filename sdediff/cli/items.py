@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +41,14 @@ class DataItems(NamedTuple):
         name: name of the items, for messages.
         labels: classes of the items, ``(n,)``, if the data have labels.
         ids: numbers of the items' rows or names of their files, ``(n,)``.
+        classes: names of the classes ``0, 1, ...``, where they have names.
     """
 
     items: Tensor
     name: str
     labels: Tensor | None
     ids: Ids | None
+    classes: tuple[str, ...] = ()
 
     @property
     def named(self) -> dict[str, Ids]:
@@ -53,7 +56,7 @@ class DataItems(NamedTuple):
         return {} if self.ids is None else {"file_name" if self.ids.dtype.kind == "U" else "row": self.ids}
 
 
-def read_items(data: str | None, run: Run, number: int | None = None) -> DataItems:
+def read_items(data: str | None, run: Run, number: int | None = None, label: str | None = None) -> DataItems:
     """Read the items that a command works on.
 
     Args:
@@ -61,13 +64,14 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> DataIte
             run's own data, for its held-out part.
         run: run whose data have the same shape and levels.
         number: number of leading items; all by default.
+        label: column of a table at DATA that holds the labels, instead of that of the run's data.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if they cannot be read, or are not of the shape of the run's data.
     """
     with warnings_as_lines():
-        items, name, labels, ids = _load_items(data, run)
+        items, name, labels, ids, classes = _load_items(data, run, label)
     if len(items) == 0:
         raise ValueError(f"{name}: there are no items")
     if tuple(items.shape[1:]) != run.info.shape:
@@ -79,16 +83,17 @@ def read_items(data: str | None, run: Run, number: int | None = None) -> DataIte
     elif are_levels(items, run.info):
         raise ValueError(f"{name}: {levels_message(run.info)}")
     first = slice(number)
-    return DataItems(
-        items[first], name, labels if labels is None else labels[first], ids if ids is None else ids[first]
-    )
+    labels, ids = None if labels is None else labels[first], None if ids is None else ids[first]
+    return DataItems(items[first], name, labels, ids, classes)
 
 
-def _load_items(data: str | None, run: Run) -> DataItems:
+def _load_items(data: str | None, run: Run, label: str | None = None) -> DataItems:
     config = run_config(run.folder)
     if data is None and config is None:
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
+    if label is not None and (own or data in DATASETS):
+        raise ValueError(f"the column {label} is one of a table at a path, and DATA is none")
     if config is not None and own:  # with its own seed: another would hold out training data
         dataset = config.data.load()
         check_held_out(dataset, run.folder)
@@ -97,12 +102,14 @@ def _load_items(data: str | None, run: Run) -> DataItems:
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
     reading = Reading() if config is None else config.data.reading()
+    reading = reading if label is None else replace(reading, label=label)
     loaded = load_items(Path(name), ITEM_ARRAYS, reading, run.info.shape)
-    return DataItems(loaded.x, name, loaded.labels, loaded.ids)
+    return DataItems(loaded.x, name, loaded.labels, loaded.ids, loaded.classes)
 
 
 def _held_out(dataset: Dataset, name: str) -> DataItems:
-    return DataItems(dataset.held_out, f"held-out {name}", dataset.held_out_labels, dataset.held_out_ids)
+    labels, ids = dataset.held_out_labels, dataset.held_out_ids
+    return DataItems(dataset.held_out, f"held-out {name}", labels, ids, dataset.classes)
 
 
 def in_batches(
@@ -135,6 +142,23 @@ def write_samples(x: Tensor, run: Run, files: Mapping[str, Path], **also: Any) -
     image = plots.is_image(run.info.shape)
     plots.picture(x[: MOST_SHOWN[image]], run.info, files[".png"], reference=None if image else backdrop(run))
     return ", ".join(arrays)
+
+
+def training_items(run: Run) -> Tensor:
+    """Read the items that a run was trained on.
+
+    Raises:
+        FileNotFoundError: if they are gone.
+        ValueError: if the run does not say what they are, or they have changed.
+    """
+    config = run_config(run.folder)
+    if config is None:
+        raise ValueError(f"{run.folder} does not say what it was trained on")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # it was printed when the run was trained
+        dataset = config.data.load()
+    check_held_out(dataset, run.folder)
+    return dataset.train
 
 
 def backdrop(run: Run) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdediff import evaluation
 from sdediff.checkpoint import latest_run
+from sdediff.cli.anomalies import anomaly_column, anomaly_options, anomaly_search
 from sdediff.cli.conditions import labels_option, with_labels
 from sdediff.cli.evaluation import WRITERS, OutputFiles, Task, evaluation_bar, write_evaluation
 from sdediff.cli.frame import CommandFrame, frame_options
@@ -46,6 +47,7 @@ from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES
+from sdediff.plots.canvas import FORMATS
 from sdediff.samplers.ancestral import VARIANCES
 
 TRACES = {"auto": f"exact up to {EXACT_UP_TO} dimensions", "exact": "D products", "hutchinson": "random probes"}
@@ -54,6 +56,7 @@ PRIORS = {"moments": "the data's mean and covariance", "standard": "N(0, sigma^2
 EXAMPLES = """\
   sdediff likelihood                         # the run's held-out data
   sdediff likelihood --out bits.csv          # a row an item; repeated: resumed
+  sdediff likelihood rows.csv --top 9 --anomaly-label kind=bad --baseline gmm
   sdediff likelihood --target-error 0.01     # as many items as needed
   sdediff likelihood test.npz --trace hutchinson --probes 8 --json
   sdediff likelihood --elbo --samples 4      # the variational bound
@@ -127,7 +130,8 @@ method_options = together(
 @seed_option
 @click.option("--batch-size", type=COUNT, help="Items at a time, in each process.  [default: what memory holds]")
 @labels_option
-@click.option("--picture", type=PATH, help="Histogram and extreme items, .png.  [default: beside --out]")
+@anomaly_options
+@click.option("--picture", type=PATH, help="Histogram and extreme items: .png, .pdf, .svg.  [default: beside --out]")
 @frame_options(f"A row for each item: {', '.join(WRITERS)}; an unfinished file is resumed.")
 def command(
     frame: CommandFrame,
@@ -138,6 +142,9 @@ def command(
     seed: int,
     batch_size: int | None,
     labels: str | None,
+    top: int | None,
+    anomaly_label: tuple[str, ...],
+    baseline: str | None,
     picture: Path | None,
     **options: Any,
 ) -> None:
@@ -161,12 +168,13 @@ def command(
     if run.stage is not None and elbo:
         given["density"] = "continuous"
     scored = run.model if run.stage is None else run.stage
-    items, name, *_ = loaded = read_items(data, run, number)
+    items, name, *_ = loaded = read_items(data, run, number, anomaly_column(anomaly_label))
     condition = with_labels(run, frame.told(run), labels, loaded).condition or None
     if MAIN:
         frame.console.note(f"data: {name}, {describe_items(items, run.info)}")
     _check_data(LIKELIHOOD_METHODS[method], given, items)
-    task = Task(frame.console, run, items, loaded.named, name, method, files)
+    search = anomaly_search(run, loaded, top or 0, anomaly_label, baseline if MAIN else None, seed)
+    task = Task(frame.console, run, items, loaded.named, name, method, files, search)
     settings = {**evaluation.identity(scored, items, condition), "method": method, "seed": seed, **given}
     with evaluation_bar(task, MAIN) as report, _hint_at_force():
         result = evaluation.evaluate(
@@ -231,12 +239,13 @@ def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
     """Choose the files to write, and refuse unknown suffixes and files that exist, unless they are unfinished."""
     out = frame.out
     if out is not None and out.suffix not in WRITERS:
-        hint = "; the picture's name is --picture" if out.suffix == ".png" else ""
+        hint = "; the picture's name is --picture" if out.suffix in FORMATS else ""
         raise ValueError(f"--out must end in one of: {', '.join(WRITERS)}; not {str(out)!r}{hint}")
     unfinished = None if out is None else out.with_name(f"{out.name}.part")
     force = frame.force or (unfinished is not None and unfinished.exists())  # written by a run stopped at a target
     if picture is not None:
-        picture = plan(picture, picture.parent, "likelihood", (".png",), force=force)[".png"]
+        suffix = picture.suffix if picture.suffix in FORMATS else ".png"
+        picture = plan(picture, picture.parent, "likelihood", (suffix,), force=force)[suffix]
     if out is None:
         return OutputFiles(None, None, picture)
     suffixes = (out.suffix,) if picture is not None else (out.suffix, ".png")

@@ -32,7 +32,7 @@ def plan(out: Path | None, folder: Path, name: str, suffixes: Sequence[str], *, 
         FileExistsError: if a file that was named exists, without ``force``.
         OSError: if the folder cannot be made or written to.
     """
-    if ".png" in suffixes:
+    if not {".png", ".pdf", ".svg"}.isdisjoint(suffixes):
         require("plots")
     if out is None or out.is_dir():
         folder = folder if out is None else out

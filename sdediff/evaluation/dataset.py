@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,8 +27,12 @@ from sdediff.conditions import Condition, ConditionLike
 from sdediff.evaluation.memory import fitting, peak_memory
 from sdediff.evaluation.processes import Processes
 from sdediff.evaluation.resume import Columns, PartialResults
+from sdediff.frames import frame
 from sdediff.microbatches import Microbatches, out_of_memory
 from sdediff.types import brief
+
+if TYPE_CHECKING:
+    from sdediff.frames import DataFrame
 
 BLOCK = 32
 """Number of items between two checks of the target, whatever the batches are."""
@@ -97,6 +102,15 @@ class Evaluation:
     def values(self) -> NDArray[np.generic]:
         """Values of the first column, ``(done,)``."""
         return next(iter(self.columns.values()), np.empty(0))
+
+    def to_frame(self) -> DataFrame:
+        """Return the columns as a table of pandas, a row an item in the order of the data, ``item`` first.
+
+        Raises:
+            ValueError: if pandas is not installed.
+        """
+        places = np.argsort(self.columns["item"]) if self.columns else np.empty(0, dtype=np.int64)
+        return frame({name: self.columns[name][places] for name in sorted(self.columns, key="item".__ne__)})
 
     def more(self, rows: Columns, seconds: float) -> Evaluation:
         """Return the evaluation with the rows of another round."""

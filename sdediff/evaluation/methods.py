@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.denoiser import Denoiser
 from sdediff.likelihood import bits_per_dim, elbo, log_likelihood
-from sdediff.likelihood.result import ErrorBudget
+from sdediff.likelihood.result import EFFECT, ERROR, ErrorBudget
 from sdediff.staged import Staged
 
 TensorColumns = dict[str, Tensor]
@@ -18,8 +18,8 @@ TensorColumns = dict[str, Tensor]
 BatchLikelihood = Callable[..., TensorColumns]
 """Function ``evaluate(model, x, first, **options)`` from items ``(B, *shape)`` to columns, the likelihood first."""
 
-ERROR, EFFECT, TERM = "error_", "effect_", "term_"
-"""Prefixes of columns of standard errors, of signed effects of approximations, and of terms of a sum."""
+TERM = "term_"
+"""Prefix of columns of terms of a sum."""
 
 
 class LikelihoodMethod(NamedTuple):

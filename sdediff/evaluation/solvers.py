@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdediff.conditions import ConditionLike
 from sdediff.denoiser import Denoiser, check_denoiser
+from sdediff.evaluation.comparison import Comparison, ComparisonRow, ReferenceSolve
 from sdediff.evaluation.distances import Errors, energy_distance
 from sdediff.foreign import evaluating
 from sdediff.gaussian import prior_moments
@@ -26,7 +27,7 @@ from sdediff.progress import ProgressLike, reporter
 from sdediff.samplers import Sampler
 from sdediff.samplers.base import Progress
 from sdediff.sampling import check_shape, resolve, solve
-from sdediff.types import Solution, brief
+from sdediff.types import Solution
 
 SOLVERS = ("ode", "ddim", "dpm++2m", "unipc3", "heun", "adaptive", "dopri5")
 """Default solvers of a comparison: the library's own and the best known."""
@@ -39,72 +40,6 @@ Solvers = Sequence[str] | Mapping[str, str | Sampler | Callable[[int], Sampler |
 sampler of as many forwards, or ``None`` where there is none."""
 _FIRST = 1_000_000  # index of the first start, apart from those of tuning, whatever the seed
 _GUESS = 150  # estimated forwards of an adaptive solve, for progress only
-
-
-class ComparisonRow(NamedTuple):
-    """One solver at one cost.
-
-    Attributes:
-        solver: name of the solver.
-        budget: number of forwards allowed; ``None`` for an adaptive solver.
-        rtol: tolerance of an adaptive solver, else ``None``.
-        steps: number of steps of its grid; ``None`` for an adaptive solver.
-        nfe: number of forwards (for an adaptive solver a sample, on average over the batches).
-        rms: root mean square, over starts and entries, of the distance from the reference; ``None`` for a stochastic
-            solver, infinite where the solve is not finite.
-        median: median over the starts of the root mean square over the entries.
-        distance: energy distance of its samples from the reference's, a share in [0, 1]; the estimate is unbiased and
-            may therefore be negative.
-        distance_error: standard error of the distance.
-    """
-
-    solver: str
-    budget: int | None
-    rtol: float | None
-    steps: int | None
-    nfe: float
-    rms: float | None
-    median: float | None
-    distance: float
-    distance_error: float
-
-
-class ReferenceSolve(NamedTuple):
-    """The reference solve.
-
-    Attributes:
-        rtol: tolerance of the solve.
-        nfe: number of forwards a sample.
-        rms: estimated root mean square error: the distance from a solve at ten times the tolerance that ends the ODE at
-            ``2 t_min`` instead of ``t_min``.
-        median: median over the starts of that error.
-    """
-
-    rtol: float
-    nfe: float
-    rms: float
-    median: float
-
-
-class Comparison(NamedTuple):
-    """The result of :func:`compare`.
-
-    Attributes:
-        rows: rows of the solvers in the order asked for, each by rising cost.
-        reference: reference solve.
-        starts: number of starts.
-
-    >>> sdediff.Comparison._fields
-    ('rows', 'reference', 'starts')
-    """
-
-    rows: tuple[ComparisonRow, ...]
-    reference: ReferenceSolve
-    starts: int
-
-    def __repr__(self) -> str:
-        """Show shapes and means."""
-        return brief(self)
 
 
 class _Task(NamedTuple):

@@ -163,6 +163,11 @@ class LatentBound(Result):
         half = torch.hypot(random, normal_quantile(confidence) * self.error_budget.systematic_size().to(random))
         return self.total - half, self.total + half
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the bounds, their standard errors, terms and the parts of the error, nats ``(B,)`` each."""
+        names = ("total", "standard_error", "reconstruction", "cross_entropy", "entropy")
+        return {**{name: getattr(self, name) for name in names}, **self.error_budget.columns()}
+
 
 class _Draws(NamedTuple):
     """The terms of a batch: ``(K, B)`` of each draw, and ``(B,)``."""

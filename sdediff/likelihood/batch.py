@@ -17,8 +17,9 @@ from sdediff.likelihood.flow.adaptive_probes import refine
 from sdediff.likelihood.flow.hutchinson import HutchinsonTrace, ProbeLaw, draw_probes
 from sdediff.likelihood.flow.path import blur_effect, divergence_at_ends, prior_effect, solve_path
 from sdediff.likelihood.flow.trace import ExactTrace, Trace
+from sdediff.likelihood.joining import replace_rows
 from sdediff.likelihood.nodes import DEFAULT_STEPS
-from sdediff.likelihood.result import ErrorBudget, LogLikelihood, replace_rows
+from sdediff.likelihood.result import ErrorBudget, LogLikelihood
 from sdediff.noise import NoiseSource
 from sdediff.samplers.base import StepSampler
 from sdediff.types import Level

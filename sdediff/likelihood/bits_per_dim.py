@@ -85,6 +85,11 @@ class BitsPerDim(Result):
         half = torch.hypot(random, systematic)
         return self.bits_per_dim - half, self.bits_per_dim + half
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the bounds, their standard errors and spreads and the parts of the error, bits/dim ``(B,)`` each."""
+        names = ("bits_per_dim", "standard_error", "spread", "dequantisation_spread", "probe_error")
+        return {**{name: getattr(self, name) for name in names}, **self.error_budget.columns()}
+
 
 class _Draws(NamedTuple):
     """Log-weights, standard errors of their probes, nats ``(M, B)``, systematic parts, ``(B,)`` each, and the cost."""

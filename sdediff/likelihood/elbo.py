@@ -92,6 +92,11 @@ class Elbo(Result):
         half = student_quantile(confidence, self.degrees).to(self.total) * self.standard_error
         return self.total - half, self.total + half
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the bounds, their standard errors and terms, nats ``(B,)`` each, the diffusion's summed over rows."""
+        terms = {"prior": self.prior, "diffusion": self.diffusion.sum(dim=0), "reconstruction": self.reconstruction}
+        return {"total": self.total, "standard_error": self.standard_error, **terms}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the total and all fields in JSON's types."""
         return {"total": in_json(self.total), **super().to_dict()}

@@ -29,8 +29,9 @@ from sdediff.likelihood.batch import PathSettings, solve_batch
 from sdediff.likelihood.discrete.dequantization import dequantise, log_bin_volume, prepare_items
 from sdediff.likelihood.flow.adaptive_ode import AugmentedODE
 from sdediff.likelihood.flow.hutchinson import EXACT_UP_TO, PROBES, HutchinsonTrace, OrthogonalTrace, probes_for
+from sdediff.likelihood.joining import gather
 from sdediff.likelihood.nodes import find_interval, find_levels, find_method, takes_any_steps
-from sdediff.likelihood.result import LogLikelihood, gather
+from sdediff.likelihood.result import LogLikelihood
 from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
 from sdediff.numerics import choose

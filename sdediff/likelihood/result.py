@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
 from sdediff.files import json_value
+from sdediff.frames import frame
 from sdediff.numerics import wide
 from sdediff.types import UndefinedError, brief
+
+if TYPE_CHECKING:
+    from sdediff.frames import DataFrame
+
+ERROR, EFFECT = "error_", "effect_"
+"""Prefixes of columns of standard errors, and of signed effects of approximations."""
 
 PROBED_PARTS = ("quadrature",)
 """Systematic parts that are differences of divergences, and noisy where the trace is random."""
@@ -110,6 +117,11 @@ class ErrorBudget:
                 "steps (none given means 40 and more as needed), or end below the noise that nothing crosses by t_to="
             )
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the parts in ``unit``, ``(B,)`` each, as ``error_NAME`` if random, else ``effect_NAME``."""
+        named = {ERROR: self.random, EFFECT: self.systematic}
+        return {f"{prefix}{name}": x / self.scale for prefix, parts in named.items() for name, x in parts.items()}
+
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return every part in ``unit``: the root mean square over items, ``item``, and the effect on their ``mean``.
 
@@ -161,6 +173,18 @@ class Result(ABC):
         Raises:
             ValueError: unless ``0 < confidence < 1``.
         """
+
+    @abstractmethod
+    def columns(self) -> dict[str, Tensor]:
+        """Return the figures of the items by name, ``(B,)`` each: the value first, then its errors and their parts."""
+
+    def to_frame(self) -> DataFrame:
+        """Return a table of pandas with a row an item, of :meth:`columns`.
+
+        Raises:
+            ValueError: if pandas is not installed.
+        """
+        return frame(self.columns())
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in JSON's types: tensors as lists, the budget by its parts, NaN and infinity as null."""
@@ -243,58 +267,6 @@ class LogLikelihood(Result):
         half = normal_quantile(confidence) * torch.hypot(self.standard_error, self.error_budget.systematic_size())
         return self.log_prob - half, self.log_prob + half
 
-
-def replace_rows(whole: LogLikelihood, rows: list[int], part: LogLikelihood) -> LogLikelihood:
-    """Replace the figures of some items by those of another result; the costs of both are added."""
-
-    def put(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_put((torch.tensor(rows, device=old.device),), new)
-
-    result = _map_tensors(put, whole, part)
-    return replace(result, nfe=whole.nfe + part.nfe, products=whole.products + part.products)
-
-
-def gather(parts: Iterable[LogLikelihood], count: int) -> LogLikelihood:
-    """Join the results of batches, ``count`` items in all.
-
-    They are written into tensors made with the first: small tensors kept between the temporaries of one path and the
-    next would hold the allocator's memory, which would then grow with the number of batches.
-    """
-    whole, done, nfe, products = None, 0, 0, 0
-    for part in parts:
-        whole = (
-            _map_tensors(lambda values: values.new_empty(count, *values.shape[1:]), part) if whole is None else whole
-        )
-        nfe, products, end = nfe + part.nfe, products + part.products, done + len(part.log_prob)
-
-        def write(old: Tensor, new: Tensor, rows: slice = slice(done, end)) -> Tensor:
-            old[rows] = new
-            return old
-
-        whole, done = _map_tensors(write, whole, part), end
-    if whole is None:
-        raise ValueError("there is no batch to gather")
-    return replace(whole, nfe=nfe, products=products)
-
-
-def _map_tensors(function: Callable[..., Tensor], *results: LogLikelihood) -> LogLikelihood:
-    """Return the first result with every tensor replaced by a function of that tensor in all results."""
-    budgets = [result.error_budget for result in results]
-
-    def of_all(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: function(*(part[name] for part in parts)) for name in parts[0]}
-
-    budget = replace(
-        budgets[0],
-        random=of_all([budget.random for budget in budgets]),
-        systematic=of_all([budget.systematic for budget in budgets]),
-        noise=of_all([budget.noise for budget in budgets]),
-        values=function(*(budget.values for budget in budgets)),
-    )
-    return replace(
-        results[0],
-        log_prob=function(*(result.log_prob for result in results)),
-        standard_error=function(*(result.standard_error for result in results)),
-        latent=function(*(result.latent for result in results)),
-        error_budget=budget,
-    )
+    def columns(self) -> dict[str, Tensor]:
+        """Return ``log_prob``, ``standard_error`` and the parts of the error, nats ``(B,)`` each."""
+        return {"log_prob": self.log_prob, "standard_error": self.standard_error, **self.error_budget.columns()}

@@ -17,6 +17,9 @@ PAPER, INK, PALE = "#ffffff", "#1f4e79", "#c8ccd0"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6000", "#56b4e9", "#000000", "#e69f00")
 """Distinct to colour-blind readers too (Okabe & Ito 2008; their yellow, too pale for a line, is brown here)."""
 
+FORMATS = (".png", ".pdf", ".svg")
+"""Suffixes of figures."""
+
 _LARGEST_RATIO = 10.0  # of the spans of coordinates that are drawn to one scale
 
 
@@ -43,5 +46,7 @@ def share_a_scale(spans: Sequence[float]) -> bool:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as a PNG."""
-    replace(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
+    """Write a figure as its suffix says, of ``FORMATS``: by default a PNG."""
+    suffix = Path(path).suffix
+    kind = suffix[1:] if suffix in FORMATS else "png"
+    replace(path, lambda file: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
