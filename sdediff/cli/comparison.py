@@ -9,7 +9,8 @@ from typing import Any
 
 from sdediff import plots
 from sdediff.cli.console import columns
-from sdediff.evaluation.solvers import JUDGE, Comparison, ComparisonRow
+from sdediff.evaluation.comparison import Comparison, ComparisonRow
+from sdediff.evaluation.solvers import JUDGE
 
 MEASURES: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
     "RMS error": ("RMS error", lambda row: row.rms),

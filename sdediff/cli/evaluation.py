@@ -24,6 +24,7 @@ from sdediff.likelihood.result import EFFECT, ERROR, ErrorBudget
 from sdediff.plots.likelihoods import Likelihoods, histogram_only, with_images, with_points
 from sdediff.progress import Progress
 from sdediff.tables import subtable
+from sdediff.types import DataInfo
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {".npz": write_npz, ".csv": write_csv}
 """Writers of ``--out`` by suffix."""
@@ -79,7 +80,7 @@ def write_evaluation(task: Task, result: Evaluation, target: float | None) -> No
     if files.out is not None:
         WRITERS[files.out.suffix](files.out, _in_order(result, task.called, report.columns))
     if files.picture is not None:
-        draw_picture(task, result, files.picture)
+        draw_picture(task.items, task.run.info, result, files.picture)
     _print_evaluation(task, result, target, report)
     if files.unfinished is not None and not result.on_target:  # at a target, further items can still be added
         files.unfinished.unlink(missing_ok=True)  # last: until then the same command completes the output
@@ -136,14 +137,14 @@ def _in_order(result: Evaluation, called: Mapping[str, Ids], more: Mapping[str, 
     }
 
 
-def draw_picture(task: Task, result: Evaluation, path: Path) -> None:
+def draw_picture(items: Tensor, info: DataInfo, result: Evaluation, path: Path) -> None:
     """Draw images, points or a histogram, by the shape of the items."""
-    unit, name, _ = evaluation.unit(task.items)
+    unit, name, _ = evaluation.unit(items)
     mean, error = evaluation.mean_and_error(result.values)
     label = "log p, nats (larger is likelier)" if name == "log_prob" else f"{unit} (smaller is likelier)"
     values = torch.from_numpy(result.values.astype(np.float64))
     likelihoods = Likelihoods(values, label, mean, error, name != "log_prob")
-    items, info = task.items[torch.from_numpy(result.columns["item"])], task.run.info
+    items = items[torch.from_numpy(result.columns["item"])]
     if plots.is_image(info.shape):
         low, high = plots.shades(items, info)
         with_images(likelihoods, items, path, low=low, high=high)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sdediff import __version__, evaluation, plots
 from sdediff.checkpoint import FIRST, SECOND, TENSORS
 from sdediff.cli.comparison import comparison_panels, comparison_tables, describe_reference, legend
-from sdediff.cli.evaluation import OutputFiles, Task, draw_picture, total_budget
+from sdediff.cli.evaluation import draw_picture, total_budget
 from sdediff.cli.frame import CommandFrame
 from sdediff.cli.group import message_of
 from sdediff.cli.info import describe_run, fact_lines
@@ -181,7 +181,6 @@ def likelihood(subject: Subject) -> Part:
     unit, name, _ = evaluation.unit(data.items)
     mean, error = evaluation.mean_and_error(result.values)
     text = f"{mean:.5g} ± {error:.2g} {unit}"
-    task = Task(subject.frame.console, run, data.items, data.named, data.name, method, OutputFiles(None, None, None))
     budget = total_budget(result, unit)
     parts = [
         [part, "" if row["item"] != row["item"] else f"{row['item']:.1e}", f"{row['mean']:.1e}"]
@@ -190,7 +189,7 @@ def likelihood(subject: Subject) -> Part:
     words = f"{text}: mean and standard error of {result.done} items of {data.name}"
     blocks = [
         paragraph(f"{words}, by the {LIKELIHOOD_METHODS[method].description}."),
-        picture(partial(draw_picture, task, result), f"{unit} of the items, of {data.name}"),
+        picture(partial(draw_picture, data.items, run.info, result), f"{unit} of the items, of {data.name}"),
         subtitle("Most and least likely items"),
         _extremes(data, result, name, unit),
         subtitle("Error budget"),
