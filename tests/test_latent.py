@@ -17,7 +17,7 @@ import sdediff
 from sdediff import latent
 from sdediff.analytic import Gaussian
 from sdediff.gaussian import gaussian_kl
-from sdediff.latent.bound import StandardNormal
+from sdediff.latent.code_laws import StandardNormal
 from sdediff.latent.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from sdediff.latent.observations import GaussianObservation
 from sdediff.training.latent_task import LatentTask

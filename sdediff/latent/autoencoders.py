@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from sdediff.analytic import Gaussian
-from sdediff.latent.bound import Bounded, CodeLaw, StandardNormal
+from sdediff.latent.bound import Bounded
+from sdediff.latent.code_laws import CodeLaw, StandardNormal
 from sdediff.latent.first_stage import FirstStage
 from sdediff.latent.networks import CODERS, default_coder
 from sdediff.latent.observations import Observation, make_observation

@@ -17,8 +17,8 @@ Entropies are closed forms, so is the divergence from ``N(0, I)``; the rest is a
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,68 +28,17 @@ from torch import Tensor
 from sdediff.data.levels import place
 from sdediff.data.units import log_scale
 from sdediff.foreign import evaluating
+from sdediff.latent.code_laws import CodeLaw
 from sdediff.latent.first_stage import FirstStage
-from sdediff.latent.posterior import Posterior
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import check_items, integer_data, log_bin_volume
 from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
 from sdediff.noise import NoiseSource, Stage
-from sdediff.numerics import choose, error_of_mean, single, standard_normal_log_prob, wide
+from sdediff.numerics import choose, error_of_mean, single, wide
 from sdediff.options import check_count
 from sdediff.progress import ProgressLike, reporter
 from sdediff.staged import Staged
 from sdediff.types import UndefinedError, brief
-
-
-class CodeDensity(NamedTuple):
-    """Log-densities of codes, with their errors.
-
-    Attributes:
-        log_prob: log-densities, or lower bounds, nats, float64 ``(B,)``.
-        standard_error: standard errors of random probes or levels, nats ``(B,)``.
-        systematic: signed systematic errors by name, nats ``(B,)`` each.
-        nfe: forwards of the prior's network.
-    """
-
-    log_prob: Tensor
-    standard_error: Tensor
-    systematic: Mapping[str, Tensor]
-    nfe: int
-
-
-class CodeLaw(ABC):
-    """The law of the codes in a bound."""
-
-    exact: bool
-    """Whether log-densities are exact, as the importance bound needs them."""
-
-    def kl(self, posterior: Posterior) -> Tensor | None:
-        """Return ``KL(q || p)`` in nats ``(B,)`` where it has a closed form, else ``None``."""
-        return None
-
-    @abstractmethod
-    def log_prob(self, z: Tensor, seed: int, first: int, draw: int) -> CodeDensity:
-        """Return the log-densities of codes ``(B, *code_shape)``.
-
-        Args:
-            z: codes.
-            seed: seed of the random numbers.
-            first: index of the first item.
-            draw: number of the draw.
-        """
-
-
-class StandardNormal(CodeLaw):
-    """The law ``N(0, I)``."""
-
-    exact = True
-
-    def kl(self, posterior: Posterior) -> Tensor | None:
-        return posterior.kl().flatten(1).sum(dim=1)
-
-    def log_prob(self, z: Tensor, seed: int, first: int, draw: int) -> CodeDensity:
-        log_prob = standard_normal_log_prob(wide(z))
-        return CodeDensity(log_prob, torch.zeros_like(log_prob), {}, 0)
 
 
 @dataclass(frozen=True)

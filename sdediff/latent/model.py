@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdediff.latent.bound import Bounded, CodeDensity, CodeLaw
+from sdediff.latent.bound import Bounded
+from sdediff.latent.code_laws import CodeDensity, CodeLaw
 from sdediff.latent.first_stage import FirstStage
 from sdediff.likelihood import elbo as elbo_of_codes
 from sdediff.likelihood import log_likelihood
