@@ -96,6 +96,13 @@ def test_frozen_and_joint_first_stages() -> None:
         sdediff.train(x[:, :4], network=vae, model="latent", steps=1, **QUICK)
 
 
+def test_conditions_are_of_score_models() -> None:
+    x = (rows(50) > 0.0).long()
+    for kind in ("vae", "latent"):
+        with pytest.raises(ValueError, match="only score models are told"):
+            sdediff.train(x, model=kind, condition=torch.arange(50) % 3, steps=1, **QUICK)
+
+
 def test_warm_up_of_the_divergence() -> None:
     """At weight 0 the posteriors are those of an autoencoder: far narrower than those at weight 1."""
     x = rows(500)

@@ -134,6 +134,8 @@ def train(
             held-out likelihood has no value yet.
     """
     folder = None if run_dir is None else Path(run_dir)
+    if conditional and config.model.kind != "score":
+        raise ValueError(f"only score models are told labels or conditions, not models of kind {config.model.kind!r}")
     if network is not None:
         config = config.with_network(network)
     if folder is not None:
