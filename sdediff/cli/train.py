@@ -44,6 +44,7 @@ from sdediff.training.tasks import TASKS
 
 KINDS_OF_MODEL = dict.fromkeys(TASKS)
 RUNS = Path("runs")
+PICTURES = ("loss.png", "reconstructions.png", "codes.png", "traversals.png")
 DEFAULTS = Config().training
 
 
@@ -215,7 +216,8 @@ def _print_result(result: TrainResult, folder: Path, console: Console, own: str)
     """Print the losses, the files and the next command, and draw the curves of the losses."""
     metrics = read_metrics(folder)
     lines = {"training": "loss", "held out": "held_out_loss"}
-    plots.curves({name: metrics[key] for name, key in lines.items() if key in metrics}, folder / "loss.png")
+    if drawn := {name: metrics[key] for name, key in lines.items() if key in metrics}:  # none of a run just begun
+        plots.curves(drawn, folder / "loss.png")
     if math.isnan(result.loss):
         console.note(f"{folder} was finished already, after {result.steps:,} steps: --steps takes it further")
     else:
@@ -224,8 +226,8 @@ def _print_result(result: TrainResult, folder: Path, console: Console, own: str)
             f"loss {result.loss:.4f}, held out {result.held_out_loss:.4f}"
         )
     console.say(f"  run       {folder}")
-    more = [name for name in ("reconstructions.png", "codes.png", "traversals.png") if (folder / name).is_file()]
-    console.say(f"  pictures  {', '.join([f'{folder / SAMPLES}/', str(folder / 'loss.png'), *more])}")
+    pictures = [folder / name for name in PICTURES if (folder / name).is_file()]
+    console.say(f"  pictures  {', '.join([f'{folder / SAMPLES}/', *map(str, pictures)])}")
     console.say(f"  next      sdediff {'train --resume' if result.interrupted else 'sample'} --run {folder}{own}")
     console.result(
         run=folder,
