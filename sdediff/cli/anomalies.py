@@ -41,7 +41,7 @@ anomaly_options = together(
 
 
 class AnomalyReport(NamedTuple):
-    """What was found: lines of text, figures for ``--json``, and columns of the items in the order they were taken."""
+    """The findings: lines of text, figures for ``--json``, and columns of the items in the order they were taken."""
 
     lines: list[str]
     figures: dict[str, Any]
@@ -49,7 +49,7 @@ class AnomalyReport(NamedTuple):
 
 
 class AnomalySearch(NamedTuple):
-    """What is asked about anomalies.
+    """A search for anomalies.
 
     Attributes:
         top: number of least likely items to list.

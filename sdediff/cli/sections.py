@@ -55,7 +55,7 @@ _LOSSES = {"training": "loss", "held out": "held_out_loss"}
 
 
 class Subject(NamedTuple):
-    """What a report is about.
+    """The subject of a report.
 
     Attributes:
         frame: the frame of the command.

@@ -32,17 +32,17 @@ from sdediff.latent.code_laws import CodeLaw
 from sdediff.latent.first_stage import FirstStage
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import check_items, integer_data, log_bin_volume
-from sdediff.likelihood.result import ErrorBudget, Result, normal_quantile, student_quantile
+from sdediff.likelihood.result import BoundResult, ErrorBudget, normal_quantile, student_quantile
 from sdediff.noise import NoiseSource, Stage
 from sdediff.numerics import choose, error_of_mean, single, wide
 from sdediff.options import check_count
 from sdediff.progress import ProgressLike, reporter
 from sdediff.staged import Staged
-from sdediff.types import UndefinedError, brief
+from sdediff.types import brief
 
 
 @dataclass(frozen=True)
-class LatentBound(Result):
+class LatentBound(BoundResult):
     """The bound of each item, nats; smaller is better.
 
     Attributes:
@@ -83,27 +83,6 @@ class LatentBound(Result):
     def kl(self) -> Tensor:
         """Divergence of the posterior from the law of the codes, nats ``(B,)``."""
         return self.cross_entropy - self.entropy
-
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """Bound in bits a dimension, for integer data, ``(B,)``.
-
-        Raises:
-            ValueError: for continuous data, whose density has units.
-        """
-        if not self.discrete:
-            raise UndefinedError("bits/dim exist for integer data only; continuous data have total, in nats")
-        return self.total / (math.log(2.0) * self.dim)
-
-    @property
-    def mean(self) -> float:
-        """Mean of ``total`` over the items, nats."""
-        return float(self.total.mean())
-
-    @property
-    def mean_standard_error(self) -> float:
-        """Standard error of ``mean`` as an estimate for the data's population; NaN for a single item."""
-        return error_of_mean(self.total)
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Return the ends of the bounds' confidence intervals, nats ``(B,)`` each; NaN for a single draw."""

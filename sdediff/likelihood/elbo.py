@@ -13,7 +13,6 @@ On continuous data with ``beta(0) > 0`` the "marginal" variance reaches the like
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,14 +31,14 @@ from sdediff.likelihood.bound.chain import BoundBatch, Terms
 from sdediff.likelihood.bound.selection import BoundOptions, select_terms
 from sdediff.likelihood.discrete.decoder import make_decoder
 from sdediff.likelihood.discrete.dequantization import prepare_items
-from sdediff.likelihood.result import Result, in_json, student_quantile
+from sdediff.likelihood.result import BoundResult, in_json, student_quantile
 from sdediff.microbatches import Microbatches
 from sdediff.noise import NoiseSource
-from sdediff.numerics import choose, error_of_mean
+from sdediff.numerics import choose
 from sdediff.options import ElboOptions, check_count, check_options
 from sdediff.progress import reporter
 from sdediff.staged import Staged
-from sdediff.types import DataInfo, UndefinedError, brief
+from sdediff.types import DataInfo, brief
 
 CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
     "moments": GaussianErrors,
@@ -49,7 +48,7 @@ CONTROLS: dict[str, Callable[[Tensor, Moments], GaussianErrors]] = {
 
 
 @dataclass(frozen=True)
-class Elbo(Result):
+class Elbo(BoundResult):
     """The terms of the bound for each item, nats; smaller is better.
 
     Attributes:
@@ -83,7 +82,7 @@ class Elbo(Result):
     __repr__ = brief
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Tensor:  # type: ignore[override]  # a field of other bounds
         """Bound on ``-log p``, nats ``(B,)``."""
         return self.prior + self.diffusion.sum(dim=0) + self.reconstruction
 
@@ -100,30 +99,6 @@ class Elbo(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the total and all fields in JSON's types."""
         return {"total": in_json(self.total), **super().to_dict()}
-
-    @property
-    def mean(self) -> float:
-        """Mean of ``total`` over the items, nats."""
-        return float(self.total.mean())
-
-    @property
-    def mean_standard_error(self) -> float:
-        """Standard error of ``mean`` as an estimate for the data's population; NaN for a single item.
-
-        It follows from the variance over the items, which includes that of their draws, independent between items.
-        """
-        return error_of_mean(self.total)
-
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """Bound in bits a dimension, for integer data, ``(B,)``.
-
-        Raises:
-            ValueError: for continuous data, whose density has units.
-        """
-        if not self.discrete:
-            raise UndefinedError("bits/dim exist for integer data only; continuous data have total, in nats")
-        return self.total / (math.log(2.0) * self.dim)
 
 
 def elbo(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdediff.files import json_value
 from sdediff.frames import frame
-from sdediff.numerics import wide
+from sdediff.numerics import error_of_mean, wide
 from sdediff.types import UndefinedError, brief
 
 if TYPE_CHECKING:
@@ -189,6 +189,38 @@ class Result(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in JSON's types: tensors as lists, the budget by its parts, NaN and infinity as null."""
         return {field.name: in_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+
+class BoundResult(Result):
+    """The bound on ``-log p`` of a batch of items, nats ``(B,)``, as its mean and in bits a dimension."""
+
+    total: Tensor
+    dim: int
+    discrete: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean of ``total`` over the items, nats."""
+        return float(self.total.mean())
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Standard error of ``mean`` as an estimate for the data's population; NaN for a single item.
+
+        It follows from the variance over the items, which includes that of their draws, independent between items.
+        """
+        return error_of_mean(self.total)
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """Bound in bits a dimension, for integer data, ``(B,)``.
+
+        Raises:
+            ValueError: for continuous data, whose density has units.
+        """
+        if not self.discrete:
+            raise UndefinedError("bits/dim exist for integer data only; continuous data have total, in nats")
+        return self.total / (math.log(2.0) * self.dim)
 
 
 def in_json(value: Any) -> Any:

@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all cases share.
+    """The settings of all cases.
 
     Attributes:
         seed: seed of all randomness.
