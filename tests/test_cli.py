@@ -151,14 +151,20 @@ def test_module_and_lazy_imports() -> None:
     code = (
         "import sys\nfrom sdediff.cli import main\n"
         "try: main(['--help'], prog_name='sdediff')\n"
-        "finally: assert not [m for m in sys.modules if m in ('sdediff.cli.train', 'matplotlib', 'accelerate')]"
+        "finally: assert not [m for m in sys.modules if m in ('sdediff.cli.train', 'torch')]"
+    )
+    commands = (
+        "import sys\nfrom importlib import import_module\nfrom sdediff.cli import COMMANDS\n"
+        "for name in COMMANDS: import_module(f'sdediff.cli.{name}')\n"
+        "print([m for m in ('scipy.stats', 'torchdiffeq', 'matplotlib', 'accelerate', 'sklearn') if m in sys.modules])"
     )
     runs = [
         subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for args in (["-m", "sdediff", "--version"], ["-m", "sdediff", "sampel"], ["-c", code])
+        for args in (["-m", "sdediff", "--version"], ["-m", "sdediff", "sampel"], ["-c", code], ["-c", commands])
     ]
-    (version, _), (_, wrong), (text, _) = (run.communicate(timeout=120) for run in runs)
-    assert [run.returncode for run in runs] == [0, 2, 0]
+    (version, _), (_, wrong), (text, _), (heavy, _) = (run.communicate(timeout=120) for run in runs)
+    assert [run.returncode for run in runs] == [0, 2, 0, 0]
+    assert heavy == "[]\n"
     assert version == f"sdediff {sdediff.__version__}\n"
     assert wrong.startswith("error: no command 'sampel' (did you mean 'sample'?)")
     assert "Commands:" in text

@@ -11,9 +11,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
-from scipy.stats import rankdata
 
 from sdediff.likelihood.result import normal_quantile
 
@@ -51,7 +50,8 @@ class Auroc(NamedTuple):
             bound = (0.5 * (1.0 - confidence)) ** (1.0 / min(self.anomalous, self.others))
             return (bound, 1.0) if self.value == 1.0 else (0.0, 1.0 - bound)
         half = quantile * self.standard_error / (self.value * (1.0 - self.value))
-        return float(expit(logit(self.value) - half)), float(expit(logit(self.value) + half))
+        logit = scipy.special.logit(self.value)
+        return float(scipy.special.expit(logit - half)), float(scipy.special.expit(logit + half))
 
 
 def auroc(scores: ArrayLike, anomalous: ArrayLike) -> Auroc:
@@ -103,9 +103,9 @@ def _placements(scores: ArrayLike, anomalous: ArrayLike) -> tuple[NDArray[np.flo
     count, rest = int(kind.sum()), int((~kind).sum())
     if not count or not rest:
         raise ValueError(f"an ROC curve needs items of both kinds, not {count} anomalous and {rest} others")
-    ranks = rankdata(score)
-    own = (ranks[kind] - rankdata(score[kind])) / rest
-    return own, 1.0 - (ranks[~kind] - rankdata(score[~kind])) / count
+    ranks = scipy.stats.rankdata(score)
+    own = (ranks[kind] - scipy.stats.rankdata(score[kind])) / rest
+    return own, 1.0 - (ranks[~kind] - scipy.stats.rankdata(score[~kind])) / count
 
 
 def _standard_error(own: NDArray[np.float64], others: NDArray[np.float64]) -> float:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import scipy
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sdediff.files import json_value
@@ -247,7 +247,7 @@ def normal_quantile(confidence: float) -> float:
 def student_quantile(confidence: float, degrees: Tensor) -> Tensor:
     """Return the half-widths of intervals of Student's distributions by their degrees of freedom, float64 ``(B,)``."""
     check_confidence(confidence)
-    return torch.as_tensor(stdtrit(degrees.cpu().numpy(), 0.5 * (1.0 + confidence)), dtype=torch.float64)
+    return torch.as_tensor(scipy.special.stdtrit(degrees.cpu().numpy(), 0.5 * (1.0 + confidence)), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from enum import IntEnum, unique
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 Statistic = Callable[[Tensor, Tensor], tuple[float, ...]]
@@ -93,5 +93,5 @@ class Resampling:
         if len(halves) < 2:
             return Interval(whole, math.nan, math.nan)
         estimate = 2.0 * whole - float(halves.mean()) if extrapolate else whole
-        width = float(stats.t.ppf(0.5 + 0.5 * self.confidence, len(halves) - 1)) * float(halves.std())
+        width = float(scipy.stats.t.ppf(0.5 + 0.5 * self.confidence, len(halves) - 1)) * float(halves.std())
         return Interval(estimate, estimate - width, estimate + width)

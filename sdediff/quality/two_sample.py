@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,8 +68,8 @@ class TwoSample(Measure):
 def _ends(right: int, count: int, resampling: Resampling) -> tuple[float, float]:
     """Return the ends of the exact interval of a share."""
     tail = 0.5 * (1.0 - resampling.confidence)
-    low = float(stats.beta.ppf(tail, right, count - right + 1)) if right > 0 else 0.0
-    high = float(stats.beta.ppf(1.0 - tail, right + 1, count - right)) if right < count else 1.0
+    low = float(scipy.stats.beta.ppf(tail, right, count - right + 1)) if right > 0 else 0.0
+    high = float(scipy.stats.beta.ppf(1.0 - tail, right + 1, count - right)) if right < count else 1.0
     return low, high
 
 

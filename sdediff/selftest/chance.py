@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
+import scipy
 import torch
-from scipy.stats import binom, chi2, kstwo, ncx2, norm
 from torch import Tensor
 
 from sdediff.analytic import GaussianMixture
@@ -12,7 +14,7 @@ from sdediff.analytic import GaussianMixture
 FALSE_ALARM = 1e-7
 """Probability that one figure of a right program is out of its limits; of a whole self-test it is below 1e-4."""
 
-DEVIATIONS = float(norm.isf(0.5 * FALSE_ALARM))
+DEVIATIONS = -NormalDist().inv_cdf(0.5 * FALSE_ALARM)
 """Standard errors within which the mean of many items is found."""
 
 
@@ -30,7 +32,7 @@ def gaussian_deviance(x: Tensor, law: GaussianMixture, slack: float = 0.0) -> tu
     count, dim = x.shape
     deviance = count * float(spread.trace() - spread.logdet() - dim + mean.square().sum())
     degrees, excess = dim + dim * (dim + 1) // 2, count * slack**2
-    law_of_chance = ncx2(degrees, excess) if excess > 0.0 else chi2(degrees)
+    law_of_chance = scipy.stats.ncx2(degrees, excess) if excess > 0.0 else scipy.stats.chi2(degrees)
     return deviance, float(law_of_chance.isf(FALSE_ALARM))
 
 
@@ -43,9 +45,9 @@ def kolmogorov_distance(shares: Tensor) -> tuple[float, float]:
     ranked, count = shares.sort().values.numpy(), len(shares)
     steps = np.arange(count + 1) / count
     distance = float(np.maximum(steps[1:] - ranked, ranked - steps[:-1]).max())
-    return distance, float(kstwo.isf(FALSE_ALARM, count))
+    return distance, float(scipy.stats.kstwo.isf(FALSE_ALARM, count))
 
 
 def largest_share(count: int, probability: float = 0.05) -> float:
     """Return the largest share of ``count`` items of which each is found with a probability, but for a false alarm."""
-    return float(binom.isf(FALSE_ALARM, count, probability)) / count
+    return float(scipy.stats.binom.isf(FALSE_ALARM, count, probability)) / count

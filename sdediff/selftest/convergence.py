@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sdediff.analytic import GaussianMixture
@@ -60,7 +60,7 @@ def probability_flow(model: Denoiser, x: Tensor, t_from: float, t_to: float) -> 
         return velocity(frame(torch.from_numpy(flat).reshape(x.shape), level), level).numpy().ravel()
 
     y = to_y(x, start).numpy().ravel()
-    solution = solve_ivp(field, (start.angle, end.angle), y, method="DOP853", rtol=1e-12, atol=1e-12)
+    solution = scipy.integrate.solve_ivp(field, (start.angle, end.angle), y, method="DOP853", rtol=1e-12, atol=1e-12)
     return to_x(torch.from_numpy(solution.y[:, -1].copy()).reshape(x.shape), end)
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from sdediff.grids import GRIDS
@@ -142,5 +142,5 @@ def _line_error(sampler: Sampler, sde: SDE, steps: int) -> float:
         tuple(float(v) for v in moments_at(LINE, sde, t)) for t in (sde.t_max, _T_TO)
     )
     z, weights = normal_rule(64)
-    first, second = weights @ CubicSpline(starts, values)(mean + math.sqrt(variance) * z)
+    first, second = weights @ scipy.interpolate.CubicSpline(starts, values)(mean + math.sqrt(variance) * z)
     return math.hypot(first - true_mean, second - first**2 - true_variance)

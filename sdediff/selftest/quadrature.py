@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from sdediff.denoiser import Denoiser
@@ -77,5 +77,5 @@ def backward(
         end = sampler.sample(model, model.sde, torch.from_numpy(y)[:, None], times[i : i + 2], FixedDraws(draws))  # type: ignore[arg-type]
         u = value(end.x.numpy()[:, 0]).reshape(len(grids[i]), weights.size, -1)
         u = np.einsum("mkf,k->mf", u, weights)
-        value = CubicSpline(grids[i], u)
+        value = scipy.interpolate.CubicSpline(grids[i], u)
     return grids[0], u

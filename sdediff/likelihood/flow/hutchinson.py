@@ -28,8 +28,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sdediff.likelihood.flow.divergence import VectorField, products_through
@@ -310,7 +310,7 @@ def widening(dim: int) -> float:
     It makes 1.96 errors reach as far as Student's t with ``dim - 4.5`` degrees of freedom: measured on mixtures of 8 to
     64 dimensions.
     """
-    return float(stdtrit(max(1.0, dim - 4.5), 0.975) / ndtri(0.975))
+    return float(scipy.special.stdtrit(max(1.0, dim - 4.5), 0.975) / scipy.special.ndtri(0.975))
 
 
 def hadamard_factors(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
