@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import sdediff
 from sdediff.data import load_dataset
 from sdediff.gaussian import Moments
+from sdediff.likelihood.result import ErrorBudget
 from sdediff.numerics import error_of_mean
 from sdediff.types import brief
 
@@ -155,7 +156,17 @@ def test_intervals_of_a_few_draws_are_student_s(results: dict[str, Any]) -> None
     for result in (results["bits_per_dim of draws"], of_codes):
         scale = 1.0 if result is of_codes else result.error_budget.scale  # its interval is in nats
         size = 1.959964 * result.error_budget.systematic_size() / scale
-        seen = replace(result, standard_error=1.0 + size)  # of random and systematic errors of one size
+        seen = replace(
+            result, standard_error=torch.ones_like(result.standard_error) + size
+        )  # of random and systematic errors of one size
         low, high = seen.interval(0.95)
         half = torch.hypot(4.302653 * seen.standard_error, size)  # Student's t of 2 degrees
         torch.testing.assert_close(0.5 * (high - low), half.to(low), rtol=1e-4, atol=0.0)
+
+
+def test_random_errors_average_out_and_systematic_ones_do_not() -> None:
+    """Over n items: the root mean square over the root of n, and the signed mean; both in the unit of the table."""
+    parts = torch.tensor([3.0, -4.0, 3.0, -4.0]), torch.tensor([2.0, 2.0, -1.0, 1.0])
+    found = ErrorBudget({"probes": parts[0].abs()}, {"t_min": parts[1]}, scale=2.0).to_dict()
+    assert found["probes"] == pytest.approx({"item": math.sqrt(12.5) / 2.0, "mean": math.sqrt(12.5 / 4.0) / 2.0})
+    assert found["t_min"] == pytest.approx({"item": math.sqrt(2.5) / 2.0, "mean": 0.5})
