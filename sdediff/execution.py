@@ -140,6 +140,16 @@ def several_products() -> Iterator[None]:
         config.donated_buffer = before
 
 
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Enter a context in which compiled networks, the caller's own too, run as written: from torch 2.6 on."""
+    if not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Return an image or volume ``(B, C, ...)`` with its channels last in memory, any other tensor as it is."""
     return x.contiguous(memory_format=_LAYOUTS[x.ndim]) if x.ndim in _LAYOUTS else x

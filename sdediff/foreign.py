@@ -202,6 +202,25 @@ def tensor_of(output: Any) -> Tensor:
     raise ValueError(f"the network returned {type(output).__name__}, not a tensor{advice or ': return the prediction'}")
 
 
+def check_constant(output: Tensor, x: Tensor, network: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a network whose output has no gradient where one is wanted, unless it is the same for every state.
+
+    Args:
+        output: output of the network at ``x``, without autograd history.
+        x: states ``(B, *shape)``.
+        network: function from states to outputs.
+
+    Raises:
+        ValueError: if the output is another at other states.
+    """
+    other = network(x.detach().sin() + 1.0)  # neither a shift nor a multiple, from which some networks are free
+    if bool(torch.isfinite(output).all()) and not torch.equal(output.detach(), other.detach()):
+        raise ValueError(
+            "the network's output depends on the state but has no gradient: it is detached, or runs under "
+            "torch.no_grad() or outside torch; likelihoods and gradients need a network that torch can differentiate"
+        )
+
+
 class Equivariance:
     """Test of whether a function treats each item of a batch alone, whatever its place; made once, at the first states.
 

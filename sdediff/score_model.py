@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdediff.conditioning import CONDITIONINGS, ByLevel, Conditioning
@@ -13,7 +14,7 @@ from sdediff.conditions import Condition, ConditionLike, Rows
 from sdediff.data.units import check_units
 from sdediff.denoiser import Denoiser
 from sdediff.execution import Execution, NetworkRunner
-from sdediff.foreign import Equivariance, modules_of, twin_of
+from sdediff.foreign import Equivariance, check_constant, modules_of, twin_of
 from sdediff.gaussian import Moments
 from sdediff.instants import chain_steps
 from sdediff.networks.told import Told
@@ -47,7 +48,8 @@ class ScoreModel(Denoiser):
 
     Raises:
         ValueError: for an unknown prediction or conditioning, or labels without a chain; in use, if the output is no
-            tensor of the state's shape (with twice the channels for a learned variance).
+            tensor of the state's shape (with twice the channels for a learned variance), or has no gradient where a
+            likelihood needs one, although it depends on the state.
 
     >>> model = sdediff.ScoreModel(lambda x, t: torch.zeros_like(x), sdediff.VPSDE(), "epsilon")
     >>> model.score(torch.ones(1, 2), 0.5)
@@ -167,7 +169,14 @@ class ScoreModel(Denoiser):
         return twin
 
     def _evaluate(self, x: Tensor, level: Level) -> Split:
-        """Split a state by one forward of the network, on copies of its inputs, as it could write to them."""
+        """Split a state by one forward of the network."""
+        output = self._output(x, level)
+        if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            check_constant(output, x, lambda other: self._output(other, level))
+        return split_output(self.prediction, output, x, level, self.learned_variance)
+
+    def _output(self, x: Tensor, level: Level) -> Tensor:
+        """Return the network's output, from copies of its inputs, as it could write to them."""
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
         state, conditioning = self.interface.inputs(x, level, dtype, self.sde)
@@ -175,5 +184,4 @@ class ScoreModel(Denoiser):
         network, execution = self.network, self.execution
         if self.equivariance is not None and self.split_batch and not self.equivariance.passed:
             network, execution = self.equivariance.evaluate, replace(execution, compile=False)
-        output = self.runner(execution, network, state, conditioning, self.condition.arguments(x, dtype))
-        return split_output(self.prediction, output, x, level, self.learned_variance)
+        return self.runner(execution, network, state, conditioning, self.condition.arguments(x, dtype))

@@ -53,7 +53,7 @@ def test_the_reference_states_its_own_error():
     spread = (moments.variances / (level.alpha**2 * moments.variances + level.sigma**2)).sqrt()
     flow = moments.basis @ torch.diag(spread) @ moments.basis.T
     exact = moments.mean + (x - level.alpha * moments.mean) @ flow
-    for tolerance in (1e-4, 1e-6):
+    for tolerance in (1e-4, 1e-6, 1e-10):  # of the steps, and at last of the end at t_min
         own = compare(model, (32, 2), (), seed=5, tolerance=tolerance).reference
         true = Errors.of(sdediff.solve(model, x, "dopri5", rtol=tolerance, t_to=0.0).x, exact)
         for estimate, error in zip((own.rms, own.median), true, strict=True):
@@ -145,6 +145,25 @@ def test_energy_distance_of_equal_laws_is_nothing():
     biased = mean + 2.0 / 64 * 0.5  # the zeros of the diagonals make E|X - X'| too small by 1/n of it, twice
     assert not abs(biased) < 4.5 * spread / math.sqrt(200)
     assert 0.5 < float(estimates[:, 1].square().mean().sqrt()) / spread < 3.0
+
+
+def test_the_error_of_an_energy_distance_is_the_jackknife_s():
+    """By leaving out one start after another, each with its pairs, of the share of the mean ``2 E|X - Y|``."""
+    x, y, n = normals(7, 1), normals(7, 2, 0.5), 7
+
+    def mean_of(kept, of):
+        return sum(of(i, j) for i in kept for j in kept if i != j) / (len(kept) * (len(kept) - 1))
+
+    def cross(i, j):
+        return float((x[i] - y[j]).norm() + (x[j] - y[i]).norm())
+
+    def pair(i, j):
+        return cross(i, j) - float((x[i] - x[j]).norm() + (y[i] - y[j]).norm())
+
+    scale = mean_of(range(n), cross)
+    without = torch.tensor([mean_of([i for i in range(n) if i != k], pair) for k in range(n)], dtype=torch.float64)
+    wanted = mean_of(range(n), pair) / scale, math.sqrt((n - 1) ** 2 / n * float(without.var())) / scale
+    assert energy_distance(x, y) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_energy_distance_of_shifted_laws_is_theirs():

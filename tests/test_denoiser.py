@@ -338,6 +338,11 @@ def test_between_instants_the_learned_variance_is_a_mean_of_both() -> None:
         fraction = model.split(x, t).fraction
         assert fraction is not None
         torch.testing.assert_close(fraction, torch.full_like(x, (39 + share) / 99), rtol=1e-9, atol=0.0)
+    for conditioning in ("interpolated", "instants", "label"):  # below the first instant it is that of the first
+        model = ScoreModel(network, chain, conditioning=conditioning, learned_variance=True)
+        fraction = model.split(x, 0.004).fraction
+        assert fraction is not None
+        assert torch.equal(fraction, torch.zeros_like(x))
 
 
 def test_learned_variance_is_the_second_half_of_the_channels() -> None:

@@ -19,7 +19,7 @@ from sdediff.denoiser import Denoiser
 from sdediff.gaussian import GaussianErrors, Moments
 from sdediff.likelihood import elbo
 from sdediff.likelihood.bound.chain import BoundBatch, ChainSteps, reverse_variance, sampled_steps
-from sdediff.likelihood.bound.stratified import LAWS, LevelDistribution, stratified_pairs
+from sdediff.likelihood.bound.stratified import KURTOSIS, LAWS, LevelDistribution, stratified_pairs, variance_of_draws
 from sdediff.likelihood.discrete.decoder import density_decoder
 from sdediff.noise import Stage
 from sdediff.types import Level
@@ -231,6 +231,18 @@ def test_errors_are_unbiased_in_the_square():
     assert abs(float(excess.mean() / excess.std())) * math.sqrt(len(ITEMS)) < 4.5
     broken = (result.total + DENSITY).square() - 0.5 * result.standard_error.square()  # negative control
     assert abs(float(broken.mean() / broken.std())) * math.sqrt(len(ITEMS)) > 4.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_uncertainty_of_a_variance_is_half_its_variance(n):
+    """In the mean over all outcomes of n draws from three values whose kurtosis is the one that is assumed."""
+    values, chances = torch.tensor([[-1.0, 0.0, 1.0], [0.1, 0.8, 0.1]], dtype=torch.float64)
+    assert float(chances @ values**4 / (chances @ values**2) ** 2) == pytest.approx(KURTOSIS)
+    places = torch.cartesian_prod(*[torch.arange(3)] * n).T
+    weight, found = chances[places].prod(dim=0), variance_of_draws(values[places])
+    assert float(weight @ found.variance) == pytest.approx(0.2 / n, rel=1e-12)
+    spread = float(weight @ (found.variance - 0.2 / n) ** 2)
+    assert float(weight @ found.uncertainty) == pytest.approx(0.5 * spread, rel=1e-12)
 
 
 def test_sampled_chain_states_its_error():

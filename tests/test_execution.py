@@ -152,6 +152,27 @@ def test_gradients_of_a_likelihood_under_autocast():
     assert torch.equal(compiled, plain)  # uncompiled there
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch 2.6 and later can run them as written")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at that of every input
+@pytest.mark.parametrize("form", ["module", "function"])
+def test_gradients_of_a_likelihood_of_a_network_that_its_owner_compiled(form):
+    """Which has no second derivative: where one is needed it runs as it was written."""
+    network = MLP((2,), width=8, blocks=1)
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(network, backend="aot_eager")
+    own = compiled if form == "module" else lambda x, t: compiled(x, t)
+    gradients = []
+    for each in (network, own):
+        leaf = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        model = ScoreModel(each, VPSDE(), "v_prediction", conditioning="logsnr")
+        sdediff.log_likelihood(model, leaf, steps=3, differentiable=True).log_prob.sum().backward()
+        gradients.append(leaf.grad)
+    torch._dynamo.reset()
+    assert float(gradients[0].norm()) > 0.1
+    assert relative(gradients[1], gradients[0]) < 1e-4
+
+
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[list[int]]:
     """The number of graphs compiled so far, by a backend that takes no minutes."""

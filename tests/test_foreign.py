@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -302,3 +303,42 @@ def test_every_sampler_asks_for_nothing_that_a_denoiser_does_not_declare() -> No
     for name, sampler in SAMPLERS.items():
         options: dict[str, Any] = {"rtol": 0.1} if sampler.adaptive else {"steps": 5}
         assert bool(torch.isfinite(sdediff.sample(Least(), (3, 2), name, **options)).all())
+
+
+DETACHED: dict[str, Callable[[Tensor], Tensor]] = {
+    "under no_grad": torch.no_grad()(torch.tanh),
+    "in inference mode": torch.inference_mode()(torch.tanh),
+    "outside torch": lambda x: torch.from_numpy(np.tanh(x.detach().numpy())),
+    "free of shift and scale": lambda x: nn.functional.layer_norm(x.detach(), x.shape[1:]),
+}
+DIFFERENTIATED: dict[str, Callable[[ScoreModel, Tensor], Any]] = {
+    "log_likelihood": lambda m, x: sdediff.log_likelihood(m, x, steps=4),
+    "random probes": lambda m, x: sdediff.log_likelihood(m, x, steps=4, trace="hutchinson", probes=1),
+    "adaptive": lambda m, x: sdediff.log_likelihood(m, x, rtol=1e-2),
+    "bits_per_dim": lambda m, x: sdediff.bits_per_dim(m, (x > 0).long(), levels=2, steps=40),
+    "density of samples": lambda m, x: sdediff.sample(m, x.shape, steps=4, return_log_prob=True, dtype=x.dtype),
+    "gradient of samples": lambda m, x: sdediff.solve(m, x.clone().requires_grad_(), steps=3),
+}
+
+
+@pytest.mark.parametrize("verb", DIFFERENTIATED)
+@pytest.mark.parametrize("kind", DETACHED)
+def test_networks_without_a_gradient_are_refused_where_one_is_needed(kind: str, verb: str) -> None:
+    """What is left of their Jacobian, the state's own part, is no divergence; samples need none."""
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = ScoreModel(lambda x, t: DETACHED[kind](x), CHAIN)
+    with pytest.raises(ValueError, match=r"depends on the state but has no gradient: it is detached.*no_grad"):
+        DIFFERENTIATED[verb](model, x)
+    assert sdediff.sample(model, (3, 6), steps=3).shape == (3, 6)
+    DIFFERENTIATED[verb](ScoreModel(lambda x, t: torch.tanh(x), CHAIN), x)
+
+
+def test_a_constant_network_needs_no_gradient() -> None:
+    """Its likelihood is that of the same network with a gradient of 0."""
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for prediction in ("epsilon", "sample", "score"):
+        without, known = (
+            sdediff.log_likelihood(ScoreModel(network, CHAIN, prediction), x, steps=4).log_prob
+            for network in (lambda x, t: torch.full_like(x, 0.5), lambda x, t: 0.5 + 0.0 * x)
+        )
+        assert torch.equal(without, known)

@@ -10,7 +10,7 @@ import torch
 
 from catalogue import PROCESSES
 from sdediff import DDPM, GRIDS, SAMPLERS, SDE, VPSDE, ScoreModel
-from sdediff.grids import Grid, Power, Reference, graded
+from sdediff.grids import Clock, Grid, Mixed, Power, Reference, graded
 from sdediff.sampling import node_times
 
 STEPS = (1, 2, 3, 10, 50)
@@ -79,6 +79,19 @@ def test_spacing(name: str, sde: SDE) -> None:
     if name in {"time", "logsnr"}:
         strangers -= {"time"} if name in same_as_time else same_as_time
     assert not any(equal(clock) for clock in strangers)
+
+
+def test_a_mixed_grid_has_the_mean_of_both_shares(sde: SDE) -> None:
+    """Of the nodes up to each of its own, by the clocks of the two; not that of either alone."""
+    times = Mixed()(sde, 9, sde.t_max, sde.t_min)
+    shares = []
+    for grid in (Mixed.first, Mixed.second):
+        assert isinstance(grid, Clock)
+        clock = grid.clock(sde, times)
+        shares.append((clock - clock[0]) / (clock[-1] - clock[0]))
+    wanted = torch.linspace(0.0, 1.0, 10, dtype=torch.float64)
+    torch.testing.assert_close(0.5 * (shares[0] + shares[1]), wanted, rtol=0.0, atol=1e-3)
+    assert all(float((share - wanted).abs().max()) > 1e-2 for share in shares)
 
 
 def test_exponential_is_uniform_log_sigma() -> None:

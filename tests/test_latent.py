@@ -148,6 +148,22 @@ def test_laws_of_levels_sum_to_one(name: str) -> None:
         assert bool(((law.mean(outputs, info) >= info.low) | torch.tensor("discretised" in name)).all())
 
 
+@pytest.mark.parametrize("name", [name for name, law in latent.OBSERVATIONS.items() if law.integers])
+def test_moments_of_laws_of_levels(name: str) -> None:
+    """The stated mean is that of the law; the deviation that of fine bins, whose own is added (Sheppard)."""
+    few = {"bernoulli": 2, "categorical": 5}
+    info = DataInfo((1,), levels=few.get(name, 401), low=0.5, high=2.5)
+    law = latent.make_observation(name, info, **({} if name in few else {"std": 0.1}))
+    count = info.levels or 0
+    outputs = torch.linspace(1.52, 0.3, law.outputs(info), dtype=torch.float64).reshape(1, -1, 1)
+    chances = law.log_prob(torch.arange(count)[:, None], outputs.expand(count, -1, -1), info).double().exp()
+    values = torch.linspace(info.low, info.high, count, dtype=torch.float64)
+    mean = float(chances @ values)
+    assert float(law.mean(outputs, info)) == pytest.approx(mean, rel=1e-6)
+    if name not in few:
+        assert float(chances @ (values - mean) ** 2) == pytest.approx(0.1**2 + 0.005**2 / 12.0, rel=1e-4)
+
+
 def test_density_of_values_is_that_of_a_gaussian() -> None:
     law = GaussianObservation(entrywise=True)
     outputs = torch.tensor([[[0.5, -1.0], [0.0, 0.7]]])
@@ -166,16 +182,46 @@ def test_gaussian_score_model_has_the_bound_of_its_gaussian(density: str) -> Non
     options = {"steps": 60} if density == "flow" else {"draws": 128}
     found = latent.elbo(model, X, samples=8, density=density, **options)
     law = Normal(shift.double() + scale.double() * mean, scale.double() * math.sqrt(var))
-    q = diagonal(vae, X)
-    eps = torch.stack([sdediff.NoiseSource(0, (7, CODE), dtype=torch.float64).normal(k, -13) for k in range(8)])
-    z = q.mean + eps * q.covariance_matrix.diagonal(dim1=1, dim2=2).sqrt()
-    expected = -law.log_prob(z).sum(dim=2).mean(dim=0)
+    expected = -law.log_prob(draws(vae, 8)).sum(dim=2).mean(dim=0)
     tolerance = 1e-3 if density == "flow" else 0.03  # t_min's blur; the sampled levels
     assert torch.allclose(found.cross_entropy, expected, atol=tolerance * float(expected.abs().max()))
-    assert torch.allclose(found.entropy, q.entropy())
+    assert torch.allclose(found.entropy, diagonal(vae, X).entropy())
     assert found.nfe > 0
     if density == "flow":
         assert {"draws", "solver"} <= set(found.error_budget.parts)
+
+
+def draws(vae: latent.VAE, count: int) -> Tensor:
+    """The codes that a bound draws, ``(count, B, CODE)``."""
+    q = diagonal(vae, X)
+    eps = [sdediff.NoiseSource(0, (7, CODE), dtype=torch.float64).normal(k, -13) for k in range(count)]
+    return q.mean + torch.stack(eps) * q.covariance_matrix.diagonal(dim1=1, dim2=2).sqrt()
+
+
+def test_effects_on_the_density_of_codes_are_signed_as_the_bound() -> None:
+    """What the noise of a chain's first instant adds to the bound is what the budget says, with its sign."""
+    vae, data = other(), Gaussian([0.3, 0.1], 0.05)
+    found = latent.elbo(latent.LatentModel(vae, data.model(sdediff.DDPM.linear(50))), X, samples=2, steps=40)
+    added = found.cross_entropy + data.log_prob(draws(vae, 2).reshape(-1, CODE)).reshape(2, 7).mean(dim=0)
+    effect = found.error_budget.systematic["t_min"]
+    assert float(effect.abs().min()) > 1e-3
+    assert torch.allclose(added, effect, rtol=0.02)
+    assert not torch.allclose(added, -effect, rtol=0.5)
+
+
+def test_scales_of_codes_count_once_an_entry() -> None:
+    """Codes ``(C, h, w)`` with a scale a channel have the density of the standardised ones over all scales."""
+    info, shape = DataInfo((1, 4, 4)), (3, 2, 2)
+    vae = latent.VAE(
+        ConvEncoder(info.shape, shape, width=8, halvings=1),
+        ConvDecoder(info.shape, shape, width=8, halvings=1),
+        data=info,
+    )
+    data, scale = Gaussian(torch.linspace(-1.0, 1.0, 12), 0.3, shape=shape), torch.tensor([0.5, 2.0, 3.0])
+    _, law = latent.LatentModel(vae, data.model(sdediff.VPSDE()), shift=0.2, scale=scale).parts(steps=20)
+    z = torch.linspace(-2.0, 2.0, 48, dtype=torch.float64).reshape(4, *shape)
+    truth = data.log_prob((z - 0.2) / scale.double()[:, None, None]) - 4.0 * math.log(0.5 * 2.0 * 3.0)
+    assert torch.allclose(law.log_prob(z, 0, 0, 0).log_prob, truth, atol=1e-2)
 
 
 def test_importance_needs_exact_densities() -> None:

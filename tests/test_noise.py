@@ -202,6 +202,9 @@ def test_uniforms_are_uniform_and_below_one(dtype: torch.dtype) -> None:
     assert u.dtype == dtype
     assert float(u.min()) >= 0.0
     assert float(u.max()) < 1.0
+    digits = u.double() * 2.0 ** (53 if dtype == DOUBLE else 24)  # more of them would be rounded, the largest to 1
+    assert torch.equal(digits, digits.round())
+    assert not torch.equal(0.5 * digits, (0.5 * digits).round())
     assert not not_uniform(u.double().numpy().ravel())
     assert not_uniform(u.double().numpy().ravel() ** 1.1)
     assert torch.equal(NoiseSource(4, (2, 1000), samples=(63, 5), dtype=dtype).uniform(2, 1), u[[63, 5]])

@@ -65,6 +65,24 @@ def test_frechet_distance_of_singular_covariances() -> None:
     assert abs(frechet_distance(zero, other, zero, other)) < 1e-12
 
 
+def test_frechet_value_is_of_unbiased_covariances() -> None:
+    """As that of FID's code: of few items those of their own spread would be smaller."""
+    x, y = normals(20, 2, 0), 1.5 * normals(30, 2, 1)
+    found = figure("frechet", x, y, resamples=0).value
+    sides = [(torch.from_numpy(each.numpy().mean(0)), torch.from_numpy(np.cov(each.numpy().T))) for each in (x, y)]
+    assert found == pytest.approx(frechet_distance(*sides[0], *sides[1]), rel=1e-9)
+
+
+def test_an_interval_of_halves_is_student_s() -> None:
+    """Of as many degrees of freedom as halves less one, about twice the whole less their mean where it is biased."""
+    halves = torch.tensor([1.0, 1.5, 0.7, 1.2], dtype=torch.float64)
+    settings = Resampling(4, 0, 0.95, lambda: None)
+    for extrapolate, estimate in ((False, 1.3), (True, 2.0 * 1.3 - 1.1)):
+        found = settings.interval(1.3, halves, extrapolate=extrapolate)
+        half = 3.182446 * float(halves.std())  # Student's t of 3 degrees
+        assert found == pytest.approx((estimate, estimate - half, estimate + half), rel=1e-6)
+
+
 def test_frechet_estimate_is_of_infinitely_many() -> None:
     """The value of 200 items is too large by far, their estimate is not; bounds of 4 errors fail once in 16,000."""
     shift, stretch, dim = 0.5, 1.5, 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any, NamedTuple, get_type_hints
 
 import pytest
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import sdediff
 from sdediff.data import load_dataset
 from sdediff.gaussian import Moments
+from sdediff.likelihood.result import ErrorBudget
+from sdediff.numerics import error_of_mean
 from sdediff.types import brief
 
 LINES, WIDTH = 40, 1200
@@ -135,3 +137,36 @@ def test_what_is_short_is_shown_whole() -> None:
         "Pair(first=bfloat16 (2, 3), mean 0.5, second={'a': bfloat16 (2, 3), mean 0.5})"
     )
     assert brief(Pair(torch.tensor(math.nan), "x" * 2000)) == "Pair(first=float32 nan, second=str(...))"
+
+
+def test_the_error_of_a_mean_is_that_of_a_sample_of_a_population() -> None:
+    """Without bias in its square: over all pairs of a few values it is the variance of the pair's mean."""
+    values = torch.tensor([0.0, 1.0, 5.0, 7.0], dtype=torch.float64)
+    pairs = torch.cartesian_prod(values, values)
+    stated = sum(error_of_mean(pair) ** 2 for pair in pairs) / len(pairs)
+    assert stated == pytest.approx(float(pairs.mean(dim=1).var(correction=0)), rel=1e-12)
+    assert math.isnan(error_of_mean(values[:1]))
+
+
+def test_intervals_of_a_few_draws_are_student_s(results: dict[str, Any]) -> None:
+    """One degree of freedom less than draws, and the systematic size as of a normal law."""
+    info = sdediff.DataInfo((6,))
+    vae = sdediff.latent.VAE(nn.Linear(6, 4), nn.Linear(2, 6), data=info).requires_grad_(requires_grad=False)
+    of_codes = sdediff.latent.elbo(vae, torch.linspace(-1.0, 1.0, 24).reshape(4, 6), samples=3)
+    for result in (results["bits_per_dim of draws"], of_codes):
+        scale = 1.0 if result is of_codes else result.error_budget.scale  # its interval is in nats
+        size = 1.959964 * result.error_budget.systematic_size() / scale
+        seen = replace(
+            result, standard_error=torch.ones_like(result.standard_error) + size
+        )  # of random and systematic errors of one size
+        low, high = seen.interval(0.95)
+        half = torch.hypot(4.302653 * seen.standard_error, size)  # Student's t of 2 degrees
+        torch.testing.assert_close(0.5 * (high - low), half.to(low), rtol=1e-4, atol=0.0)
+
+
+def test_random_errors_average_out_and_systematic_ones_do_not() -> None:
+    """Over n items: the root mean square over the root of n, and the signed mean; both in the unit of the table."""
+    parts = torch.tensor([3.0, -4.0, 3.0, -4.0]), torch.tensor([2.0, 2.0, -1.0, 1.0])
+    found = ErrorBudget({"probes": parts[0].abs()}, {"t_min": parts[1]}, scale=2.0).to_dict()
+    assert found["probes"] == pytest.approx({"item": math.sqrt(12.5) / 2.0, "mean": math.sqrt(12.5 / 4.0) / 2.0})
+    assert found["t_min"] == pytest.approx({"item": math.sqrt(2.5) / 2.0, "mean": 0.5})

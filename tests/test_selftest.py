@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from scipy.stats import binom, chi2, kstwo
+from scipy.stats import binom, chi2, kstest, kstwo
 from torch import Tensor
 
 from adapters import RIGHT, WRONG, exact_trace
@@ -284,10 +284,17 @@ def test_limits_of_chance_are_those_stated() -> None:
     assert all(low <= count <= high for count in outside), outside
 
 
+def test_kolmogorov_s_distance_is_of_either_side() -> None:
+    for shares in ([0.5, 0.6, 0.7, 0.8], [0.2, 0.3, 0.4, 0.5], [0.1, 0.3, 0.6, 0.9]):
+        found, limit = kolmogorov_distance(torch.tensor(shares, dtype=torch.float64))
+        assert found == pytest.approx(kstest(shares, "uniform").statistic)
+        assert limit == pytest.approx(kstwo.isf(FALSE_ALARM, 4))
+
+
 def test_limits_are_beyond_a_right_program_and_not_far() -> None:
     x = GAUSSIAN.sample(4096, seed=1)
     deviance, limit = gaussian_deviance(x, GAUSSIAN)
-    assert deviance < limit
+    assert deviance < limit == pytest.approx(chi2.isf(FALSE_ALARM, 2 + 3))  # of means and covariances in the plane
     assert gaussian_deviance(1.2 * x, GAUSSIAN)[0] > limit
     assert gaussian_deviance(x, GAUSSIAN, 0.04)[1] > limit
     distance, limit = kolmogorov_distance(share_below(MIXTURE_1D.sample(4096, seed=1)))

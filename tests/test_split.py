@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -44,6 +45,18 @@ def test_combinations_are_those_of_the_halves(name: str, sde: SDE) -> None:
             torch.testing.assert_close(tensor * factor, truth, rtol=0.0, atol=1e-14 * size)
         wrong = split.mix(0.3, 0.8) - (-0.3 * split.x0 + 0.8 * split.eps)
         assert float(wrong.abs().max()) > 1e-3 * float(split.x0.abs().max())
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_gain_is_the_factor_of_the_output_in_the_velocity(name: str, sde: SDE) -> None:
+    """``v = cos eps - sin x0``, whose factor of the output is its size against one of that of the noise, the score's
+    being 1 / sigma."""
+    prediction, zero = PREDICTIONS[name], torch.zeros(1, 1, dtype=DOUBLE)
+    for level in sde.levels([0.01, 0.3, 0.95]):
+        v = prediction.split(zero + 1.0, zero, level).mix(-level.sin, level.cos)
+        unit = 1.0 / level.sigma if name == "score" else 1.0
+        gain = float(prediction.gain(np.array([level.angle]))[0])
+        assert abs(float(v)) * unit == pytest.approx(gain, rel=1e-9)
 
 
 def test_factors_may_be_of_each_sample() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from catalogue import random_betas
 from distributed_train import ToldUNet
 from sdediff.analytic import Gaussian
 from sdediff.checkpoint import load
@@ -96,6 +97,18 @@ def test_named_weightings_are_the_published_ones(sde):
     assert torch.allclose(weights / weights[-1], expected / expected[-1], rtol=1e-9)
     level, weights = Objective(sde, "uniform", "velocity").levels(u)
     assert torch.allclose(weights * level.cos**2, (weights * level.cos**2)[0].expand(99), rtol=1e-9)
+
+
+def test_an_instant_is_weighed_by_the_step_that_ends_there():
+    """Of instants alike, equal weight in lambda is the rate ``-N log(1 - beta_i) / (2 sigma_i^2)``, i = 1 .. N."""
+    chain = DDPM(random_betas(20))
+    objective = Objective(chain, "instants", "likelihood")
+    level, weights = objective.levels((torch.arange(20, dtype=torch.float64) + 0.5) / 20)
+    rates = -20.0 * torch.log1p(-torch.tensor(chain.betas, dtype=torch.float64))
+    assert torch.allclose(chain.diffusion(chain.instants[1:]) ** 2, rates, rtol=1e-12)
+    expected = rates / (2.0 * level.sigma**2)
+    assert torch.allclose(weights * objective.mean_weight, expected, rtol=1e-9)
+    assert not torch.allclose(weights * objective.mean_weight, expected * rates.roll(-1) / rates, rtol=0.1)
 
 
 @pytest.mark.parametrize("law", CONTINUOUS)

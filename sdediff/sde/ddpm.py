@@ -156,7 +156,8 @@ class DDPM(VariancePreserving):
         return index, position - index
 
     def _beta(self, t: Tensor) -> Tensor:
-        index, _ = self._locate(t)
+        index, passed = self._locate(t)
+        index = torch.where(passed == 0.0, index - 1, index).clamp(min=0)  # at an instant, of the step that ends there
         return -2.0 * self.steps * self._slope.to(t.device)[index]
 
     def _log_alpha(self, t: Tensor) -> Tensor:

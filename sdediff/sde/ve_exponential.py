@@ -53,10 +53,6 @@ class ExponentialVESDE(SDE):
     def _time(self, half_log_snr: Tensor) -> Tensor:
         return softplus(math.log(self._rate) - 2.0 * half_log_snr) / self._rate
 
-    def _half_log_snr_step(self, s: Tensor, t: Tensor) -> Tensor:
-        # The variance grows from s to t by the factor 1 + e^(rate s) (e^(rate (t - s)) - 1) / (e^(rate s) - 1).
-        return -0.5 * torch.log1p(torch.expm1(self._rate * (t - s)) / -torch.expm1(-self._rate * s))
-
     def _transition_variance(self, s: Tensor, t: Tensor) -> Tensor:
         return torch.exp(self._rate * s) * torch.expm1(self._rate * (t - s)) / self._rate
 

@@ -125,6 +125,22 @@ def test_guidance_sharpens() -> None:
     assert odds[0] + 1.0 < odds[1] < odds[2]
 
 
+def test_the_learned_variance_is_the_conditional_one() -> None:
+    """Guidance moves the mean; the spread is that of the conditional answer."""
+
+    def network(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        spread = torch.where(label == NULL, -0.5, 0.25).to(x)[:, None]
+        return torch.cat([x, spread.expand_as(x)], dim=1)
+
+    sde = PROCESSES["ddpm"]
+    model = ScoreModel(network, sde, learned_variance=True).given(LABELS)
+    x = states(sde, 0.5)
+    for weight in (0.0, 1.0, 3.0):
+        fraction = Guided(model, weight, null=NULL).split(x, 0.5).fraction
+        assert fraction is not None
+        assert torch.equal(fraction, torch.full_like(x, 0.625))
+
+
 def test_items_keep_their_conditions_and_wrappers_stay_outside() -> None:
     """Batches, transport and interpolation; a clip of the model clips what is guided."""
     sde = PROCESSES["vp"]

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdediff.bases import Axes
-from sdediff.execution import several_products, tf32_products
+from sdediff.execution import several_products, tf32_products, uncompiled
 
 VectorField = Callable[..., Tensor]
 """Vector field ``field(y)`` on the states ``(B, *shape)`` of a batch, each sample on its own; ``field(y, rows)`` takes
@@ -259,8 +259,8 @@ def _pull_back(
         # Copies of the states, one a probe: vmap does not have the second derivative of every layer.
         e, g = (side.transpose(0, 1).reshape(-1, *y.shape[1:]) for side in (probes, of_products))
         leaf = y.detach().repeat(probes.shape[1], *(1,) * (y.ndim - 1)).requires_grad_()
-        # Fused attention has no second derivative; the plain one has.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        # Fused attention and compiled networks have no second derivative; the plain ones have.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), uncompiled():
             again = field(leaf, items.repeat(probes.shape[1]))
             first = again[: len(y)]
             _check_same(first.detach(), value)
