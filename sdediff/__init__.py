@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # "as" marks a name as public for type checkers
     from sdediff import analytic as analytic
+    from sdediff import checkpoint as checkpoint
+    from sdediff import conditioning as conditioning
     from sdediff import data as data
     from sdediff import evaluation as evaluation
+    from sdediff import gaussian as gaussian
     from sdediff import interop as interop
+    from sdediff import latent as latent
     from sdediff import networks as networks
     from sdediff import noise as noise
+    from sdediff import options as options
     from sdediff import plots as plots
+    from sdediff import quality as quality
     from sdediff import samplers as samplers
+    from sdediff import selftest as selftest
     from sdediff import training as training
     from sdediff import tuning as tuning
     from sdediff.checkpoint import load as load

@@ -1,11 +1,13 @@
 r"""The denoising loss of a model, for a training loop of one's own.
 
-With a clean item x0, a level and noise eps, the network sees ``x = alpha x0 + sigma eps``; the loss is the error of its
-velocity, ``v = cos eps - sin x0``, which is that of its noise over ``cos^2`` (Salimans & Ho 2022):
+With a clean item x0, a level and noise eps, the network sees ``x = alpha x0 + sigma eps``; the loss is the error of
+what it predicts. In terms of the velocity ``v = cos eps - sin x0`` (Salimans & Ho 2022) and the prediction's gain g,
 
-    E ||v_hat - v||^2 / D = E ||eps_hat - eps||^2 / (D cos^2),    t uniform in [t_min, t_max].
+    E ||v_hat - v||^2 / (D g^2) = E ||eps_hat - eps||^2 / (D cos^2 g^2),    t uniform in [t_min, t_max]:
 
-This is the default objective of :func:`sdediff.train`; others are made of the tables of
+the error of eps for networks of epsilon (L_simple) and of the score, of x0, v, the flow or EDM's F for networks of
+those. The velocity's error of a network of epsilon would be all at the noisy end, where ``cos`` is 1e-4 or less.
+For networks of v this is the default objective of :func:`sdediff.train`; others are made of the tables of
 :mod:`sdediff.training.objective`.
 """
 
@@ -24,6 +26,7 @@ from sdediff.data.levels import to_values
 from sdediff.data.units import to_model
 from sdediff.noise import NoiseSource, Stage, stratified
 from sdediff.numerics import expand, flatten
+from sdediff.parametrization import Prediction
 from sdediff.sde import SDE
 from sdediff.types import DataInfo, Level, Split
 
@@ -31,8 +34,8 @@ Loss = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """``(model, x0, u, eps)`` to the loss of each item, ``(B,)``."""
 
 
-def velocity_loss(model: Learner, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
-    """Return the mean square error of the velocity of each item.
+def output_loss(model: Learner, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
+    """Return the mean square error of what the network predicts of each item.
 
     Args:
         model: the denoiser.
@@ -42,7 +45,9 @@ def velocity_loss(model: Learner, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     """
     sde = model.sde
     level = sde.level(sde.t_min + (sde.t_max - sde.t_min) * u)
-    error = (model(level.perturb(x0, eps), level).eps - eps) / expand(torch.as_tensor(level.cos), eps)
+    cos, sin = torch.as_tensor(level.cos), torch.as_tensor(level.sin)
+    gain = torch.from_numpy(model.prediction.gain(torch.atan2(sin, cos).cpu().numpy()))
+    error = (model(level.perturb(x0, eps), level).eps - eps) / expand(cos * gain.to(cos.device), eps)
     return flatten(error).square().mean(dim=1)
 
 
@@ -51,6 +56,7 @@ class Learner(ABC):
 
     sde: SDE
     data: DataInfo | None
+    prediction: Prediction
 
     @property
     @abstractmethod
@@ -77,7 +83,7 @@ class Learner(ABC):
         *,
         seed: int | None = None,
         step: int = 0,
-        objective: Loss = velocity_loss,
+        objective: Loss = output_loss,
     ) -> Tensor:
         """Return the denoising loss of each item, at random noise levels, one a stratum, and with random noise.
 
@@ -87,8 +93,9 @@ class Learner(ABC):
             seed: seed of all draws, which are functions of ``(seed, step)``; a fresh one from the operating system by
                 default. Torch's global generator is not touched.
             step: number of the training step.
-            objective: function ``(model, x0, u, eps)`` to the losses: the error of the velocity by default, or
-                ``Objective(model.sde, time_law, weighting).loss`` of :mod:`sdediff.training`.
+            objective: function ``(model, x0, u, eps)`` to the losses: the error of what the network predicts by
+                default (L_simple for epsilon), or ``Objective(model.sde, time_law, weighting).loss`` of
+                :mod:`sdediff.training`.
 
         Returns:
             Losses ``(B,)``, of order one for data of unit size and a network that knows nothing.

@@ -46,7 +46,7 @@ def resolve(solver: str | Sampler, **options: Unpack[StepOptions]) -> Sampler:
     steps, tolerances = options.get("steps"), {"rtol": options.get("rtol"), "atol": options.get("atol")}
     given = {key: value for key, value in tolerances.items() if value is not None}
     if steps is not None and not isinstance(steps, Integral):
-        raise ValueError(f"steps must be a whole number, at least 1, not {steps}")
+        raise ValueError(f"steps must be a whole number, at least 1, not {steps!r}")
     if steps is not None and steps >= _MOST_STEPS:
         raise ValueError(f"steps must be below {_MOST_STEPS:,}")
     if given and steps is not None:

@@ -71,6 +71,8 @@ class ScoreModel(Denoiser):
         super().__init__()
         if not isinstance(sde, SDE):
             raise TypeError(f"the process must be an SDE, as VPSDE() is, not {sde!r}")
+        if not callable(network):
+            raise TypeError(f"the network must be a function or a module, called as (x, t), not {network!r}")
         if data is not None:
             check_units(data)
         self.network = network

@@ -19,6 +19,11 @@ class FilteredTable(Mapping[str, V]):
     def __init__(self, table: Mapping[str, V], keep: Callable[[V], bool]) -> None:
         self._table, self._keep = table, keep
 
+    @property
+    def whole(self) -> Mapping[str, V]:
+        """The table of which this is a view."""
+        return self._table
+
     def __getitem__(self, name: str) -> V:
         entry = self._table[name]
         if not self._keep(entry):

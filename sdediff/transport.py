@@ -20,7 +20,7 @@ from sdediff.data.remarks import warn_of_levels
 from sdediff.data.units import to_data, to_model
 from sdediff.denoiser import Denoiser, check_denoiser
 from sdediff.numerics import expand, flatten, wide
-from sdediff.options import SolveOptions, StepOptions, check_options, subset
+from sdediff.options import SolveOptions, StepOptions, check_count, check_options, subset
 from sdediff.samplers import Sampler
 from sdediff.samplers.reversible import Reversible, ReversibleBackward, ReversibleForward
 from sdediff.sampling import check_state, node_times, resolve, solve, told, untold
@@ -183,6 +183,7 @@ def interpolate(
     >>> sdediff.interpolate(model, torch.tensor([[1.5, 0.5]]), torch.tensor([[2.5, 0.5]]), points=3, steps=10).shape
     torch.Size([3, 1, 2])
     """
+    check_count("points", points)
     if points < 2:
         raise ValueError(f"interpolation needs at least 2 points, not {points}")
     if x_a.shape != x_b.shape:

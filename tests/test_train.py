@@ -20,6 +20,7 @@ from sdediff.conditions import Condition, ConditionLike
 from sdediff.config import Config
 from sdediff.data import load_dataset
 from sdediff.denoiser import Denoiser
+from sdediff.denoising import output_loss
 from sdediff.networks import NETWORKS
 from sdediff.networks.told import Told
 from sdediff.parametrization import PREDICTIONS
@@ -27,6 +28,7 @@ from sdediff.score_model import ScoreModel
 from sdediff.training import Objective, TrainResult
 from sdediff.training.labels import Labels, check_rows
 from sdediff.training.record import read_record
+from sdediff.types import Split
 
 QUICK: dict[str, Any] = {
     "steps": 6,
@@ -452,6 +454,28 @@ def test_the_loss_is_the_default_objective() -> None:
     assert sorted((u * 64).long().tolist()) == list(range(64))
     other = Objective(model.sde, "uniform", "simple").loss(model, *kept["draws"])
     assert float((other - by_objective).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("sde", [sdediff.DDPM.linear(1000), sdediff.DDPM.cosine(1000), sdediff.RectifiedFlow()])
+@pytest.mark.parametrize("name", list(PREDICTIONS))
+def test_the_loss_is_the_error_of_what_the_network_predicts(name: str, sde: sdediff.SDE) -> None:
+    """Of a network that says 0, the mean square of the target (of the score's in units of 1 / sigma): of order one."""
+    model = sdediff.ScoreModel(lambda x, t: torch.zeros_like(x), sde, name)
+    x0 = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws: list[tuple[Tensor, Tensor]] = []
+
+    def keep(inner: Denoiser, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
+        draws.append((u, eps))
+        return output_loss(inner, x0, u, eps)
+
+    losses = model.loss(x0, seed=0, objective=keep)
+    ((u, eps),) = draws
+    level = sde.level(sde.t_min + (sde.t_max - sde.t_min) * u)
+    target = PREDICTIONS[name].target(Split(x0, eps), level)
+    if name == "score":
+        target = target * torch.as_tensor(level.sigma)[:, None]
+    torch.testing.assert_close(losses.double(), target.double().square().mean(dim=1), rtol=1e-3, atol=1e-3)
+    assert float(losses.max()) < 20.0
 
 
 def test_the_loss_of_the_exact_model_has_its_closed_form() -> None:

@@ -19,6 +19,7 @@ from sdediff.cli.options import (
     SolverChoice,
     batch_size_option,
     data_argument,
+    given_network,
     number_option,
     run_option,
     solver_options,
@@ -106,7 +107,9 @@ def command(
         guidance=guiding,
         chosen=chosen,
     )
-    return frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}")
+    own = given_network()
+    named = "" if own is None else f" --network {own.__module__}:{own.__qualname__}"
+    return frame.console.say(f"  next     sdediff decode {files['.npz']} --run {run.folder}{named}")
 
 
 def _write_codes(frame: CommandFrame, run: Run, loaded: DataItems) -> None:

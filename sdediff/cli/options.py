@@ -12,6 +12,7 @@ import click
 
 from sdediff.cli.group import choices, nearest
 from sdediff.execution import AUTOCASTS
+from sdediff.tables import FilteredTable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,8 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name if it is in the table."""
         if value not in self.table:
+            if isinstance(self.table, FilteredTable) and value in self.table.whole:
+                self.fail(f"the {self.what} {value!r} is not for this command; {choices(self.table)}", param, ctx)
             self.fail(
                 f"unknown {self.what} {value!r}{nearest(str(value), self.table)}; {choices(self.table)}", param, ctx
             )

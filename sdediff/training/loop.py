@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from sdediff.foreign import OwnNetwork
 from sdediff.interrupt import Interrupt
 from sdediff.latent.first_stage import FirstStage
 from sdediff.progress import Progress
+from sdediff.score_model import ScoreModel
 from sdediff.training.folder import (
     AUTOENCODER,
     BEST,
@@ -62,7 +62,8 @@ class TrainResult:
     """Result of a training run.
 
     Attributes:
-        model: the moving average, in evaluation mode.
+        model: the moving average, in evaluation mode; of a configuration in two stages the autoencoder, VAE or latent
+            model (:mod:`sdediff.latent`), for which the type is too narrow, as that of :func:`sdediff.load` is.
         run_dir: the folder of the run; ``None`` if nothing was written.
         steps: number of steps done, resumed ones included.
         seconds: duration of this call.
@@ -72,7 +73,7 @@ class TrainResult:
         metrics: the lines of metrics, those of a resumed run included: ``step`` and numbers by name.
     """
 
-    model: Any
+    model: ScoreModel
     run_dir: Path | None
     steps: int
     seconds: float
@@ -156,7 +157,7 @@ def train(
             )
             if trained.interrupted:
                 return trained
-            first_stage = trained.model
+            first_stage = trained.model  # type: ignore[assignment]  # see TrainResult
     trackers = Trackers(config.training.trackers)
     trainer = Trainer(
         config,
@@ -275,7 +276,8 @@ class _Loop:
         trainer.workers.wait_for_everyone()
         held_out = trainer.held_out_loss() if math.isnan(self.held_out) else self.held_out
         seconds, lines = time.monotonic() - self.start, tuple(self.record.lines)
-        return TrainResult(trainer.finished(), self.folder, step, seconds, self.loss, held_out, stop, lines)
+        model: ScoreModel = trainer.finished()  # type: ignore[assignment]  # see TrainResult
+        return TrainResult(model, self.folder, step, seconds, self.loss, held_out, stop, lines)
 
     def _check(self, loss: float, step: int) -> None:
         """Give up a run whose loss blows up, before it is saved.
