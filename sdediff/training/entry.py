@@ -26,9 +26,9 @@ from sdediff.latent.autoencoders import kind_of
 from sdediff.latent.first_stage import FirstStage
 from sdediff.numerics import choose
 from sdediff.settings import LatentSection, TrainingSection
-from sdediff.training import loop
 from sdediff.training.conditional import conditional_config
 from sdediff.training.loop import OnMetrics, OnSample, TrainResult
+from sdediff.training.run import train as train_configuration
 
 GIVEN = "given"
 """Name of data that were handed over, in a run's configuration."""
@@ -131,7 +131,7 @@ def train(
     def draw(samples: Tensor, path: Path) -> None:
         plots.picture(samples, items.info, path.with_name(f"{path.name}.png"), reference=items.held_out)
 
-    return loop.train(
+    return train_configuration(
         chosen,
         run,
         data=items,
