@@ -39,6 +39,7 @@ from sdediff.sde import SDES
 from sdediff.stage_storage import (
     STAGE_FORMAT,
     LatentDescription,
+    check_exported,
     describe_stage,
     needs_stage,
     rebuild_stage,
@@ -79,6 +80,7 @@ def save(model: ScoreModel | FirstStage | LatentModel, path: str | Path, force: 
     if isinstance(model, LatentModel):
         _save_latent(model, path)
     elif isinstance(model, FirstStage):
+        check_exported(model)
         _write(path, describe_stage(model), model.state_dict())
     else:
         description = describe_model(model)
@@ -241,7 +243,8 @@ def _load_latent(folder: Path, network: OwnNetwork | None) -> LatentModel:
 def _load_own(folder: Path, network: OwnNetwork | None) -> ScoreModel:
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no model in {folder}: {name} is missing")
+            there = f"{name} is missing" if folder.is_dir() else "there is no such folder"
+            raise FileNotFoundError(f"no model in {folder}: {there}")
     named = "?"
     try:
         description = _description(folder)

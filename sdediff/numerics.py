@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -145,5 +146,11 @@ def choose(table: Mapping[str, EntryT], name: str, what: str) -> EntryT:
         ValueError: naming the unknown name and those that are allowed.
     """
     if not isinstance(name, str) or name not in table:
-        raise ValueError(f"unknown {what} {ascii(name)[:80]}; choose one of: {', '.join(table)}")
+        raise ValueError(f"unknown {what} {ascii(name)[:80]}{nearest(name, table)}; choose one of: {', '.join(table)}")
     return table[name]
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return `` (did you mean 'a'?)`` if one of the names is similar, else nothing."""
+    similar = difflib.get_close_matches(name.lower(), list(names), n=1) if isinstance(name, str) else []
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -58,12 +58,15 @@ def split_output(prediction: Prediction, output: Tensor, x: Tensor, level: Level
     """Turn what a network returned at the state ``x`` ``(B, *shape)`` into a split.
 
     Raises:
-        ValueError: if the output is not of the state's shape, with twice the channels for a learned variance.
+        ValueError: if the output is not of the state's shape, with twice the channels for a learned variance, or its
+            numbers are integers or complex.
     """
     wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if learned_variance else x.shape
     if output.shape != wanted:
         twice = " and its learned variance" if learned_variance else ""
         raise ValueError(f"the network returned {tuple(output.shape)} for a state {tuple(x.shape)}{twice}")
+    if not output.is_floating_point():
+        raise ValueError(f"the network returned numbers of type {output.dtype}: they must be floating-point")
     output = output.to(x.dtype)
     if not learned_variance:
         return prediction.split(output, x, level)

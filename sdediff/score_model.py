@@ -33,7 +33,8 @@ class ScoreModel(Denoiser):
             their parameters, dtype, device and mode are the model's.
         sde: the forward process.
         prediction: ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"score"``, ``"flow"`` (noise - data) or
-            ``"reversed_flow"`` (data - noise), or a :class:`~sdediff.parametrization.Prediction`.
+            ``"reversed_flow"`` (data - noise), ``"edm"`` with the conditioning ``"edm"`` (F of Karras et al. 2022), or
+            a :class:`~sdediff.parametrization.Prediction`, as ``EDM(sigma_data)``.
         conditioning: inputs of the network: ``"time"`` for ``(x, t)``, ``"reversed_time"`` for ``(x, 1 - t)``;
             ``"logsnr"`` for ``(x / sqrt(alpha^2 + sigma^2), lambda)``, which makes it independent of the schedule.
             Networks that count the steps of a chain (timestep k = 0 .. N-1 is ``t = (k + 1) / N``) take ``"label"`` for
@@ -71,8 +72,9 @@ class ScoreModel(Denoiser):
         super().__init__()
         if not isinstance(sde, SDE):
             raise TypeError(f"the process must be an SDE, as VPSDE() is, not {sde!r}")
-        if not callable(network):
-            raise TypeError(f"the network must be a function or a module, called as (x, t), not {network!r}")
+        if not callable(network) or isinstance(network, type):
+            kind = f"the class {network.__name__}: call it" if isinstance(network, type) else type(network).__name__
+            raise TypeError(f"the network must be a module or a function of (x, t), not {kind}")
         if data is not None:
             check_units(data)
         self.network = network

@@ -62,10 +62,20 @@ def describe_stage(model: FirstStage) -> dict[str, Any]:
     }
 
 
+def check_exported(model: FirstStage) -> None:
+    """Refuse to save an autoencoder of diffusers.
+
+    Raises:
+        ValueError: naming what to do instead.
+    """
+    if isinstance(model.encoder, DiffusersEncoder):
+        raise ValueError("autoencoders of diffusers are not saved but exported, with the score model of their codes")
+
+
 def _describe_coder(network: nn.Module, part: str) -> dict[str, Any]:
     """Return name and parameters of a network of the library, or the place of the class of another one."""
     if isinstance(network, DiffusersEncoder | DiffusersDecoder):
-        raise ValueError("autoencoders of diffusers are not saved but exported, with the score model of their codes")
+        return {"name": f"diffusers.{type(network.inner).__name__}"}
     names = [name for name, pair in CODERS.items() if getattr(pair, part) is type(network)]
     config = getattr(network, "config", None)
     if names and isinstance(config, Mapping):

@@ -633,3 +633,40 @@ def test_a_solver_chosen_with_the_scheduler_s_bounds_is_not_that_without(tmp_pat
     assert kept == [[bounds], ["", bounds], ["", bounds]]
     torch.testing.assert_close(drawn[0], drawn[2], rtol=1e-4, atol=1e-4)
     assert float((drawn[0] - drawn[1]).abs().max()) > 0.1  # the control: the bounds are met
+
+
+def test_a_flat_folder_is_the_nested_one_on_the_command_line(tmp_path: Path) -> None:
+    """As of google/ddpm-cifar10-32: the network's config.json is not that of a run."""
+    nested = saved(tmp_path / "nested", unet(), diffusers.DDPMScheduler(**BETAS))
+    flat = tmp_path / "flat"
+    unet().save_pretrained(flat)
+    diffusers.DDPMScheduler(**BETAS).save_pretrained(flat)
+    np.save(tmp_path / "x.npy", np.arange(192, dtype=np.uint8).reshape(3, *SHAPE))
+    found = []
+    for folder in (nested, flat):
+        assert CliRunner().invoke(main, ["info", "--run", str(folder)]).exit_code == 0
+        result = CliRunner().invoke(
+            main, ["likelihood", str(tmp_path / "x.npy"), "--run", str(folder), "--elbo", "--draws", "4", "--json"]
+        )
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["mean"])
+    assert found[0] == found[1]
+
+
+def test_classes_are_told_by_label_and_labels(tmp_path: Path) -> None:
+    """As the network's only argument is named, ``class_labels``; none or one beyond them is refused."""
+    folder = str(saved(tmp_path / "m", unet(num_class_embeds=3), diffusers.DDPMScheduler(**BETAS)))
+    images = np.arange(192, dtype=np.uint8).reshape(3, *SHAPE)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.full(3, 2))
+    common = ["likelihood", str(tmp_path / "x.npz"), "--run", folder, "--elbo", "--draws", "4", "--json"]
+    ways = (["--condition", "class_labels=2"], ["--label", "2"], ["--labels"], ["--condition", "class_labels=0"])
+    means = []
+    for way in ways:
+        result = CliRunner().invoke(main, [*common, *way])
+        assert result.exit_code == 0, result.output
+        means.append(json.loads(result.stdout)["mean"])
+    assert means[0] == means[1] == means[2] != means[3]
+    for way, words in (([], "has to be told a class, 0 to 2: --label"), (["--label", "3"], "no class '3'")):
+        result = CliRunner().invoke(main, [*common, *way])
+        assert result.exit_code == 2
+        assert words in result.output

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import sdediff
 from sdediff import interop, latent
+from sdediff.cli import main
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -68,6 +70,16 @@ def test_bound_needs_a_law_of_codes(pipeline: tuple[Path, Any, Any]) -> None:
     else:
         with pytest.raises(ValueError, match="no law"):
             latent.elbo(model, IMAGES)
+
+
+def test_it_is_described_and_never_saved(pipeline: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder, coder, model = pipeline
+    result = CliRunner().invoke(main, ["info", "--run", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert f"diffusers.{type(coder).__name__}" in result.output
+    with pytest.raises(ValueError, match="not saved but exported"):
+        sdediff.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.json").exists()
 
 
 def test_export_is_read_again(pipeline: tuple[Path, Any, Any], tmp_path: Path) -> None:

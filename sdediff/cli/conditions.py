@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdediff.cli.items import DataItems
 from sdediff.cli.runs import Run
 from sdediff.data.held_out import class_names
+from sdediff.interop import DiffusersNetwork
 from sdediff.networks import Levelled
 
 Assignments = tuple[tuple[str, Tensor], ...]
@@ -20,6 +21,9 @@ Assignments = tuple[tuple[str, Tensor], ...]
 
 CONDITION = "condition_"
 """Prefix of the arrays of a file that are arguments of the network; the rest is the name of the argument."""
+
+LABEL = "label"
+"""The argument of the library's networks that is a class; others may call their only argument otherwise."""
 
 _BOOLEANS = {"true": True, "false": False}
 
@@ -64,7 +68,7 @@ labels_option = click.option(
     "--labels",
     metavar="[NAME]",
     is_flag=False,
-    flag_value="label",
+    flag_value=LABEL,
     help="Tell it the labels of DATA.  [default: as label]",
 )
 
@@ -77,14 +81,15 @@ def of_label(run: Run, label: str | None) -> Assignments:
     """
     if label is None:
         return ()
-    classes = run.model.told.classes
+    network = run.model.network
+    classes = network.classes if isinstance(network, DiffusersNetwork) else run.model.told.classes
     if classes is None:
         raise ValueError(
             "the run's network knows no classes: sdediff train --conditional makes one that does; arguments of a "
             "network of your own are told by --condition NAME=VALUE"
         )
     names, arguments = class_names(run.folder), _arguments(run)
-    first = arguments.named[0] if arguments is not None and arguments.named else "label"
+    first = arguments.named[0] if arguments is not None and arguments.named else LABEL
     number = names.index(label) if label in names else int(label) if label.isdecimal() else classes
     if number >= classes:
         named = f", or {', '.join(names)}" if names else ""
@@ -113,7 +118,9 @@ def with_labels(run: Run, condition: Assignments, labels: str | None, data: Data
     if labels is not None:
         if data.labels is None:
             raise ValueError(f"{data.name}: the data have no labels for --labels {labels}")
-        named[labels] = data.labels
+        arguments = _arguments(run)
+        only = arguments is not None and len(arguments.named) == 1 and not arguments.others
+        named[arguments.named[0] if arguments is not None and only and labels == LABEL else labels] = data.labels
     return with_condition(run, tuple(named.items()))
 
 
@@ -130,6 +137,12 @@ def check_names(run: Run, names: Collection[str]) -> None:
     unknown = [name for name in names if name not in arguments.named]
     if unknown and not arguments.others:
         raise ValueError(f"the run's network takes no {', '.join(unknown)}: {takes}")
+    network = run.model.network
+    if isinstance(network, DiffusersNetwork) and network.classes is not None and "class_labels" not in names:
+        raise ValueError(
+            f"the run's network has to be told a class, 0 to {network.classes - 1}: --label CLASS, or --labels where "
+            "the data have them"
+        )
     missing = [name for name in arguments.needed if name not in names]
     if missing:
         raise ValueError(f"the run's network has to be told {', '.join(missing)}: --condition {missing[0]}=VALUE")

@@ -6,7 +6,6 @@ shows the traceback instead.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import os
@@ -17,6 +16,7 @@ import click
 
 from sdediff.cli.console import exit_with, open_streams, paint, print_error
 from sdediff.interrupt import ending_interrupts
+from sdediff.numerics import nearest
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -99,9 +99,3 @@ def fail(error: Exception, message: str, code: int) -> NoReturn:
 def choices(names: Mapping[str, Any]) -> str:
     """Return ``choose one of: a, b``."""
     return f"choose one of: {', '.join(names)}"
-
-
-def nearest(name: str, names: Mapping[str, Any]) -> str:
-    """Return `` (did you mean 'a'?)`` if a name is similar, else nothing."""
-    similar = difflib.get_close_matches(name.lower(), list(names), n=1)
-    return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -129,7 +129,7 @@ def fact_lines(facts: dict[str, Any]) -> dict[str, str]:
     """Format the description of a run as lines by title."""
     data, training = facts["data"], facts["training"]
     lines = {
-        "data": f"{data['name']}, items {tuple(data['shape'])}, "
+        "data": f"{data['name'] or 'of no name'}, items {tuple(data['shape'])}, "
         + (
             "continuous" + ", standardised inside" * (not {"shift", "scale"}.isdisjoint(data))
             if data["levels"] is None

@@ -18,6 +18,7 @@ from sdediff import evaluation
 from sdediff.checkpoint import latest_run
 from sdediff.cli.anomalies import anomaly_column, anomaly_options, anomaly_search
 from sdediff.cli.conditions import labels_option, with_labels
+from sdediff.cli.console import Console
 from sdediff.cli.evaluation import WRITERS, OutputFiles, Task, evaluation_bar, write_evaluation
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.group import INTERRUPTED
@@ -43,6 +44,7 @@ from sdediff.devices import pick_device
 from sdediff.evaluation import LIKELIHOOD_METHODS, LikelihoodMethod
 from sdediff.evaluation.dataset import BatchEvaluation
 from sdediff.evaluation.methods import TensorColumns
+from sdediff.extras import require
 from sdediff.grids import GRIDS
 from sdediff.likelihood.bits_per_dim import BOUNDS
 from sdediff.likelihood.discrete.dequantization import DEQUANTISATIONS
@@ -235,6 +237,16 @@ def _flag(option: str) -> str:
     return {"target_error": "--item-error"}.get(option, f"--{option.replace('_', '-')}")
 
 
+def _can_draw(console: Console) -> bool:
+    """Tell whether pictures can be drawn; where nobody asked for one, its lack is a note."""
+    try:
+        require("plots")
+    except ValueError as missing:
+        console.note(f"no picture: {missing}")
+        return False
+    return True
+
+
 def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
     """Choose the files to write, and refuse unknown suffixes and files that exist, unless they are unfinished."""
     out = frame.out
@@ -248,6 +260,6 @@ def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
         picture = plan(picture, picture.parent, "likelihood", (suffix,), force=force)[suffix]
     if out is None:
         return OutputFiles(None, None, picture)
-    suffixes = (out.suffix,) if picture is not None else (out.suffix, ".png")
+    suffixes = (out.suffix,) if picture is not None or not _can_draw(frame.console) else (out.suffix, ".png")
     paths = plan(out, out.parent, out.stem, suffixes, force=force)
     return OutputFiles(paths[out.suffix], unfinished, paths.get(".png", picture))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from sdediff.cli.group import choices, nearest
+from sdediff.cli.group import choices
 from sdediff.execution import AUTOCASTS
+from sdediff.numerics import nearest
 from sdediff.tables import FilteredTable
 
 if TYPE_CHECKING:

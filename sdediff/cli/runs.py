@@ -136,8 +136,12 @@ def find_run(console: Console, holding: str = DESCRIPTION) -> Path:
 
 
 def run_config(folder: Path) -> Config | None:
-    """Return the configuration that a run was trained with, if its folder holds one."""
-    return Config.load(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    """Return the configuration that a run was trained with, if its folder holds one.
+
+    Folders of diffusers, which have no model of the library's, have a file of that name that describes the network.
+    """
+    own = (folder / DESCRIPTION).is_file() and (folder / CONFIG).is_file()
+    return Config.load(folder / CONFIG) if own else None
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -52,7 +52,8 @@ class Autoencoder(FirstStage):
             ValueError: always.
         """
         raise ValueError(
-            "the codes of an autoencoder have no law: train a score model on them (a latent model), or a VAE"
+            "the codes of an autoencoder (a VQModel is one) have no law, so there is no likelihood or bound: train a "
+            "VAE; for samples alone, train a score model on the codes (a latent model)"
         )
 
     def law(self, output: Tensor) -> Posterior:

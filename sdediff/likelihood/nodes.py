@@ -57,7 +57,7 @@ def find_method(
     if solver is None:
         method: Sampler = AdaptiveODE() if tolerances else DEFAULT_SOLVER
     else:
-        method = choose(PATH_SOLVERS, solver, "solver of the likelihood's path") if isinstance(solver, str) else solver
+        method = _named(solver) if isinstance(solver, str) else solver
     if is_adaptive_ode(method):
         if steps is not None or grid is not None:
             raise ValueError("give either steps and a grid, or rtol/atol (adaptive), not both")
@@ -88,6 +88,14 @@ PATH_SOLVERS: Mapping[str, Sampler] = ChainMap(
 )
 """Solvers by name: the entries of ``SAMPLERS``, the adaptive methods of torchdiffeq, and ``"auto"``, to be refused with
 those that work."""
+
+
+def _named(name: str) -> Sampler:
+    """Return a solver by name; an unknown one is refused with those that work."""
+    if name in PATH_SOLVERS:
+        return PATH_SOLVERS[name]
+    suitable = _solver_names(lambda method: evaluates_once_per_node(method) or is_adaptive_ode(method))
+    return choose({each: PATH_SOLVERS[each] for each in suitable}, name, "solver of the likelihood's path")
 
 
 def _solver_names(suits: Callable[[object], bool]) -> list[str]:

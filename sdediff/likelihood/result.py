@@ -114,7 +114,8 @@ class ErrorBudget:
             raise FloatingPointError(
                 f"{lost} of {len(self.values)} likelihoods mean nothing: the stated error of their path, "
                 f"{float(size.median()) / self.scale:.2g} {self.unit} in the median, exceeds their value; take more "
-                "steps (none given means 40 and more as needed), or end below the noise that nothing crosses by t_to="
+                "steps (none given means 40 and more as needed), or, in Python, end below the noise that nothing "
+                "crosses by t_to="
             )
 
     def columns(self) -> dict[str, Tensor]:
