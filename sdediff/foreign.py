@@ -55,7 +55,8 @@ def imported(path: str, what: str = "network", kind: str = "Class") -> Callable[
         ValueError: if there is no such class; in one line.
     """
     if not _IMPORT_PATH.fullmatch(path):
-        raise ValueError(f"a {what} of one's own is named package.module:{kind}, not {path!r}")
+        known = "; those of the library are chosen by network.name" * (what == "network" and kind == "Class")
+        raise ValueError(f"a {what} of one's own is named package.module:{kind}, not {path!r}{known}")
     module, _, name = path.partition(":")
     try:
         found: Any = importlib.import_module(module)

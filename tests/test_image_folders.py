@@ -14,6 +14,7 @@ from sdediff.data import DataWarning, Reading, load_dataset
 from sdediff.data import images as images_module
 from sdediff.data.files import load_items
 from sdediff.data.folders import IMAGE_SUFFIXES
+from sdediff.data.huggingface import _images
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -177,6 +178,24 @@ def test_sizes_and_kinds_that_differ_are_refused_by_name(tmp_path):
     Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"one kind: .*a\.png is grey, .*b\.png is grey of 16 bits"):
         load_items(tmp_path)
+
+
+def test_of_several_kinds_the_one_that_goes_with_no_other_is_named(tmp_path):
+    """Grey goes with colour: neither is the fault where a third, of 16 bits, is there. Saved sets hold the same."""
+    odd = Image.fromarray(GREY.astype(np.uint16))
+    images = {"a": Image.fromarray(COLOUR), "b": Image.fromarray(GREY), "c": odd}
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=r"one kind: .*a\.png is colour, .*c\.png is grey of 16 bits; .* 8 bits"):
+        load_items(tmp_path)
+    rows = [{"img": image} for image in images.values()]
+    with pytest.raises(ValueError, match=r"one kind: image 0 is colour, image 2 is grey of 16 bits"):
+        _images(rows, "img", None, "set")  # made one array of bytes, the 16 bits would wrap around
+    with pytest.warns(DataWarning, match=r"set: 1 of 2 images are turned into colour"):
+        assert _images(rows[:2], "img", None, "set").shape == (2, 3, *GREY.shape)
+    bilevel = [{"img": Image.fromarray(GREY > 100)}] * 2
+    with pytest.warns(DataWarning, match="set: 2 of 2 images are turned into grey"):
+        assert _images(bilevel, "img", 4, "set").dtype == np.uint8  # resized, it has more than two levels
 
 
 def test_only_image_formats_are_opened(tmp_path):

@@ -34,6 +34,7 @@ ODD = {
     "one value": (columns(c1=5.0), ["1 of 4 columns hold one value only: 1 (5); "]),
     "bits": (columns(c3=BITS), ["1 of 4 columns take few values: 3 (2 values); "]),
     "ages": (columns(c0=RNG.integers(18, 90, 400)), ["1 of 4 columns take few values: 0 (72 values); "]),
+    "numbers of rows": (columns(c1=np.arange(400)[::-1]), ["1 of 4 columns number the rows: 1 (0 to 399); "]),
     "large": (columns(c2=5000.0 + 1000.0 * N[:, 2]), ["1 of 4 columns are far from unit size: 2 (mean "]),
     "small": (columns(c2=1e-3 * N[:, 2]), ["1 of 4 columns are far from unit size: 2 (mean "]),
     "far": (columns(c2=100.0 + N[:, 2]), ["1 of 4 columns are far from unit size: 2 (mean "]),

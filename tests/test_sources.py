@@ -158,8 +158,11 @@ def test_columns_that_are_no_numbers_are_named_dropped_or_classes(tmp_path, file
     kind = np.array(["cat", "dog"])[np.arange(60) % 2]
     write_table(tmp_path / file, {"age": N[:, 0], "species": kind, "dose": N[:, 1]})
     line = refused(tmp_path / file)
-    assert "1 of 3 columns are no numbers: species (text); data.text=drop leaves them out, data.label=NAME" in line
-    with pytest.warns(DataWarning, match=r"species \(text\); they are left out"):
+    assert (
+        "1 of 3 columns are no numbers: species (text, as 'cat'); data.text=drop leaves them out, data.label=NAME"
+        in line
+    )
+    with pytest.warns(DataWarning, match=r"species \(text, as 'cat'\); they are left out"):
         assert load_dataset(tmp_path / file, text="drop").columns == ("age", "dose")
     data = load_dataset(tmp_path / file, label="species")
     assert (data.columns, data.classes) == (("age", "dose"), ("cat", "dog"))
@@ -268,7 +271,12 @@ def test_what_cannot_be_filled_is_said(tmp_path):
     x = N.copy()
     x[:, 2] = np.nan
     np.save(tmp_path / "x.npy", x)
-    assert "entry 2 of the items has no value at all" in refused(tmp_path / "x.npy", missing="mean")
+    for missing in ("refuse", "drop", "mean", "median"):  # none of them is a cure
+        assert "entry 2 of the items has no value at all" in refused(tmp_path / "x.npy", missing=missing)
+    write_table(tmp_path / "x.npz", {"age": x[:, 0], "dose": x[:, 2]})
+    assert "column dose of the items has no value at all" in refused(tmp_path / "x.npz", missing="drop")
+    x[:, 2], x[::2, 2], x[1::2, 1] = 1.0, np.nan, np.nan
+    np.save(tmp_path / "x.npy", x)
     assert "no item of a part is without missing values" in refused(tmp_path / "x.npy", missing="drop")
 
 

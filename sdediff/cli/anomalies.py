@@ -218,6 +218,8 @@ def _area_figures(area: Auroc) -> dict[str, Any]:
 
 def _texts(rows: Sequence[Mapping[str, Any]], name: str, unit: str) -> list[list[str]]:
     """Return a table's cells, its head first."""
+    if not any(row["standard_error"] for row in rows):  # of an exact trace, which has other errors: no claim of none
+        rows = [{key: cell for key, cell in row.items() if key != "standard_error"} for row in rows]
     heads = {name: unit, "standard_error": "+-"}
     cells = [[f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
     return [[heads.get(key, key) for key in rows[0]], *cells]

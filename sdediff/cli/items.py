@@ -93,7 +93,8 @@ def _load_items(data: str | None, run: Run, label: str | None = None) -> DataIte
         raise ValueError(f"{run.folder} does not say what it was trained on: give DATA")
     own = config is not None and data in (None, config.data.name)
     if label is not None and (own or data in DATASETS):
-        raise ValueError(f"the column {label} is one of a table at a path, and DATA is none")
+        are = "are the run's own, read as it was trained" if own else "have no columns"
+        raise ValueError(f"no column {label}: the data {are}; give the path of another table")
     if config is not None and own:  # with its own seed: another would hold out training data
         dataset = config.data.load()
         check_held_out(dataset, run.folder)

@@ -256,6 +256,8 @@ def _plan_files(frame: CommandFrame, picture: Path | None) -> OutputFiles:
     unfinished = None if out is None else out.with_name(f"{out.name}.part")
     force = frame.force or (unfinished is not None and unfinished.exists())  # written by a run stopped at a target
     if picture is not None:
+        if picture.suffix not in FORMATS and picture.suffix[1:].isalpha():
+            raise ValueError(f"--picture must end in one of: {', '.join(FORMATS)}; not {str(picture)!r}")
         suffix = picture.suffix if picture.suffix in FORMATS else ".png"
         picture = plan(picture, picture.parent, "likelihood", (suffix,), force=force)[suffix]
     if out is None:

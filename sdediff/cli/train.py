@@ -85,7 +85,7 @@ NOTES = (
 @click.option("--lr", type=POSITIVE, help=f"Learning rate.  [default: {DEFAULTS.learning_rate:g}]")
 @click.option("--seed", type=int, help=f"Seed of weights, data order and noise.  [default: {DEFAULTS.seed}]")
 @click.option(
-    "--conditional", is_flag=True, help="Tell the network the classes of the data, so that it samples by --condition."
+    "--conditional", is_flag=True, help="Tell the network the classes of the data, so that it samples by --label."
 )
 @click.option(
     "--model",
@@ -154,6 +154,8 @@ def command(
     folder = run or RUNS / Path(config.data.name).stem
     if (folder / CONFIG).exists() and not (resume or force):
         raise FileExistsError(f"{folder} holds a run already: --resume goes on with it, --force replaces it")
+    if resume and not (folder / CONFIG).is_file():  # before data are read
+        raise FileNotFoundError(f"nothing to resume in {folder}: {CONFIG} is missing")
     with warnings_as_lines(show=MAIN):
         dataset = config.data.load()
     if conditional:

@@ -32,7 +32,8 @@ def as_items(array: Array, where: str, *, gaps: bool = False) -> Tensor:
         ValueError: for another number type, no items, values that are not finite or are no levels.
     """
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{where}: data must be integers or floats, not {kind_of(array.dtype)}")
+        cure = ": df.select_dtypes('number') has a DataFrame's numbers" * array.dtype.hasobject
+        raise ValueError(f"{where}: data must be integers or floats, not {kind_of(array.dtype)}{cure}")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{where}: data must be an array (n, ...) with at least one item, not shape {array.shape}")
     if array.dtype.kind == "f":
@@ -85,10 +86,15 @@ def _check_resolution(array: Array, where: str) -> None:
 
 
 def _finite(data: Tensor, where: str, *, gaps: bool) -> Tensor:
-    good = (part.isfinite() | part.isnan() if gaps else part.isfinite() for part in in_parts(data))
-    if count := data.numel() - sum(int(part.sum()) for part in good):
+    def good(part: Tensor) -> Tensor:
+        return part.isfinite() | part.isnan() if gaps else part.isfinite()
+
+    if count := data.numel() - sum(int(good(part).sum()) for part in in_parts(data)):
+        first = int((~good(data)).flatten(1).any(dim=1).nonzero()[0])
         are = f"{'' if gaps else 'NaN, '}infinite or beyond single precision"
-        raise ValueError(f"{where}: {count} of {data.numel()} entries are {are}; leave those items out")
+        raise ValueError(
+            f"{where}: {count} of {data.numel()} entries are {are}; leave those items out (the first is item {first})"
+        )
     return data
 
 

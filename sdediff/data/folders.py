@@ -8,7 +8,6 @@ read as one class a folder, in the order of their names.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdediff.data.arrays import Array
-from sdediff.data.images import KINDS, Header, decode, no_bombs, read_header
+from sdediff.data.images import KINDS, Header, common_kind, decode, no_bombs, read_header, warn_of_conversions
 from sdediff.data.reading import SKIP
 from sdediff.data.remarks import listed, warn
 from sdediff.data.storage import empty
@@ -84,15 +83,13 @@ def _decoded(files: Sequence[Path], folder: Path, size: int | None, *, skip: boo
             try:
                 images[row], conversions = decode(file, kind, size)
             except ValueError as error:
-                if not skip:
-                    raise
-                return error
+                return _damage(error, skip=skip)
             return conversions
 
         found = list(threads.map(fill, range(len(known)), known))
     results = dict(zip(known, found, strict=True))
     whole = np.array([isinstance(results.get(file), tuple) for file in files])
-    _warn(folder, len(files), [each for each in results.values() if isinstance(each, tuple)])
+    warn_of_conversions(str(folder), len(files), [each for each in results.values() if isinstance(each, tuple)])
     if not whole.all():
         lost = [str(file.relative_to(folder)) for file, good in zip(files, whole, strict=True) if not good]
         warn(f"{folder}: {len(lost):,} of {len(files):,} images are damaged and left out: {listed(lost)}")
@@ -106,9 +103,13 @@ def _header(file: Path, *, skip: bool) -> Header | ValueError:
     try:
         return read_header(file)
     except ValueError as error:
-        if not skip:
-            raise
-        return error
+        return _damage(error, skip=skip)
+
+
+def _damage(error: ValueError, *, skip: bool) -> ValueError:
+    if not skip:
+        raise ValueError(f"{error}; data.damaged=skip leaves such images out") from None
+    return error
 
 
 def _common_kind(headers: dict[Path, Header], size: int | None) -> str:
@@ -125,14 +126,4 @@ def _common_kind(headers: dict[Path, Header], size: int | None) -> str:
                 f"all images must have one size: {file} has {came[1]} x {came[0]} pixels, {first} has "
                 f"{expected[1]} x {expected[0]}; data.size (--size 64) resizes and crops them"
             )
-    kinds = {header.kind: file for file, header in headers.items()}
-    if len(kinds) > 1 and any(KINDS[kind].rank is None for kind in kinds):
-        one, other = list(kinds)[:2]
-        raise ValueError(f"all images must be of one kind: {kinds[one]} is {one}, {kinds[other]} is {other}")
-    kind = max(kinds, key=lambda name: KINDS[name].rank or 0)
-    return "grey" if kind == "bilevel" and size is not None else kind  # resized, it has more than two levels
-
-
-def _warn(folder: Path, count: int, conversions: Sequence[tuple[str, ...]]) -> None:
-    for name, times in Counter(name for each in conversions for name in each).items():
-        warn(f"{folder}: {times:,} of {count:,} images {name}")
+    return common_kind({header.kind: file for file, header in headers.items()}, size)

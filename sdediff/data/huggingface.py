@@ -84,16 +84,26 @@ def _table(rows: Any) -> Table:
 
 def _images(rows: Any, column: str, size: int | None, where: str) -> Array:
     """Decode a column of images, in two passes: sizes and kinds, then pixels."""
-    from sdediff.data.images import KINDS, header_of, no_bombs, pixels_of  # which needs Pillow
+    from sdediff.data.images import (  # which needs Pillow
+        KINDS,
+        common_kind,
+        header_of,
+        no_bombs,
+        pixels_of,
+        warn_of_conversions,
+    )
 
     with readable(Path(where)), no_bombs():
         headers = [header_of(row[column]) for row in rows]
-        shapes, kinds = {header.shape for header in headers}, {header.kind for header in headers}
+        shapes = {header.shape for header in headers}
         if size is None and len(shapes) > 1:
             raise ValueError("its images have several sizes; data.size (--size 64) resizes and crops them")
-        kind = max(kinds, key=lambda name: KINDS[name].rank or 0)
+        kind = common_kind({header.kind: f"image {i}" for i, header in enumerate(headers)}, size)
         shape = (size, size) if size is not None else shapes.pop()
         images = empty((len(headers), 3 if kind == "colour" else 1, *shape), KINDS[kind].dtype)
+        conversions = []
         for i, row in enumerate(rows):
-            images[i], _ = pixels_of(row[column], kind, size)
-        return images
+            images[i], applied = pixels_of(row[column], kind, size)
+            conversions.append(applied)
+    warn_of_conversions(where, len(headers), conversions)
+    return images

@@ -10,7 +10,8 @@ eighth of their size to begin with.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sdediff.data.arrays import Array, readable
+from sdediff.data.remarks import warn
 from sdediff.extras import extra
 
 with extra("plots", "images need"):
@@ -64,6 +66,33 @@ def read_header(file: Path) -> Header:
     """
     with readable(file), Image.open(file, formats=_FORMATS) as image:
         return header_of(image)
+
+
+def common_kind(kinds: Mapping[str, object], size: int | None) -> str:
+    """Return the kind that holds images of several kinds without loss.
+
+    Args:
+        kinds: the name of one image of each kind.
+        size: side to which images are resized, if they are.
+
+    Raises:
+        ValueError: if the kinds do not go together.
+    """
+    alone = next((kind for kind in kinds if KINDS[kind].rank is None), None)
+    if len(kinds) > 1 and alone is not None:
+        other = next(kind for kind in kinds if kind != alone)
+        raise ValueError(
+            f"all images must be of one kind: {kinds[other]} is {other}, {kinds[alone]} is {alone}; "
+            "train on one kind, or save all with 8 bits"
+        )
+    kind = max(kinds, key=lambda name: KINDS[name].rank or 0)
+    return "grey" if kind == "bilevel" and size is not None else kind  # resized, it has more than two levels
+
+
+def warn_of_conversions(where: str, count: int, conversions: Iterable[tuple[str, ...]]) -> None:
+    """Warn once of each lossy conversion, with the number of images it was applied to."""
+    for name, times in Counter(name for each in conversions for name in each).items():
+        warn(f"{where}: {times:,} of {count:,} images {name}")
 
 
 def decode(file: Path, kind: str, size: int | None) -> tuple[Array, tuple[str, ...]]:

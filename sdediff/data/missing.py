@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sdediff.data.dataset import Items
 from sdediff.data.reading import DROP, REFUSE
-from sdediff.data.remarks import warn
+from sdediff.data.remarks import listed, warn
 from sdediff.numerics import in_parts
 
 
@@ -29,6 +29,7 @@ def without_gaps(parts: tuple[Items, ...], how: str, where: str) -> tuple[Items,
     items = sum(int(gap.sum()) for gap in gaps)
     if not items:
         return parts
+    _refuse_empty(parts[0], where)
     values = sum(int(part.x[gap].isnan().sum()) for part, gap in zip(parts, gaps, strict=True))
     of = sum(part.x.numel() for part in parts)
     found = f"{where}: {values:,} of {of:,} values are missing, in {items:,} of {sum(map(len, gaps)):,} items"
@@ -38,7 +39,7 @@ def without_gaps(parts: tuple[Items, ...], how: str, where: str) -> tuple[Items,
     if how == DROP:
         first, done = _whole(parts[0], gaps[0], where), "those items are left out"
     else:
-        first = parts[0]._replace(x=_filled(parts[0].x, how, where))
+        first = parts[0]._replace(x=_filled(parts[0].x, how))
         rest = "; held-out items are left out" * any(bool(gap.any()) for gap in gaps[1:])
         done = f"they are filled with the {how} of the training items{rest}"
     others = (_whole(part, gap, where) for part, gap in zip(parts[1:], gaps[1:], strict=True))
@@ -54,6 +55,18 @@ def _incomplete(x: Tensor) -> Tensor:
     return torch.cat([part.flatten(1).isnan().any(dim=1) for part in in_parts(x)])
 
 
+def _refuse_empty(items: Items, where: str) -> None:
+    """Refuse items that have an entry without any value, which neither leaving out nor filling cures."""
+    empty = torch.stack([part.isnan().all(dim=0) for part in in_parts(items.x)]).all(dim=0).nonzero().tolist()
+    if empty:
+        named = listed(
+            items.columns[place[0]] or "(unnamed)" if items.columns else ", ".join(map(str, place))
+            for place in empty[:4]
+        )
+        what = "column" if items.columns else "entry"
+        raise ValueError(f"{where}: {what} {named} of the items has no value at all; leave it out")
+
+
 def _whole(items: Items, gaps: Tensor, where: str) -> Items:
     if bool(gaps.all()):
         raise ValueError(
@@ -62,9 +75,6 @@ def _whole(items: Items, gaps: Tensor, where: str) -> Items:
     return items.part((~gaps).nonzero()[:, 0]) if bool(gaps.any()) else items
 
 
-def _filled(x: Tensor, how: str, where: str) -> Tensor:
+def _filled(x: Tensor, how: str) -> Tensor:
     centre = x.double().nanmean(dim=0) if how == "mean" else x.double().nanmedian(dim=0).values
-    if bool(centre.isnan().any()):
-        place = ", ".join(map(str, centre.isnan().nonzero()[0].tolist()))
-        raise ValueError(f"{where}: entry {place} of the items has no value at all; leave it out")
     return torch.where(x.isnan(), centre.to(x.dtype), x)

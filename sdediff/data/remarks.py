@@ -94,7 +94,9 @@ def remarks(x: Tensor, info: DataInfo | None = None, names: Sequence[str] = ()) 
     counts = 1 + (columns.sort(dim=0).values.diff(dim=0) != 0).sum(dim=0)
     mean, std = columns.mean(dim=0), columns.std(dim=0)
     constant, few = counts == 1, (counts > 1) & (counts <= min(FEW, len(columns) // 4))
-    units = ((mean.abs() > LARGEST) | (std > LARGEST) | (std < SMALLEST)) & ~constant & ~few
+    spread, whole = columns.amax(dim=0) - columns.amin(dim=0), (columns == columns.round()).all(dim=0)
+    numbering = whole & (counts == len(columns)) & (spread < 2 * len(columns)) & (x.ndim == 2)
+    units = ((mean.abs() > LARGEST) | (std > LARGEST) | (std < SMALLEST)) & ~constant & ~few & ~numbering
     if info is not None and has_units(info):
         units = torch.zeros_like(units)
     z = (columns - mean) / std
@@ -120,6 +122,12 @@ def remarks(x: Tensor, info: DataInfo | None = None, names: Sequence[str] = ()) 
             lambda i: f"{counts[i]} values",
             "a density has no bound there: make them a condition, store levels as integers, or spread the values by "
             "noise as wide as their distance",
+        ),
+        *line(
+            numbering,
+            "number the rows",
+            lambda i: f"{columns[:, i].min():g} to {columns[:, i].max():g}",
+            "they say where a row stood, not what it is: leave them out",
         ),
         *line(
             heavy,

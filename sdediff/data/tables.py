@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdediff.data.arrays import Array, readable
-from sdediff.data.columns import Table
+from sdediff.data.columns import Table, is_number
 from sdediff.extras import extra
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -44,23 +44,18 @@ def _read_csv(path: Path) -> Any:
     with extra("tables"):
         from pyarrow import csv
 
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline()
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline()
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8: save it in that encoding") from None
     delimiter = max(_DELIMITERS, key=first.count)
     return csv.read_csv(
         path,
-        csv.ReadOptions(autogenerate_column_names=all(map(_is_number, first.strip().split(delimiter)))),
+        csv.ReadOptions(autogenerate_column_names=all(map(is_number, first.strip().split(delimiter)))),
         csv.ParseOptions(delimiter=delimiter),
         csv.ConvertOptions(strings_can_be_null=False),
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.strip().strip('"') or "nan")
-    except ValueError:
-        return False
-    return True
 
 
 def _column(column: Any, pyarrow: Any) -> Array:

@@ -144,6 +144,7 @@ def curves(
     for (name, (x, y)), style in zip(series.items(), ("-", "o-", "s-", "^-"), strict=False):
         axes.plot(x, y, style, markersize=4, linewidth=1.2, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.locator_params(axis="x", integer=xlabel == "step")
     axes.legend(frameon=False)
     save_figure(figure, path)
 

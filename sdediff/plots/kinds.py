@@ -91,7 +91,8 @@ def corner(points: Tensor, path: str | Path, *, reference: Tensor | None = None)
             axes.set_xlim(ends[j])
             for rows, colour in drawn:
                 if i == j:
-                    axes.hist(rows[:, i].numpy(), bins=30, range=tuple(ends[i]), density=True, color=colour, alpha=0.7)
+                    share = [1.0 / len(rows)] * len(rows)  # no density: a range may hold no row at all
+                    axes.hist(rows[:, i].numpy(), bins=30, range=tuple(ends[i]), weights=share, color=colour, alpha=0.7)
                 else:
                     axes.scatter(
                         rows[:, j], rows[:, i], s=60.0 / math.sqrt(len(rows)), c=colour, alpha=0.7, linewidths=0

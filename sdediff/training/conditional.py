@@ -22,7 +22,10 @@ def conditional_config(config: Config, own: OwnNetwork | None, data: Dataset) ->
         ValueError: if the data have no labels, or a network of the library takes no such condition.
     """
     if data.train_condition is None and data.train_labels is None:
-        raise ValueError(f"the data {data.info.name!r} have no labels to tell the network")
+        raise ValueError(
+            f"the data {data.info.name!r} have no labels to tell the network: images have a folder a "
+            "class, of a table data.label=COLUMN is the class"
+        )
     if isinstance(own, nn.Module):
         return config
     counts: dict[str, int] = {}

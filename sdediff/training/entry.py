@@ -69,8 +69,8 @@ def train(
         network: the network of a score model: a name of ``NETWORKS``, ``"auto"`` for the one that suits the shape,
             ``"package.module:Class"``, which is imported, a class, or a module, which is copied with its weights. It is
             called as ``network(x, half_log_snr, *condition)`` unless ``conditioning=`` says otherwise, and a class is
-            made with those of ``shape``, ``classes`` and ``features`` that it takes. Or an autoencoder or a VAE
-            (:mod:`sdediff.latent`), which is copied and trained further, or frozen with ``model="latent"``.
+            made with those of ``shape``, ``classes``, ``features`` and ``outputs`` that it takes. Or an autoencoder or
+            a VAE (:mod:`sdediff.latent`), which is copied and trained further, or frozen with ``model="latent"``.
         run: folder for the run: settings, metrics, checkpoints, pictures. Without one nothing is written.
         condition: what the network is told of each item, one row an item: labels ``0, 1, ...``, ``(n,)``, or floats,
             as vectors ``(n, D)``; a tensor, or a tuple or a dict of several, ``{"label": labels, "vector": vectors}``:
