@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("steps", [7, 40])
 def test_undoing_a_solve_amplifies_rounding_by_the_growth_at_most(steps: int) -> None:
-    """The roots other than 1 have the size r with ``r^-N = growth``: their product is the factor of the oldest state."""
+    """The roots other than 1 have the size r with ``r^-N = growth``; their product is the oldest state's factor."""
     method = Reversible(growth=50.0)
     oldest = method.relations(sdediff.VPSDE().levels(torch.linspace(1.0, 1e-3, steps + 1, dtype=torch.float64)))[
         -1
