@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from sdediff import DataInfo, plots
-from sdediff.plots.likelihoods import Likelihoods, with_points
+from sdediff.plots.canvas import new_figure
+from sdediff.plots.likelihoods import Likelihoods, _draw_histogram, with_points
 
 
 def read(path: Path) -> np.ndarray:
@@ -244,3 +245,13 @@ def test_rows_are_a_corner_plot(tmp_path: Path) -> None:
 )
 def test_which_items_are_images(shape: tuple[int, ...], image: bool) -> None:
     assert plots.is_image(shape) == image
+
+
+def test_the_band_of_a_histogram_is_the_interval_of_the_mean() -> None:
+    """1.96 standard errors on either side."""
+    figure = new_figure(4.0, 3.0)
+    axes = figure.subplots()
+    _draw_histogram(axes, Likelihoods(torch.linspace(-1.0, 1.0, 50), "nats", 0.1, 0.2, False))
+    band = max((each.get_window_extent() for each in axes.patches), key=lambda box: box.height)
+    ends = axes.transData.inverted().transform(band.corners())[:, 0]
+    assert (ends.min(), ends.max()) == pytest.approx((0.1 - 0.392, 0.1 + 0.392), abs=1e-3)

@@ -229,3 +229,13 @@ def test_what_cannot_be_is_refused() -> None:
         replace(Reversible(), growth=0.5)
     with pytest.raises(ValueError, match="unknown clock"):
         Reversible(clock="sundial")
+
+
+@pytest.mark.parametrize("steps", [7, 40])
+def test_undoing_a_solve_amplifies_rounding_by_the_growth_at_most(steps: int) -> None:
+    """The roots other than 1 have the size r with ``r^-N = growth``; their product is the oldest state's factor."""
+    method = Reversible(growth=50.0)
+    oldest = method.relations(sdediff.VPSDE().levels(torch.linspace(1.0, 1e-3, steps + 1, dtype=torch.float64)))[
+        -1
+    ].keep[-1]
+    assert abs(oldest) ** (-steps / (method.states - 1)) == pytest.approx(50.0)

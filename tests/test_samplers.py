@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sdediff
 from catalogue import GAUSSIAN, MIXTURE, PROCESSES
-from sdediff import GRIDS, SAMPLERS, SDE, Level, NoiseSource, ScoreModel, Solution
+from sdediff import DDPM, GRIDS, SAMPLERS, SDE, Level, NoiseSource, ScoreModel, Solution
 from sdediff.integrators import torchdiffeq, torchsde
 from sdediff.samplers import ADAPTIVE, Sampler
 from sdediff.samplers.ancestral import Ancestral
@@ -374,3 +376,17 @@ def test_solves_that_blow_up_say_so() -> None:
 def test_impossible_settings_are_refused(make: Callable[[], Sampler]) -> None:
     with pytest.raises(ValueError, match=r"must|choose one of"):
         make()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_the_published_step(eta: float) -> None:
+    """Song, Meng & Ermon (2021), eq. 12 and 16, in the alpha-bar of a chain."""
+    chain, seed = DDPM.linear(100), 3
+    model, x = MIXTURE.model(chain), MIXTURE.sample(5, seed=1)
+    bar_t, bar_s = (float(chain.alpha(t)) ** 2 for t in (0.6, 0.2))
+    std = eta * math.sqrt((1.0 - bar_s) / (1.0 - bar_t)) * math.sqrt(1.0 - bar_t / bar_s)
+    x0, eps = model.split(x, 0.6)
+    z = sdediff.NoiseSource(seed, x.shape, dtype=torch.float64).normal(0)
+    wanted = math.sqrt(bar_s) * x0 + math.sqrt(1.0 - bar_s - std**2) * eps + std * z
+    found = sdediff.solve(model, x, DDIM(eta), grid=[0.6, 0.2], seed=seed).x
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

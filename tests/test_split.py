@@ -48,6 +48,17 @@ def test_combinations_are_those_of_the_halves(name: str, sde: SDE) -> None:
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_target_is_split_into_the_halves_it_is_of(name: str, sde: SDE) -> None:
+    """What a perfect network returns gives the known pair back, on every process, to the digits that are left."""
+    pair = Split(*tensors(2))
+    for level in sde.levels([0.1, 0.5, 0.9]):
+        x = level.perturb(pair.x0, pair.eps)
+        again = PREDICTIONS[name].split(PREDICTIONS[name].target(pair, level), x, level)
+        torch.testing.assert_close(again.eps, pair.eps, rtol=0.0, atol=1e-9)
+        torch.testing.assert_close(again.x0, pair.x0, rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
 def test_a_gain_is_the_factor_of_the_output_in_the_velocity(name: str, sde: SDE) -> None:
     """``v = cos eps - sin x0``, whose factor of the output is its size against one of that of the noise, the score's
     being 1 / sigma."""

@@ -439,9 +439,12 @@ class Scaled(nn.Module):
         return PREDICTIONS["epsilon"].split(self.factor * self.exact(x, level).eps, x, level)
 
 
-def test_the_loss_is_the_default_objective() -> None:
+@pytest.mark.parametrize(
+    "sde", [sdediff.CosineVPSDE(), sdediff.SubVPSDE(), sdediff.VESDE(), sdediff.RectifiedFlow()], ids=repr
+)
+def test_the_loss_is_the_default_objective(sde: sdediff.SDE) -> None:
     """On the same draws, to rounding; another weighting is another loss."""
-    model = Gaussian(torch.zeros(3), 0.3).model(sdediff.CosineVPSDE())
+    model = Gaussian(torch.zeros(3), 0.3).model(sde)
     x, kept = items(64).repeat(1, 2)[:, :3], {}
 
     def keep(inner: Denoiser, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
