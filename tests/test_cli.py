@@ -455,7 +455,10 @@ BAD = {
     "absent device": (["sample", "--device", "cuda:99"], "no device 'cuda:99' here; available: "),
     "suffix": (["sample", "--out", "x.jpg"], "must end in .png or .npz"),
     "option": (["sample", "--sovler", "ode"], "--sovler"),
-    "stochastic encoder": (["encode", "--solver", "sde"], "unknown solver 'sde'"),
+    "stochastic encoder": (
+        ["encode", "--solver", "sde"],
+        "the solver 'sde' is not for this command; choose one of: ode, ",
+    ),
     "table suffix": (["likelihood", "--out", "x.xlsx"], "must end in one of: .npz, .csv; not"),
     "trace": (["likelihood", "--trace", "exakt"], "did you mean 'exact'?"),
     "no data": (["likelihood", "nowhere.npz"], "no data 'nowhere.npz': neither a path nor one of digits, "),

@@ -21,7 +21,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-td { overflow-wrap: anywhere; min-width: 4.5rem; }
+td { overflow-wrap: anywhere; min-width: 5.4rem; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .88rem; }
 img { display: block; max-width: 100%; height: auto; }
@@ -29,13 +29,22 @@ img { display: block; max-width: 100%; height: auto; }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; }
 summary { cursor: pointer; color: var(--accent); }
+@media (max-width: 30rem) {
+  table { font-size: .8rem; }
+  th, td { padding-right: .4rem; }
+  td { min-width: 4.4rem; }
+}
 @media print {
   @page { margin: 15mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, h3 { break-after: avoid; }
-  figure, tr, .figures div { break-inside: avoid; }
+  h2, h3, h2 + p, h3 + p { break-after: avoid; }
+  figure, table, tr, p, .figures div { break-inside: avoid; }
   .wide { overflow: visible; }
+  .pictures { grid-template-columns: repeat(3, 1fr); }
+  details { columns: 2; }
+  details table { break-inside: auto; font-size: 8pt; }
+  summary { column-span: all; }
   details:not([open])::details-content { content-visibility: visible; block-size: auto; }
 }
 """
