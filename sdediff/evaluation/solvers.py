@@ -108,8 +108,6 @@ def compare(
         raise ValueError(f"a comparison needs at least 3 starts, not {shape[0]}")
     if isinstance(solvers, str) or isinstance(forwards, int):
         raise ValueError('solvers and forwards are lists, as ["ode", "auto"] and [5, 10]')
-    if not solvers:
-        raise ValueError("a comparison needs at least one solver")
     if any(budget < 1 for budget in forwards):
         raise ValueError(f"forwards must be at least 1, not {', '.join(map(str, forwards))}")
     if not tolerance > 0.0 or any(not rtol > 0.0 for rtol in rtols):
