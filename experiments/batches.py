@@ -58,7 +58,7 @@ def main(device: str, steps: int) -> None:
         print(f"{name:18s} {median(batches, 10 * steps):8.3f} ms a batch of {size}")
     data = load_dataset("digits")
     model = build(config, data.info).to(device)
-    objective = Objective(model.sde, config.training.time_law, config.training.weighting)
+    objective = Objective(model.sde, config.training.time_law, config.weighting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batches = Batches(data.train, data.info, size, 0, device=device)
     kept = batches(0)

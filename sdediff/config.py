@@ -160,6 +160,16 @@ class Config(Section):
         changed = {"sde": sde, "network": network, "model": model, "latent": latent, "training": training}
         return config.model_copy(update=changed)
 
+    @property
+    def weighting(self) -> str | Named:
+        """The weighting of the noise levels; where the setting is ``"auto"``, that for what the network predicts."""
+        from sdediff.training.weightings import suited_weighting  # whose package imports this module
+
+        entry = self.training.weighting
+        return (
+            suited_weighting(instance(PREDICTIONS, self.model.prediction, "prediction")) if entry == "auto" else entry
+        )
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a ``.toml`` or ``.json`` file.

@@ -34,7 +34,8 @@ class TrainingSection(Section):
         averages: widths of further averages of the weights, snapshots of which are kept at the checkpoints, so that
             ``sdediff average`` makes a model of any width after the fact; ``[0.05, 0.1]`` is usual.
         time_law: distribution of the noise levels, an entry of ``TIME_LAWS``.
-        weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``.
+        weighting: weighting of the noise levels, an entry of ``WEIGHTINGS``; ``"auto"`` the one for what the network
+            predicts.
         objective: mixture of losses, an entry of ``OBJECTIVES``; those with the bound learn a variance.
         label_dropout: share of the items whose class is withheld, for networks with a parameter ``classes``.
         precision: number type of the network's matrix products in training, by autocast; weights, average, loss and
@@ -65,7 +66,7 @@ class TrainingSection(Section):
     ema: Share = 0.995
     averages: tuple[Positive, ...] = ()
     time_law: Entry = "uniform"
-    weighting: Entry = "velocity"
+    weighting: Entry = "auto"
     objective: Entry = "denoising"
     label_dropout: Share = 0.1
     precision: Literal["float32", "bfloat16"] = "float32"

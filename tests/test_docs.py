@@ -56,7 +56,7 @@ def test_commands_are_valid(command: str) -> None:
     build(config, DataInfo((1, 8, 8), 17))
     training = config.training
     model = build(config, DataInfo((2,)))
-    Objective(model.sde, training.time_law, training.weighting, training.objective)
+    Objective(model.sde, training.time_law, config.weighting, training.objective)
 
 
 def test_every_entry_is_mentioned() -> None:

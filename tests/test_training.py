@@ -111,6 +111,24 @@ def test_an_instant_is_weighed_by_the_step_that_ends_there():
     assert not torch.allclose(weights * objective.mean_weight, expected * rates.roll(-1) / rates, rtol=0.1)
 
 
+@pytest.mark.parametrize("sde", [VPSDE(), DDPM.cosine(1000), RectifiedFlow(), VESDE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", sorted({*PREDICTIONS} - {"sample"}))  # whose error vanishes with the noise
+def test_by_default_no_noise_level_has_the_loss_alone(name, sde):
+    """Of relative errors of what the network predicts, ``||eps_hat - eps||^2 / (cos gain)^2``, everywhere alike."""
+
+    def largest_share(weighting):
+        level, weights = Objective(sde, "uniform", weighting).levels((torch.arange(1000) + 0.5) / 1000)
+        gain = PREDICTIONS[name].gain(np.arctan2(level.sin.numpy(), level.cos.numpy()))
+        shares = weights * (level.cos * torch.from_numpy(gain)) ** 2
+        return float(shares.max() / shares.sum())
+
+    config = Config().updated({"model.prediction": name})
+    assert largest_share(config.weighting) < 0.02
+    if name in ("epsilon", "score") and isinstance(sde, DDPM | RectifiedFlow):
+        assert largest_share("velocity") > 0.1
+    assert Config().updated({"model.prediction": name, "training.weighting": "p2"}).weighting == "p2"
+
+
 @pytest.mark.parametrize("law", CONTINUOUS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_weights_of_the_velocity_have_mean_one(law, weighting):
@@ -456,7 +474,7 @@ def test_training_finds_the_gaussian(tmp_path):
     )
     exact = Gaussian(mean, root @ root.T).model(result.model.sde)  # in the model's coordinates
     batch = held_out_batch(data.held_out, data.info, 0)
-    objective = Objective(result.model.sde, config.training.time_law, config.training.weighting)
+    objective = Objective(result.model.sde, config.training.time_law, config.weighting)
 
     def excess(model):
         """Mean of W ||eps_model - eps_exact||^2: what is lost beyond the exact denoiser's loss."""
@@ -590,7 +608,7 @@ def test_older_checkpoints_and_the_best_model_are_kept(tmp_path):
     held_out = {line["step"]: line["held_out_loss"] for line in result.metrics if "held_out_loss" in line}
     best = min(held_out, key=held_out.__getitem__)
     kept = load(tmp_path / "run" / "best")
-    objective = Objective(kept.sde, settings().training.time_law, settings().training.weighting)
+    objective = Objective(kept.sde, settings().training.time_law, settings().weighting)
     data = load_dataset("digits")
     with torch.no_grad():
         loss = float(objective.loss(kept, *held_out_batch(data.held_out, data.info, 0)[:3]).mean())

@@ -47,18 +47,18 @@ class Recipe:
 
 
 SMALL = ("network.name=unet", "network.width=16", "network.multipliers=[1,2,4]", "training.batch_size=32")
-SIMPLE = "training.weighting=simple"
-"""As networks that predict epsilon are trained everywhere; the product's default weighs the noisy end far more."""
+SIMPLE, NOISY = "training.weighting=simple", "training.weighting=velocity"
+"""As networks that predict epsilon are trained everywhere, and what weighs the noisy end far more."""
 EVEN = ("training.weighting=likelihood", "training.time_law=logsnr")
 """Evenly in log-SNR, half of which is noise on a cosine chain: else so short a training leaves errors of 0.2 there."""
 TRAINED: dict[str, Recipe] = {
-    "moons-linear-eps": Recipe("choose", "moons", "ddpm", "epsilon", 3000),
-    "moons-cosine-eps": Recipe("judge", "moons", "ddpm-cosine", "epsilon", 3000),
-    "moons-ve": Recipe("choose", "moons", "ve", "score", 3000),
+    "moons-linear-eps": Recipe("choose", "moons", "ddpm", "epsilon", 3000, (NOISY,)),
+    "moons-cosine-eps": Recipe("judge", "moons", "ddpm-cosine", "epsilon", 3000, (NOISY,)),
+    "moons-ve": Recipe("choose", "moons", "ve", "score", 3000, (NOISY,)),
     "moons-flow": Recipe("judge", "moons", "flow", "flow", 3000),
     "protein-flow": Recipe("choose", "protein", "flow", "flow", 3000),
-    "protein-cosine-eps": Recipe("judge", "protein", "ddpm-cosine", "epsilon", 3000),
-    "parkinsons-ve": Recipe("judge", "parkinsons", "ve", "score", 3000),
+    "protein-cosine-eps": Recipe("judge", "protein", "ddpm-cosine", "epsilon", 3000, (NOISY,)),
+    "parkinsons-ve": Recipe("judge", "parkinsons", "ve", "score", 3000, (NOISY,)),
     "digits-cosine-eps": Recipe("choose", "digits", "ddpm-cosine", "epsilon", 800, (SIMPLE,)),
     "digits-cosine-v": Recipe("choose", "digits", "cosine", "v_prediction", 500),
     "digits-flow": Recipe("judge", "digits", "flow", "flow", 500),

@@ -74,7 +74,7 @@ class LatentTask(Task):
         moments = Moments.fit((codes - columns[0]) / columns[1])
         score_model = build(config, DataInfo(shape), moments, network=network).to(device)
         self.model: LatentModel = LatentModel(first_stage, score_model, shift=shift, scale=scale).to(device)
-        self.objective = Objective(score_model.sde, settings.time_law, settings.weighting, settings.objective)
+        self.objective = Objective(score_model.sde, settings.time_law, config.weighting, settings.objective)
         self.noise_shape = (2, *shape)
         self._bounds = isinstance(first_stage, Bounded)
         if settings.bits_every and not self._bounds:

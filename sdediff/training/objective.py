@@ -78,7 +78,9 @@ def typed_objective(
     """
     return {
         "time_law": typed_entry(TIME_LAWS, time_law, "training.time_law", "time law", given=_LAW_ARGUMENTS),
-        "weighting": typed_entry(WEIGHTINGS, weighting, "training.weighting", "weighting", given=_WEIGHTING_ARGUMENTS),
+        "weighting": weighting
+        if weighting == "auto"
+        else typed_entry(WEIGHTINGS, weighting, "training.weighting", "weighting", given=_WEIGHTING_ARGUMENTS),
         "objective": typed_entry(OBJECTIVES, objective, "training.objective", "objective"),
     }
 

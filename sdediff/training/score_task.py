@@ -36,7 +36,7 @@ class ScoreTask(Task):
         self.model: ScoreModel = build(config, data.info, fit_moments(data.train, data.info), network=network).to(
             device
         )
-        self.objective = Objective(self.model.sde, settings.time_law, settings.weighting, settings.objective)
+        self.objective = Objective(self.model.sde, settings.time_law, config.weighting, settings.objective)
         self.noise_shape, self.told = data.info.shape, self.model.told
 
     def executed(self, execution: Execution) -> ScoreModel:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff.documents import Finite, Positive
 from sdediff.numerics import softplus
-from sdediff.parametrization import SIGMA_DATA
+from sdediff.parametrization import SIGMA_DATA, Prediction
 from sdediff.sde import SDE
 from sdediff.training.time_laws import lambda_speed
 from sdediff.types import Level
 
 Weighting = Callable[[SDE, Level], Tensor]
 """``(sde, level)`` to the weight ``W(lambda)`` of ``||eps_hat - eps||^2``, float64 ``(B,)``."""
+
+_NOISY = np.array([0.5 * np.pi - 1e-3])
+_MOST_GAIN = 10.0
+"""Angle of almost pure noise, and the gain there from which on a network has the velocity's error all in the noise."""
 
 
 def simple(sde: SDE, level: Level) -> Tensor:
@@ -75,3 +80,12 @@ WEIGHTINGS: dict[str, Weighting] = {
     "edm": edm,
     "velocity": velocity_error,
 }
+
+
+def suited_weighting(prediction: Prediction) -> str:
+    """Return the name of the weighting for a network: the velocity's error, or L_simple of those that predict noise.
+
+    The velocity's error is that of the noise over ``cos``, 1e-4 and less at the noisy end: a network that predicts
+    epsilon or the score would learn little else.
+    """
+    return "simple" if float(prediction.gain(_NOISY)[0]) > _MOST_GAIN else "velocity"

@@ -83,8 +83,8 @@ def test_the_held_out_loss_is_the_averages(tmp_path: Path) -> None:
     rough: dict[str, object] = {"learning_rate": 0.3, "schedule": "constant", "steps": 60}  # 3 to 15 % apart
     result, data = run(tmp_path / "run", ema=0.99, **rough), load_dataset("moons")
     quick = run(tmp_path / "quick", ema=0.0, **rough)
-    settings = Config.load(tmp_path / "run" / "config.json").training
-    objective = Objective(result.model.sde, settings.time_law, settings.weighting)
+    config = Config.load(tmp_path / "run" / "config.json")
+    objective = Objective(result.model.sde, config.training.time_law, config.weighting)
     batch = held_out_batch(data.held_out, data.info, 0)
     with torch.no_grad():
         own, other = (float(objective.loss(model, *batch[:3]).mean()) for model in (result.model, quick.model))
