@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from sdediff.tables import nearest
 
 Scalar = float | Tensor
 """A Python float, or a tensor of shape ``()`` or ``(B,)``: one number for the batch or one a sample."""
@@ -148,9 +149,3 @@ def choose(table: Mapping[str, EntryT], name: str, what: str) -> EntryT:
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {ascii(name)[:80]}{nearest(name, table)}; choose one of: {', '.join(table)}")
     return table[name]
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """Return `` (did you mean 'a'?)`` if one of the names is similar, else nothing."""
-    similar = difflib.get_close_matches(name.lower(), list(names), n=1) if isinstance(name, str) else []
-    return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -1,8 +1,9 @@
-"""Views of the library's tables: nothing is copied, so entries added later are included."""
+"""The library's tables: views of them, in which entries added later are included, and names nearest to a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
@@ -40,3 +41,9 @@ class FilteredTable(Mapping[str, V]):
 def subtable(table: Mapping[str, V], prefix: str) -> dict[str, V]:
     """Return the entries whose names begin with a prefix, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return `` (did you mean 'a'?)`` if one of the names is similar, else nothing."""
+    similar = difflib.get_close_matches(name.lower(), list(names), n=1) if isinstance(name, str) else []
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -521,7 +521,7 @@ def test_bad_training_is_one_line(
 def test_a_checkpoint_that_is_none(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "train one with `sdediff train`" in refused("sample")
-    assert "missing" in refused("sample", "--run", "nowhere")
+    assert "no model in nowhere: there is no such folder" in refused("sample", "--run", "nowhere")
     Path("model.pt").write_bytes(b"\x80\x04cposix\nsystem\n")
     assert "pickles are refused" in refused("sample", "--run", "model.pt")
     for name in ("model.json", "model.safetensors"):

@@ -16,7 +16,7 @@ import click
 
 from sdediff.cli.console import exit_with, open_streams, paint, print_error
 from sdediff.interrupt import ending_interrupts
-from sdediff.numerics import nearest
+from sdediff.tables import nearest
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}

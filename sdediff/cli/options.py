@@ -12,8 +12,7 @@ import click
 
 from sdediff.cli.group import choices
 from sdediff.execution import AUTOCASTS
-from sdediff.numerics import nearest
-from sdediff.tables import FilteredTable
+from sdediff.tables import FilteredTable, nearest
 
 if TYPE_CHECKING:
     from torch import nn
