@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def inputs(tmp_path, monkeypatch):
 CASES = {
     "photos": ("data.size (--size 64) resizes and crops them", ["--size", 16], "10 images 3x16x16, colour, 256 levels"),
     "classes": ("", [], "10 images 3x8x8, colour, 256 levels; 2 held out; 2 classes (a, b)"),
-    "table.csv": ("data.missing=drop (--missing of train)", ["--missing", "drop"], " rows of 4 columns, continuous; "),
+    "table.csv": ("data.missing=drop leaves those out", ["--missing", "drop"], " rows of 4 columns, continuous; "),
     "nan.npy": ("5 of 160 values are missing", ["--missing", "median"], "32 rows of 4 columns, continuous; "),
     "named.npz": ("", [], "32 rows of 4 columns, continuous; 8 held out; columns standardised inside"),
     "train-images-idx3-ubyte": ("", [], "24 images 1x8x8, grey, 256 levels; 6 held out"),
@@ -96,6 +97,35 @@ def test_scores_carry_row_numbers_and_file_names(inputs):
     with np.load("bits.npz") as bits, np.load("z.npz") as latents:
         assert bits["file_name"].tolist() == load_dataset("photos", size=8).held_out_ids.tolist()
         assert latents["file_name"].tolist() == [f"IMG_{i:02d}.png" for i in range(12)]
+
+
+def test_data_are_read_as_the_run_s_but_for_what_a_command_is_told(inputs):
+    """Gaps and text in the data to score, of which the training data had none."""
+    assert train("named.npz").exit_code == 0
+    lines = Path("table.csv").read_text().splitlines()
+    Path("more.csv").write_text("\n".join([f"{lines[0]},kind", *(f"{line},ok" for line in lines[1:])]))
+    score = ["likelihood", "more.csv", "--run", "run", "--steps", 5, "--json"]
+    text, gaps = ["--set", "data.text=drop"], ["--set", "data.missing=drop"]
+    for told, cure in ((gaps, "--set data.text=drop leaves them out"), (text, "--set data.missing=drop leaves those")):
+        refused = run(*score, *told)
+        assert refused.exit_code == 2
+        assert cure in refused.stderr
+    result = run(*score, *text, *gaps)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["items"] == 35
+    for command in (["encode", "more.csv", "--run", "run"], ["evaluate", "run", "--data", "more.csv"]):
+        refused = run(*command, *gaps)
+        assert "--set data.text=drop leaves them out" in refused.stderr, refused.stderr
+    for told, line in (
+        ("model.kind=vae", "--set model.kind does not say how DATA are read; choose of: data.kind, "),
+        ("data.text=no", "unknown treatment of text 'no'; choose one of: refuse, drop"),
+        ("data.text", "--set wants SECTION.KEY=VALUE, not 'data.text'"),
+    ):
+        refused = run(*score, "--set", told)
+        assert refused.exit_code == 2
+        assert line in refused.stderr
+    refused = run("likelihood", "--run", "run", *text)
+    assert "--set says how a file or folder is read: give the path of another than the run's own" in refused.stderr
 
 
 def test_a_run_whose_data_have_changed_says_so(inputs):

@@ -244,7 +244,7 @@ def gappy(tmp_path):
 
 def test_missing_values_are_refused_with_the_cure(tmp_path):
     line = refused(gappy(tmp_path)[1])
-    assert "12 of 180 values are missing, in 12 of 60 items; data.missing=drop (--missing of train) leaves" in line
+    assert "12 of 180 values are missing, in 12 of 60 items; --set data.missing=drop leaves" in line
 
 
 @pytest.mark.parametrize("how", [how for how in MISSING if how != "refuse"])

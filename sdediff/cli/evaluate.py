@@ -17,7 +17,7 @@ from sdediff.cli.compare import Several
 from sdediff.cli.conditions import Assignments, condition_option, with_condition
 from sdediff.cli.console import Console, warnings_as_lines
 from sdediff.cli.help import DescribedCommand
-from sdediff.cli.items import ITEM_ARRAYS, DataItems, read_items
+from sdediff.cli.items import ITEM_ARRAYS, DataItems, read_items, reading_of
 from sdediff.cli.options import (
     COUNT,
     PATH,
@@ -26,10 +26,12 @@ from sdediff.cli.options import (
     batch_size_option,
     device_option,
     json_option,
+    reading_option,
     seed_option,
     solver_options,
 )
 from sdediff.cli.runs import Run, find_run, open_run
+from sdediff.config import Config
 from sdediff.data import DATASETS, describe_items, load_dataset, to_levels
 from sdediff.data.entries import levels_of
 from sdediff.data.files import load_items
@@ -71,6 +73,7 @@ class Subject(NamedTuple):
 @click.command("evaluate", cls=DescribedCommand, examples=EXAMPLES, notes=(partial(tables.solvers_by_use, SAMPLERS),))
 @click.argument("subject", metavar="[SAMPLES_OR_RUN]", type=PATH, required=False)
 @click.option("--data", help="A file or folder of data, or a data set's name for its held-out part.")
+@reading_option
 @click.option("-n", "--number", type=COUNT, help=f"Samples of a run, or the first of a file.  [default: {DRAWN}; all]")
 @click.option(
     "--features",
@@ -227,7 +230,7 @@ def _read(path: Path, name: str | None, number: int | None) -> Subject:
             dataset = load_dataset(name)
             data, info = DataItems(dataset.held_out, f"held-out {name}", None, None), dataset.info
         else:
-            data = DataItems(load_items(Path(name), ITEM_ARRAYS).x, name, None, None)
+            data = DataItems(load_items(Path(name), ITEM_ARRAYS, reading_of(Config())).x, name, None, None)
             info = DataInfo(tuple(data.items.shape[1:]), levels_of(data.items))
         arrays = ("samples", "levels") if data.items.is_floating_point() else ("levels", "samples")
         samples = load_items(path, (*arrays, *ITEM_ARRAYS), shape=info.shape).x

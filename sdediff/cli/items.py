@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sdediff import plots
 from sdediff.cli.console import ProgressReport, warnings_as_lines
+from sdediff.cli.options import given_reading
 from sdediff.cli.output import write_npz
 from sdediff.cli.runs import Run, run_config
+from sdediff.config import Config
 from sdediff.data import DATASETS, Dataset, Reading, load_dataset, to_levels, to_values
 from sdediff.data.dataset import Ids
 from sdediff.data.files import load_items
@@ -95,6 +97,8 @@ def _load_items(data: str | None, run: Run, label: str | None = None) -> DataIte
     if label is not None and (own or data in DATASETS):
         are = "are the run's own, read as it was trained" if own else "have no columns"
         raise ValueError(f"no column {label}: the data {are}; give the path of another table")
+    if given_reading() and (own or data in DATASETS):
+        raise ValueError("--set says how a file or folder is read: give the path of another than the run's own")
     if config is not None and own:  # with its own seed: another would hold out training data
         dataset = config.data.load()
         check_held_out(dataset, run.folder)
@@ -102,10 +106,23 @@ def _load_items(data: str | None, run: Run, label: str | None = None) -> DataIte
     name = str(data)
     if name in DATASETS or not Path(name).exists():
         return _held_out(load_dataset(name), name)
-    reading = Reading() if config is None else config.data.reading()
+    reading = reading_of(Config() if config is None else config)
     reading = reading if label is None else replace(reading, label=label)
     loaded = load_items(Path(name), ITEM_ARRAYS, reading, run.info.shape)
     return DataItems(loaded.x, name, loaded.labels, loaded.ids, loaded.classes)
+
+
+def reading_of(config: Config) -> Reading:
+    """Return how a file is read: as the run's data, but for what the command was told.
+
+    Raises:
+        ValueError: for a setting of another kind, or a value that it cannot have.
+    """
+    changes, known = given_reading(), [f"data.{field.name}" for field in fields(Reading)]
+    wrong = [key for key in changes if key not in known]
+    if wrong:
+        raise ValueError(f"--set {wrong[0]} does not say how DATA are read; choose of: {', '.join(known)}")
+    return config.updated(changes).data.reading()
 
 
 def _held_out(dataset: Dataset, name: str) -> DataItems:

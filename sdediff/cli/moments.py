@@ -19,6 +19,7 @@ from sdediff.cli.options import (
     force_option,
     json_option,
     network_option,
+    reading_option,
     seed_option,
 )
 from sdediff.cli.runs import open_run
@@ -34,6 +35,7 @@ EXAMPLES = """\
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--data", help="A file or folder of the data, or a data set's name for its held-out part.")
+@reading_option
 @click.option("-n", "--number", type=COUNT, help=f"Samples, or items of the data.  [default: {SAMPLES}; all of them]")
 @click.option("--steps", type=COUNT, default=STEPS, show_default=True, help="Steps of a sample.")
 @seed_option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -138,7 +138,8 @@ def batch_size_option(default: int) -> Decorator[Any]:
     )
 
 
-_NETWORK, _DOWNLOAD = "sdediff.network", "sdediff.download"  # places in a command's context, where open_run finds them
+_NETWORK, _DOWNLOAD, _READING = "sdediff.network", "sdediff.download", "sdediff.reading"
+"""Places in a command's context, where what opens runs and reads data finds them."""
 
 
 def _import_network(context: click.Context, _: click.Parameter, path: str | None) -> None:
@@ -185,6 +186,24 @@ def may_download() -> bool:
     return context is not None and bool(context.meta.get(_DOWNLOAD))
 
 
+def assignments(settings: Sequence[str]) -> dict[str, str]:
+    """Parse ``section.key=value`` of each ``--set``."""
+    for setting in settings:
+        if "=" not in setting:
+            raise ValueError(f"--set wants SECTION.KEY=VALUE, not {setting!r}")
+    return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
+
+
+def _keep_reading(context: click.Context, _: click.Parameter, settings: Sequence[str]) -> None:
+    context.meta[_READING] = assignments(settings)
+
+
+def given_reading() -> dict[str, str]:
+    """Return how the present command was told to read DATA, ``data.key`` to values."""
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.meta.get(_READING, {})
+
+
 run_option = together(
     click.option("--run", type=PATH, help="Folder of the run.  [default: latest in runs/]"),
     click.option(
@@ -206,5 +225,13 @@ execution_options = together(
 )
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")
-data_argument = click.argument("data", required=False)
+reading_option = click.option(
+    "--set",
+    multiple=True,
+    metavar="data.KEY=VALUE",
+    expose_value=False,
+    callback=_keep_reading,
+    help="How DATA are read, as by train, where not as the run's.",
+)
+data_argument = together(click.argument("data", required=False), reading_option)
 number_option = click.option("-n", "--number", type=COUNT, help="Only the first N items.")

@@ -10,7 +10,7 @@ import click
 
 from sdediff.cli.frame import CommandFrame, frame_options
 from sdediff.cli.help import DescribedCommand
-from sdediff.cli.options import COUNT, PATH, batch_size_option, run_option, seed_option
+from sdediff.cli.options import COUNT, PATH, batch_size_option, reading_option, run_option, seed_option
 from sdediff.cli.sections import SECTIONS, Part, Subject, left_out
 from sdediff.extras import require
 from sdediff.files import write
@@ -29,6 +29,7 @@ EXAMPLES = """\
 @click.option(
     "--data", metavar="NAME|PATH", help="Items whose likelihood is shown.  [default: the run's held-out data]"
 )
+@reading_option
 @click.option("--items", type=COUNT, default=64, show_default=True, help="Items, drawn from the data by --seed.")
 @seed_option
 @batch_size_option(256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sdediff.cli.options import (
     PATH,
     POSITIVE,
     TableName,
+    assignments,
     device_option,
     given_network,
     import_typed,
@@ -140,7 +141,7 @@ def command(
         "training.learning_rate": lr,
         "training.seed": seed,
     }
-    changes = {key: value for key, value in flags.items() if value is not None} | _assignments(settings)
+    changes = {key: value for key, value in flags.items() if value is not None} | assignments(settings)
     if resume and run is None:
         run = find_run(console, CONFIG) if data is None else RUNS / Path(data).stem
     saved = run / CONFIG if resume and run is not None and (run / CONFIG).is_file() else None
@@ -204,14 +205,6 @@ def _remarks_at_once() -> Iterator[None]:
 
         warnings.showwarning = line
         yield
-
-
-def _assignments(settings: Sequence[str]) -> dict[str, str]:
-    """Parse ``section.key=value`` of each ``--set``."""
-    for setting in settings:
-        if "=" not in setting:
-            raise ValueError(f"--set wants SECTION.KEY=VALUE, not {setting!r}")
-    return {key.strip(): value.strip() for key, _, value in (setting.partition("=") for setting in settings)}
 
 
 def _print_result(result: TrainResult, folder: Path, console: Console, own: str) -> None:

@@ -44,7 +44,7 @@ def as_rows(table: Table, reading: Reading, where: str) -> Rows:
         )
         if reading.text != DROP:
             raise ValueError(
-                f"{where}: {named}; data.text=drop leaves them out, data.label=NAME makes one the classes (of train)"
+                f"{where}: {named}; --set data.text=drop leaves them out, data.label=NAME makes one the classes"
             )
         warn(f"{where}: {named}; they are left out")
     names = tuple(name for name in columns if name not in other)

@@ -35,7 +35,7 @@ def without_gaps(parts: tuple[Items, ...], how: str, where: str) -> tuple[Items,
     found = f"{where}: {values:,} of {of:,} values are missing, in {items:,} of {sum(map(len, gaps)):,} items"
     if how == REFUSE:
         fills = ", mean or median fills training items" * (len(parts) > 1)
-        raise ValueError(f"{found}; data.missing=drop (--missing of train) leaves those out{fills}")
+        raise ValueError(f"{found}; --set data.missing=drop leaves those out{fills}")
     if how == DROP:
         first, done = _whole(parts[0], gaps[0], where), "those items are left out"
     else:
