@@ -120,7 +120,7 @@ def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["a", "b"], {}, "the data: data must be integers or floats, not text"),
         ([1.0, 2.0], {}, "must be an array (n, ...)"),
         ("no-such-data", {}, "neither a path nor one of"),
-        (items(), {"stepz": 3}, "unknown setting 'stepz'; choose one of: sde, prediction"),
+        (items(), {"stepz": 3}, "unknown setting 'stepz' (did you mean 'steps'?); choose one of: sde, prediction"),
         (items(), {"network": "nett"}, "unknown network 'nett'"),
         (items(), {"network": "nowhere:Net"}, "the network nowhere:Net cannot be imported: No module named 'nowhere'"),
         (items(), {"network": 3}, "a network of one's own is a torch module or a class that makes one, not 3"),
