@@ -129,6 +129,14 @@ def test_by_default_no_noise_level_has_the_loss_alone(name, sde):
     assert Config().updated({"model.prediction": name, "training.weighting": "p2"}).weighting == "p2"
 
 
+def test_a_weighting_by_name_and_by_choice_are_one_run(tmp_path):
+    """As those of versions that named it in every run."""
+    train(settings(training__weighting="velocity", training__steps=2), tmp_path, progress=False)
+    assert train(settings(training__steps=4), tmp_path, resume=True, progress=False).steps == 4
+    with pytest.raises(ValueError, match=r"started with other settings: training\.weighting"):
+        train(settings(training__weighting="simple"), tmp_path, resume=True, progress=False)
+
+
 @pytest.mark.parametrize("law", CONTINUOUS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_weights_of_the_velocity_have_mean_one(law, weighting):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdediff import checkpoint
 from sdediff.config import Config
@@ -52,7 +53,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> 
         return
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"nothing to resume in {folder}: {CONFIG} is missing")
-    before, now = (c.model_dump() for c in (Config.load(folder / CONFIG), config))
+    before, now = map(_settings, (Config.load(folder / CONFIG), config))
     changed = [
         f"{section}.{key}"
         for section in now
@@ -61,6 +62,12 @@ def check_folder(folder: Path, config: Config, *, resume: bool, force: bool) -> 
     ]
     if changed:
         raise ValueError(f"the run in {folder} was started with other settings: {', '.join(changed)}")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return all settings by section, the weighting by its name, also where it is chosen."""
+    training = config.training.model_copy(update={"weighting": config.weighting})
+    return config.model_copy(update={"training": training}).model_dump()
 
 
 def schedule_remark(before: Config, now: Config, step: int) -> str:
