@@ -131,8 +131,10 @@ def test_by_default_no_noise_level_has_the_loss_alone(name, sde):
 
 def test_a_weighting_by_name_and_by_choice_are_one_run(tmp_path):
     """As those of versions that named it in every run."""
-    train(settings(training__weighting="velocity", training__steps=2), tmp_path, progress=False)
-    assert train(settings(training__steps=4), tmp_path, resume=True, progress=False).steps == 4
+    short = settings(training__weighting="velocity", training__steps=2, training__schedule="constant")
+    train(short, tmp_path, progress=False)
+    longer = settings(training__steps=4, training__schedule="constant")
+    assert train(longer, tmp_path, resume=True, progress=False).steps == 4
     with pytest.raises(ValueError, match=r"started with other settings: training\.weighting"):
         train(settings(training__weighting="simple"), tmp_path, resume=True, progress=False)
 
