@@ -136,7 +136,7 @@ def test_a_weighting_by_name_and_by_choice_are_one_run(tmp_path):
     longer = settings(training__steps=4, training__schedule="constant")
     assert train(longer, tmp_path, resume=True, progress=False).steps == 4
     with pytest.raises(ValueError, match=r"started with other settings: training\.weighting"):
-        train(settings(training__weighting="simple"), tmp_path, resume=True, progress=False)
+        train(longer.updated({"training.weighting": "simple"}), tmp_path, resume=True, progress=False)
 
 
 @pytest.mark.parametrize("law", CONTINUOUS)
