@@ -159,7 +159,7 @@ def test_columns_that_are_no_numbers_are_named_dropped_or_classes(tmp_path, file
     write_table(tmp_path / file, {"age": N[:, 0], "species": kind, "dose": N[:, 1]})
     line = refused(tmp_path / file)
     assert (
-        "1 of 3 columns are no numbers: species (text, as 'cat'); data.text=drop leaves them out, data.label=NAME"
+        "1 of 3 columns are no numbers: species (text, as 'cat'); --set data.text=drop leaves them out, data.label=NAME"
         in line
     )
     with pytest.warns(DataWarning, match=r"species \(text, as 'cat'\); they are left out"):
