@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from sdediff import plots, tuning
@@ -20,6 +19,7 @@ from sdediff.cli import main
 from sdediff.config import Config, build
 from sdediff.data import load_dataset
 from sdediff.samplers import SAMPLERS, Sampler
+from untrained import untrained_run
 
 CHEAP = ["--count", "8", "--tolerance", "1e-3"]
 
@@ -38,14 +38,7 @@ def done(*args: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with random weights on points; the last layer of an untrained one is zero."""
-    run = tmp_path_factory.mktemp("compare") / "run"
-    config = Config().updated({"data.name": "moons", "network.name": "mlp", "network.width": 16, "network.blocks": 1})
-    model = build(config, load_dataset("moons").info)
-    rng = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=rng)
-    save(model, run)
-    return run
+    return untrained_run(tmp_path_factory.mktemp("compare") / "run", width=16, described=False)
 
 
 def test_tables_picture_and_numbers(run: Path, tmp_path: Path) -> None:

@@ -16,17 +16,14 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
 from sdediff import plots, tuning
-from sdediff.checkpoint import save
 from sdediff.cli import evaluation, main
-from sdediff.config import Config, build
-from sdediff.data import load_dataset
 from sdediff.evaluation import LIKELIHOOD_METHODS, PartialResults, solvers
 from sdediff.interrupt import ENDING
+from untrained import untrained_run
 
 SIGNALS = (signal.SIGINT, *ENDING)
 TINY = ["--set", "network.name=mlp", "--set", "network.width=8", "--set", "network.blocks=1"]
@@ -46,15 +43,7 @@ def said(result: Result) -> list[str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with random weights on points; the last layer of an untrained one is zero."""
-    run = tmp_path_factory.mktemp("endings") / "run"
-    config = Config().updated({"data.name": "moons", "network.name": "mlp", "network.width": 8, "network.blocks": 1})
-    model = build(config, load_dataset("moons").info)
-    rng = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=rng)
-    save(model, run)
-    (run / "config.json").write_text(config.to_json())
-    return run
+    return untrained_run(tmp_path_factory.mktemp("endings") / "run")
 
 
 def at(call_number: int, act: Callable[[], object], function: Callable[..., Any]) -> Callable[..., Any]:

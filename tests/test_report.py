@@ -20,9 +20,8 @@ from sdediff import DataInfo, latent
 from sdediff.checkpoint import save
 from sdediff.cli import main, sections
 from sdediff.cli import report as command
-from sdediff.config import Config, build
-from sdediff.data import load_dataset
 from sdediff.report import Section, page, table
+from untrained import untrained_run
 
 TITLES = ["Configuration", "Training", "Samples", "Likelihood", "Error against forwards", "Provenance"]
 VOID = {"meta", "link", "img", "br"}
@@ -84,14 +83,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an untrained network on points, with metrics."""
-    run = tmp_path_factory.mktemp("report") / "a <b> & run"
-    config = Config().updated({"data.name": "moons", "network.name": "mlp", "network.width": 8, "network.blocks": 1})
-    model = build(config, load_dataset("moons").info)
-    rng = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=rng)
-    save(model, run)
-    (run / "config.json").write_text(config.to_json())
+    run = untrained_run(tmp_path_factory.mktemp("report") / "a <b> & run")
     lines = [{"step": 10 * k, "loss": 1.0 / k, "held_out_loss": 1.5 / k} for k in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run

@@ -120,7 +120,7 @@ class _FlowLaw(_ScoreLaw):
 
     @property
     def exact(self) -> bool:  # type: ignore[override]  # a constant of other laws
-        """Whether the divergence is exact, without random probes."""
+        """Tell whether the divergence is exact, without random probes."""
         trace = self.options.get("trace", "auto")
         return trace == "exact" or (trace == "auto" and math.prod(self.model.code_shape) <= EXACT_UP_TO)
 

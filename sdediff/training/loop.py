@@ -17,13 +17,7 @@ from sdediff.files import write
 from sdediff.interrupt import Interrupt
 from sdediff.progress import Progress
 from sdediff.score_model import ScoreModel
-from sdediff.training.folder import (
-    BEST,
-    CONFIG,
-    PICTURE,
-    SAMPLES,
-    TrainingWarning,
-)
+from sdediff.training.folder import BEST, CONFIG, PICTURE, SAMPLES, TrainingWarning
 from sdediff.training.record import Record, read_record
 from sdediff.training.state import Losses, Restored
 from sdediff.training.trackers import Trackers
